@@ -1,0 +1,299 @@
+"""Videos through the autoencoder and back: reconstructions, their parts, swaps, measurements.
+
+    python reconstruct.py --demo                             train a small model, see a clip
+    python reconstruct.py clip.mp4 folder "more/*.webm" --model runs/ae --output out
+    python reconstruct.py clip.mp4 --swap other.mp4          structure of one, dynamics of the other
+
+Writes NAME.reconstruction.mp4, NAME.structure.mp4, NAME.dynamics.mp4 and NAME.sheet.png for each
+video, beside it or in --output, and reconstruct.json with the numbers and how they were measured.
+A video of another size or length than the model's is cut into overlapping windows and keeps its
+size; --resize fits it to the model's instead.
+
+Exit status: 0, or 2 if an argument or any of the videos was bad (the others are done).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from runtime import run_main
+from vidtwin.jobs import Job, check_writable, find_jobs
+from vidtwin.media import write_video
+from vidtwin.metrics import LPIPS_NETS, Lpips
+from vidtwin.reconstruction import (
+    METRICS,
+    PARTS,
+    Reconstructor,
+    load_autoencoder,
+    software_versions,
+    weights_digest,
+)
+from vidtwin.shapes import MovingShapes, ShapesConfig
+from vidtwin.tiling import Layout, tile_starts
+
+ROOT = Path(__file__).resolve().parent
+SHIPPED_MODEL = ROOT / "checkpoints" / "shapes" / "autoencoder"
+DEMO_CONFIG = ROOT / "configs" / "ae" / "shapes_demo.yaml"
+DEMO_FOLDER = Path("outputs") / "demo"
+CHOICES: dict[str, tuple[str, ...]] = {"all": tuple(PARTS)}
+CHOICES |= {part: (name,) for name, part in PARTS.items()}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    about, _, details = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=about, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("inputs", nargs="*", metavar="VIDEO", help="a video, a folder of them, a quoted pattern")
+    add(
+        "--model", metavar="PATH", help="save_pretrained folder, run folder, or released checkpoint"
+    )
+    add(
+        "--output", type=Path, metavar="FOLDER", help="for the results (default: beside each video)"
+    )
+    add("--part", choices=CHOICES, default="all", help="what to decode (all: each by itself, too)")
+    add("--swap", type=Path, metavar="OTHER", help="exchange structure and dynamics with OTHER")
+    add("--save-latents", action="store_true", help="also write NAME.latents.safetensors")
+    add("--fps", type=float, help="take frames at this lower rate (default: the video's own)")
+    add("--max-frames", type=int, metavar="N", help="take the first N frames")
+    add("--resize", action="store_true", help="short side to the model's size, centre crop")
+    add("--tile-overlap", type=int, nargs=3, metavar=("T", "H", "W"), help="shared by windows")
+    add("--tile-batch-size", type=int, default=1, metavar="N", help="windows per forward pass")
+    add("--lpips", choices=(*LPIPS_NETS, "none"), default=None, help="default vgg; demo: none")
+    add("--device", type=known_device, default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--dtype", choices=DTYPES, default="float32")
+    add("--dry-run", action="store_true", help="say what would be done, and stop")
+    add("--demo", action="store_true", help="train on the moving shapes for a minute first")
+    arguments = parser.parse_args(argv)
+    for flag in ("max_frames", "tile_batch_size"):
+        value = getattr(arguments, flag)
+        if value is not None and value < 1:
+            raise ValueError(f"--{flag.replace('_', '-')} must be at least 1, got {value}")
+    if arguments.fps is not None and not arguments.fps > 0:
+        raise ValueError(f"--fps must be more than 0, got {arguments.fps}")
+    if arguments.demo and arguments.model:
+        raise ValueError("--demo trains its own model; leave out --demo or --model")
+    if not arguments.inputs and not arguments.demo:
+        raise ValueError("name a video, a folder or a pattern, or try --demo")
+    arguments.lpips = arguments.lpips or ("none" if arguments.demo else "vgg")
+    return arguments
+
+
+def known_device(text: str) -> str:
+    """The name of a device that is here."""
+    try:
+        torch.zeros(1, device=text)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise argparse.ArgumentTypeError(f"{text} can't be used: {reason}") from error
+    return text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    if arguments.demo:
+        prepare_demo(arguments)
+        if arguments.dry_run:
+            return 0
+    jobs, failed = find_jobs(arguments.inputs, arguments.output)
+    for name, reason in failed:
+        complain(name, reason)
+    if not jobs:
+        return 2
+    folders = [job.target.parent for job in jobs]
+    report = (arguments.output or folders[0]) / "reconstruct.json"
+    if not arguments.dry_run:
+        check_writable([*folders, report.parent])
+    model_path, digest, reconstructor = build_reconstructor(arguments)
+    if arguments.swap:
+        reconstructor.open(arguments.swap)  # every swap would fail: better now
+    if arguments.dry_run:
+        bad = show_plan(reconstructor, jobs, model_path, digest)
+        return 2 if failed or bad else 0
+
+    records: list[dict[str, Any]] = []
+    for job in jobs:
+        try:
+            if arguments.swap:
+                record = reconstructor.swap(job, arguments.swap)
+            else:
+                record = reconstructor.run(job, CHOICES[arguments.part])
+        except (ValueError, OSError) as error:
+            failed.append((str(job.source), reason_of(error)))
+            complain(*failed[-1])
+            continue
+        records.append(record)
+        show_record(record)
+    protocol = describe_protocol(arguments, reconstructor, len(records))
+    protocol |= {"model": str(model_path), "model_sha256": digest}
+    write_report(report, protocol, reconstructor.model.compression_rate, records, failed)
+    print(f"{len(records)} done, {len(failed)} failed; numbers and protocol in {report}")
+    return 2 if failed else 0
+
+
+def build_reconstructor(arguments: argparse.Namespace) -> tuple[Path, str, Reconstructor]:
+    """Where the model came from, its digest, and all that is needed to use it."""
+    path = arguments.model or SHIPPED_MODEL
+    if not arguments.model and not SHIPPED_MODEL.is_dir():
+        raise ValueError("no model ships with this version: name one with --model, or try --demo")
+    model, found = load_autoencoder(path)
+    layout = Layout.of_model(model, arguments.tile_overlap)
+    digest = weights_digest(model)
+    model = model.to(arguments.device)
+    if arguments.dtype != "float32":
+        model = model.to(DTYPES[arguments.dtype])
+    lpips, reason = None, "off"
+    if arguments.lpips != "none" and not arguments.swap and not arguments.dry_run:
+        try:
+            lpips = Lpips(arguments.lpips).to(arguments.device)
+        except ValueError as error:
+            reason = str(error)
+            print(f"no LPIPS: {reason}", file=sys.stderr)
+    return (
+        found,
+        digest,
+        Reconstructor(
+            model=model,
+            layout=layout,
+            tile_batch_size=arguments.tile_batch_size,
+            size=layout.window[1:] if arguments.resize else None,
+            fps=arguments.fps,
+            max_frames=arguments.max_frames,
+            save_latents=arguments.save_latents,
+            lpips=lpips,
+            lpips_reason=reason,
+        ),
+    )
+
+
+def prepare_demo(arguments: argparse.Namespace) -> None:
+    """Trains the demo's autoencoder by train_ae.py; its model, folder and clip become arguments."""
+    arguments.output = arguments.output or DEMO_FOLDER
+    run = arguments.output / "training"
+    script, config = str(ROOT / "train_ae.py"), str(DEMO_CONFIG)
+    command = [sys.executable, script, "--config", config, f"output={run}"]
+    print("training a small autoencoder on the moving shapes:", *command, flush=True)
+    if arguments.dry_run:
+        return
+    check_writable([arguments.output])
+    status = subprocess.run(command, check=False).returncode
+    if status != 0:
+        raise ValueError(f"the demo's training ended with status {status}; its message is above")
+    arguments.model = str(run)
+    if not arguments.inputs:
+        # Another seed than the training's: a clip that the model has not seen.
+        clip = MovingShapes(ShapesConfig(seed=1, size=1, split="all")).render(0)
+        arguments.inputs = [str(write_video(arguments.output / "shapes.mp4", clip.video, fps=8))]
+        print(f"the clip: {clip.caption}")
+
+
+def show_plan(made: Reconstructor, jobs: list[Job], model_path: Path, digest: str) -> int:
+    """Prints what would be done, with which model; returns how many videos are bad."""
+    sizes, layout = made.model.sizes, made.layout
+    count = sum(parameter.numel() for parameter in made.model.parameters())
+    print(f"model    {model_path}  {count:,} parameters  sha256 {digest}")
+    print(f"window   {layout.window}  overlap {layout.overlap}")
+    print(
+        f"latents  structure {sizes.structure_shape}  dynamics_x {sizes.dynamics_x_shape}  "
+        f"dynamics_y {sizes.dynamics_y_shape}  rate {sizes.compression_rate:.3%}"
+    )
+    bad = 0
+    for job in jobs:
+        try:
+            video = made.open(job.source)
+        except (ValueError, OSError) as error:
+            complain(str(job.source), reason_of(error))
+            bad += 1
+            continue
+        shape = (video.total, *video.size)
+        axes = zip(shape, layout.window, layout.overlap, strict=True)
+        windows = " x ".join(str(len(tile_starts(*axis))) for axis in axes)
+        size = " x ".join(map(str, shape))
+        print(
+            f"{job.source}: {size} at {video.fps:.6g} fps, {windows} windows -> {job.result('*')}"
+        )
+    return bad
+
+
+def show_record(record: dict[str, Any]) -> None:
+    """One line of numbers, then the files."""
+    height, width = record["resolution"]
+    values = [f"{name} {record[name]:.4g}" for name in METRICS if record[name] is not None]
+    print(f"{record['video']}: {record['frames']} x {height} x {width}", *values, sep="  ")
+    for path in record["results"]:
+        print(f"    {path}")
+
+
+def describe_protocol(
+    arguments: argparse.Namespace, made: Reconstructor, num_videos: int
+) -> dict[str, Any]:
+    """How the numbers of the report were measured."""
+    return {
+        "split": "the videos named",
+        "n": num_videos,
+        "resolution": list(made.size) if made.size else "each video's own",
+        "frames": made.max_frames or "all",
+        "stride": "each video's, below",
+        "fps": made.fps or "each video's own",
+        "backend": "pyav",
+        "seed": None,
+        "posterior": "mode: nothing is random",
+        "metrics": "on float frames before any encoding, mean over frames, then over videos",
+        "lpips_net": arguments.lpips,
+        "part": arguments.part,
+        "window": list(made.layout.window),
+        "tile_overlap": list(made.layout.overlap),
+        "device": arguments.device,
+        "dtype": arguments.dtype,
+        "versions": software_versions(),
+    }
+
+
+def write_report(
+    path: Path,
+    protocol: dict[str, Any],
+    compression_rate: float,
+    records: list[dict[str, Any]],
+    failed: list[tuple[str, str]],
+) -> None:
+    """The numbers of the run and how they were measured, as JSON, whole or not at all."""
+    mean = {}
+    for name in METRICS:
+        values = [record[name] for record in records if record[name] is not None]
+        mean[name] = float(np.mean(values)) if values else None
+    report = {
+        "mean": mean,
+        "compression_rate": compression_rate,
+        "protocol": protocol,
+        "videos": records,
+        "failed": [{"video": name, "reason": reason} for name, reason in failed],
+    }
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def reason_of(error: Exception) -> str:
+    """The error in one line; of an unusable video, the reason without its path."""
+    return " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
+
+
+def complain(name: str, reason: str) -> None:
+    """One line on stderr for a video that failed; the others go on."""
+    print(f"error: {name}: {reason}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,77 @@
+"""What every script of the project runs on: config, run folder, checkpoints, EMA, trackers.
+
+Knows no model and imports no other package of the project.
+"""
+
+from runtime.checkpoints import CheckpointFolder, RunFolder, find_checkpoint
+from runtime.command import parse_arguments, run_main
+from runtime.config import (
+    ConfigError,
+    config_to_dict,
+    flatten,
+    format_config,
+    load_config,
+    read_yaml,
+    save_config,
+)
+from runtime.processes import (
+    add_share,
+    export_weights,
+    gather_rows,
+    mean_over_processes,
+    resume,
+)
+from runtime.trackers import TRACKERS, Trackers, build_trackers
+from runtime.training import (
+    EMAConfig,
+    NonFiniteError,
+    NonFiniteGuard,
+    OptimizerConfig,
+    StepTimer,
+    build_ema,
+    build_optimizer,
+    build_scheduler,
+    clip_gradients,
+    ema_weights,
+    learning_rate_at,
+    memory_gib,
+    progress_bar,
+    seed_step,
+)
+
+__all__ = [
+    "TRACKERS",
+    "CheckpointFolder",
+    "ConfigError",
+    "EMAConfig",
+    "NonFiniteError",
+    "NonFiniteGuard",
+    "OptimizerConfig",
+    "RunFolder",
+    "StepTimer",
+    "Trackers",
+    "add_share",
+    "build_ema",
+    "build_optimizer",
+    "build_scheduler",
+    "build_trackers",
+    "clip_gradients",
+    "config_to_dict",
+    "ema_weights",
+    "export_weights",
+    "find_checkpoint",
+    "flatten",
+    "format_config",
+    "gather_rows",
+    "learning_rate_at",
+    "load_config",
+    "mean_over_processes",
+    "memory_gib",
+    "parse_arguments",
+    "progress_bar",
+    "read_yaml",
+    "resume",
+    "run_main",
+    "save_config",
+    "seed_step",
+]

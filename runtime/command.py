@@ -1,0 +1,98 @@
+"""The command line that the training scripts share, and how they end."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from runtime.training import NonFiniteError
+
+
+def parse_arguments(
+    description: str,
+    argv: Sequence[str] | None = None,
+    extend: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> argparse.Namespace:
+    """The arguments of a training script: config, overrides, dry_run, overfit, resume.
+
+    Args:
+        description: what the script does, for `--help`.
+        argv: arguments without the program's name; None takes those of the process.
+        extend: adds the script's own options to the parser.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", metavar="FILE", help="YAML file; without it, the defaults")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="override of the config, outer.inner=..."
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved config and sizes, then exit"
+    )
+    parser.add_argument(
+        "--overfit", type=_positive, metavar="N", help="train and validate on the first N samples"
+    )
+    parser.add_argument(
+        "--resume", metavar="PATH", help="checkpoint, or run folder whose latest is taken"
+    )
+    if extend is not None:
+        extend(parser)
+    # Intermixed, so that overrides may stand before, between and after the options.
+    arguments = parser.parse_intermixed_args(argv)
+    for override in arguments.overrides:
+        if "=" not in override:
+            parser.error(f"expected key=value, got {override!r}")
+    return arguments
+
+
+def run_main(main: Callable[[], int | None], *expected: type[Exception]) -> NoReturn:
+    """Run a script's main and end the process; what the user can mend takes one line.
+
+    ValueError, OSError, NonFiniteError and the `expected` errors print `error: ...` and exit
+    with 2; VIDTWIN_TRACEBACK=1 shows where they came from. An interrupt exits with 130. Any
+    other error is ours, and keeps its traceback.
+    """
+    mendable: tuple[type[Exception], ...] = (ValueError, OSError, NonFiniteError, *expected)
+    _warn_of_lone_process()
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except mendable as error:
+        if os.environ.get("VIDTWIN_TRACEBACK", "0") not in ("", "0"):
+            traceback.print_exc()
+        rank = os.environ.get("RANK", "0")
+        where = "" if rank == "0" else f"[rank {rank}] "
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        message = " ".join(lines) or type(error).__name__
+        print(f"{where}error: {message}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(code or 0)
+
+
+def _warn_of_lone_process() -> None:
+    """Say so where `accelerate launch` was asked for several processes and started one.
+
+    Without MPI its `--cpu --num_processes N` does that, in silence: the address of a main
+    process is set, and nothing that says which process this is.
+    """
+    environment = os.environ
+    asked = "MASTER_ADDR" in environment and "ACCELERATE_MIXED_PRECISION" in environment
+    sizes = ("WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+    if asked and not any(name in environment for name in sizes):
+        print(
+            "warning: accelerate launch was asked for several processes and started one; on CPUs "
+            "use ACCELERATE_USE_CPU=true torchrun --nproc_per_node N",
+            file=sys.stderr,
+        )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of samples >= 1, got {number}")
+    return number

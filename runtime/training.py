@@ -1,0 +1,333 @@
+"""What every training loop needs: seeds, optimizer, schedule, EMA, guard, timing."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy
+import psutil
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import SchedulerType, get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+
+
+class NonFiniteError(RuntimeError):
+    """Too many steps in a row whose loss or gradient was not finite."""
+
+
+def seed_step(seed: int, rank: int, step: int) -> None:
+    """Reseed python, numpy and torch (all devices) from these three numbers alone.
+
+    Called at the start of every step, so that a resumed run draws what an uninterrupted one does.
+    """
+    if min(seed, rank, step) < 0:
+        raise ValueError(f"seed, rank and step must be >= 0, got {seed}, {rank}, {step}")
+    words = numpy.random.SeedSequence([seed, rank, step]).generate_state(4, numpy.uint64)
+    random.seed(int(words[0]))
+    numpy.random.seed(words[1:3].view(numpy.uint32))
+    torch.manual_seed(int(words[3]))
+
+
+# All of diffusers' schedules but the one that needs a table of steps.
+_SCHEDULES = (
+    "warmup_cosine",
+    *(kind.value for kind in SchedulerType if kind is not SchedulerType.PIECEWISE_CONSTANT),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its learning-rate schedule; steps are optimizer steps."""
+
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-4
+    epsilon: float = 1e-8
+    schedule: str = "warmup_cosine"
+    warmup_steps: int = 1000
+    warmup_start: float = 0.0
+    max_grad_norm: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        _require(0 < self.learning_rate < math.inf, "learning_rate", "> 0", self.learning_rate)
+        _require(all(0 <= b < 1 for b in self.betas), "betas", "in [0, 1)", self.betas)
+        _require(self.weight_decay >= 0, "weight_decay", ">= 0", self.weight_decay)
+        _require(self.epsilon > 0, "epsilon", "> 0", self.epsilon)
+        _require(self.warmup_steps >= 0, "warmup_steps", ">= 0", self.warmup_steps)
+        _require(self.warmup_start >= 0, "warmup_start", ">= 0", self.warmup_start)
+        norm = self.max_grad_norm
+        _require(norm is None or norm > 0, "max_grad_norm", "> 0 or null (no clipping)", norm)
+        if self.schedule not in _SCHEDULES:
+            names = ", ".join(_SCHEDULES)
+            raise ValueError(f"`schedule` must be one of {names}; got {self.schedule!r}")
+        if self.warmup_start and self.schedule != "warmup_cosine":
+            raise ValueError(
+                f"`warmup_start` belongs to schedule=warmup_cosine, got {self.warmup_start} with "
+                f"schedule={self.schedule}; set warmup_start=0"
+            )
+
+
+def build_optimizer(
+    parameters: Iterable[nn.Parameter], config: OptimizerConfig
+) -> torch.optim.AdamW:
+    """AdamW over the parameters that want a gradient; all decay alike, as in the released code."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if not trained:
+        raise ValueError("no parameter to train: every parameter has requires_grad=False")
+    return torch.optim.AdamW(
+        trained,
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+    )
+
+
+def learning_rate_at(step: int, config: OptimizerConfig, total_steps: int) -> float:
+    """Rate of "warmup_cosine" after `step` steps: a line up, half a cosine down, then 0."""
+    if step < config.warmup_steps:
+        rise = config.learning_rate - config.warmup_start
+        return rise * step / config.warmup_steps + config.warmup_start
+    if step >= total_steps:
+        return 0.0
+    progress = (step - config.warmup_steps) / (total_steps - config.warmup_steps)
+    return 0.5 * config.learning_rate * (1 + math.cos(progress * math.pi))
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, config: OptimizerConfig, total_steps: int
+) -> LambdaLR:
+    """The schedule; step it once per optimizer step, whatever the number of processes.
+
+    Not to be given to `accelerator.prepare`, which would step it once per process; register it
+    with `accelerator.register_for_checkpointing`. Past total_steps the rate stays where it ended.
+    """
+    # A step that was skipped because it wasn't finite, or a discriminator that hasn't started,
+    # still moves the schedule, which counts batches.
+    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+    if total_steps < 1:
+        raise ValueError(f"`total_steps` must be >= 1, got {total_steps}")
+    uses_warmup = config.schedule != SchedulerType.CONSTANT.value
+    if uses_warmup and config.warmup_steps >= total_steps:
+        raise ValueError(
+            f"`warmup_steps` must be less than the run's {total_steps} steps, "
+            f"got {config.warmup_steps}; lower warmup_steps"
+        )
+    if config.schedule == "warmup_cosine":
+        return LambdaLR(
+            optimizer,
+            lambda step: learning_rate_at(step, config, total_steps) / config.learning_rate,
+        )
+    scheduler = get_scheduler(
+        config.schedule,
+        optimizer,
+        num_warmup_steps=config.warmup_steps,
+        num_training_steps=total_steps,
+    )
+    # Past the end diffusers' cosine rises again and others go wrong: hold the last value.
+    scheduler.lr_lambdas = [_held(factor, total_steps) for factor in scheduler.lr_lambdas]
+    return scheduler
+
+
+def _held(factor: Callable[[int], float], total_steps: int) -> Callable[[int], float]:
+    return lambda step: factor(min(step, total_steps))
+
+
+def clip_gradients(
+    accelerator: Accelerator, parameters: Iterable[nn.Parameter], max_norm: float | None
+) -> Tensor:
+    """Norm of all gradients before clipping them to `max_norm`; None measures only."""
+    norm = accelerator.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm)
+    assert norm is not None, "gradients can be clipped only where they are synchronised"
+    return torch.as_tensor(norm)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EMAConfig:
+    """Running average of the weights, by diffusers' EMAModel.
+
+    The decay of step n is at most (1 + n) / (10 + n), or 1 - (1 + n)^-power with `warmup`.
+    """
+
+    enabled: bool = True
+    decay: float = 0.9999
+    min_decay: float = 0.0
+    update_after_step: int = 0
+    warmup: bool = False
+    power: float = 2 / 3
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.decay <= 1, "decay", "in [0, 1]", self.decay)
+        _require(0 <= self.min_decay <= self.decay, "min_decay", "in [0, decay]", self.min_decay)
+        after = self.update_after_step
+        _require(after >= 0, "update_after_step", ">= 0", after)
+        _require(self.power > 0, "power", "> 0", self.power)
+
+
+class _CheckedEMA(EMAModel):
+    """EMAModel that refuses another model's average and stays on its device when it resumes."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        expected = [tuple(shadow.shape) for shadow in self.shadow_params]
+        came = [tuple(shadow.shape) for shadow in state_dict["shadow_params"]]
+        if expected != came:
+            raise ValueError(
+                f"EMA weights of another model: expected {len(expected)} tensors, got {len(came)}, "
+                "or of other shapes"
+            )
+        places = [(shadow.device, shadow.dtype) for shadow in self.shadow_params]
+        super().load_state_dict(state_dict)
+        self.shadow_params = [
+            shadow.to(device=device, dtype=dtype)
+            for shadow, (device, dtype) in zip(self.shadow_params, places, strict=True)
+        ]
+
+
+def build_ema(model: nn.Module, config: EMAConfig) -> EMAModel | None:
+    """The running average of the model's parameters where they lie now; None if not enabled.
+
+    Build it after the model is on its device; register it with
+    `accelerator.register_for_checkpointing`. Buffers are not averaged.
+    """
+    if not config.enabled:
+        return None
+    return _CheckedEMA(
+        model.parameters(),
+        decay=config.decay,
+        min_decay=float(config.min_decay),
+        update_after_step=config.update_after_step,
+        use_ema_warmup=config.warmup,
+        power=config.power,
+    )
+
+
+@contextmanager
+def ema_weights(ema: EMAModel | None, model: nn.Module) -> Iterator[None]:
+    """Inside, the model has the averaged weights; afterwards its own, bit for bit."""
+    if ema is None:
+        yield
+        return
+    parameters = list(model.parameters())
+    ema.store(parameters)
+    ema.copy_to(parameters)
+    try:
+        yield
+    finally:
+        ema.restore(parameters)
+
+
+class NonFiniteGuard:
+    """Counts the steps whose loss or gradient is not finite, and stops a run that has too many.
+
+    Register it with `accelerator.register_for_checkpointing` to keep its counts.
+    """
+
+    def __init__(self, max_consecutive: int = 10) -> None:
+        _require(max_consecutive >= 1, "max_consecutive", ">= 1", max_consecutive)
+        self.max_consecutive = max_consecutive
+        self.total = 0
+        self.consecutive = 0
+
+    def ok(self, accelerator: Accelerator, *values: Tensor | float) -> bool:
+        """Whether all values are finite on all processes, the same answer on each of them.
+
+        Raises:
+            NonFiniteError: at the `max_consecutive`-th bad step in a row.
+        """
+        device = accelerator.device
+        finite = [torch.isfinite(torch.as_tensor(v)).all().to(device) for v in values]
+        bad = (~torch.stack(finite).all()).to(torch.float32)
+        if float(accelerator.reduce(bad, reduction="sum")) == 0:
+            self.consecutive = 0
+            return True
+        self.total += 1
+        self.consecutive += 1
+        if self.consecutive >= self.max_consecutive:
+            raise NonFiniteError(
+                f"{self.consecutive} steps in a row had a loss or gradient that is not finite "
+                f"({self.total} in all); lower the learning rate, lower max_grad_norm, or train "
+                "in fp32"
+            )
+        return False
+
+    def state_dict(self) -> dict[str, int]:
+        return {"total": self.total, "consecutive": self.consecutive}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.total = state["total"]
+        self.consecutive = state["consecutive"]
+
+
+class StepTimer:
+    """Throughput, the share of time spent waiting for data, and memory, since the last report."""
+
+    def __init__(self) -> None:
+        self._restart()
+
+    def _restart(self) -> None:
+        self._start = time.perf_counter()
+        self._samples = 0
+        self._waited = 0.0
+
+    @contextmanager
+    def data(self) -> Iterator[None]:
+        """Time spent inside counts as waiting for data."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._waited += time.perf_counter() - start
+
+    def step(self, samples: int) -> None:
+        """Count a finished step of `samples` samples, over all processes."""
+        self._samples += samples
+
+    def report(self) -> dict[str, float]:
+        """samples_per_second, data_wait (share of the time), memory_gib (peak on a GPU)."""
+        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        values = {
+            "samples_per_second": self._samples / elapsed,
+            "data_wait": self._waited / elapsed,
+            "memory_gib": memory_gib(),
+        }
+        self._restart()
+        return values
+
+
+def memory_gib() -> float:
+    """Most GPU memory ever allocated by this process; without a GPU, its resident memory now."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return psutil.Process().memory_info().rss / 2**30
+
+
+def progress_bar(
+    total: int, initial: int = 0, disable: bool = False, description: str | None = None
+) -> tqdm[Any]:
+    """A bar with the time left; in a log file it prints a line every half minute."""
+    return tqdm(
+        total=total,
+        initial=initial,
+        disable=disable,
+        desc=description,
+        dynamic_ncols=True,
+        smoothing=0.05,
+        mininterval=0.5 if sys.stderr.isatty() else 30.0,
+    )
+
+
+def _require(holds: bool, name: str, expected: str, value: object) -> None:
+    if not holds:
+        raise ValueError(f"`{name}` must be {expected}, got {value}")

@@ -1,0 +1,70 @@
+"""The autoencoder with its discriminator and objective, new or from weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+from vidtwin.autoencoder import VidTwinAutoencoder
+from vidtwin.config import AutoencoderConfig
+from vidtwin.convert import read_official_discriminator
+from vidtwin.discriminator import DiscriminatorConfig, PatchDiscriminator
+from vidtwin.losses import AutoencoderLoss, LossConfig
+
+logger = logging.getLogger(__name__)
+
+
+def build_models(
+    model_config: AutoencoderConfig,
+    discriminator_config: DiscriminatorConfig,
+    loss_config: LossConfig,
+    init_from: str | None = None,
+) -> tuple[VidTwinAutoencoder, PatchDiscriminator, AutoencoderLoss]:
+    """Everything that a training of the autoencoder learns, in training mode.
+
+    Args:
+        init_from: weights to start from: the folder of a saved autoencoder, or a released
+            checkpoint, whose discriminator and log-variance come along if it holds them.
+    Raises:
+        ValueError: if the weights do not fit the configs.
+    """
+    discriminator = PatchDiscriminator(discriminator_config)
+    objective = AutoencoderLoss(loss_config)
+    sizes = dataclasses.asdict(model_config)
+    if init_from is None:
+        model = VidTwinAutoencoder(**sizes)
+    elif Path(init_from).is_dir():
+        model = VidTwinAutoencoder.from_pretrained(init_from)
+    else:
+        model = VidTwinAutoencoder.from_official(init_from, **sizes)
+        _continue_official(init_from, discriminator, objective)
+    others = [
+        f"{name}={getattr(model.sizes, name)}"
+        for name, value in sizes.items()
+        if getattr(model.sizes, name) != value
+    ]
+    if others:
+        raise ValueError(
+            f"init_from={init_from} has other sizes than the config's model: {', '.join(others)}"
+        )
+    return model.train(), discriminator.train(), objective.train()
+
+
+def _continue_official(
+    path: str, discriminator: PatchDiscriminator, objective: AutoencoderLoss
+) -> None:
+    try:
+        weights, logvar = read_official_discriminator(path)
+    except ValueError as error:
+        logger.warning("%s; the discriminator starts from scratch", error)
+        return
+    try:
+        discriminator.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"the discriminator of {path} does not fit the config: {reason}"
+        ) from error
+    if logvar is not None:
+        objective.logvar.data.copy_(logvar)

@@ -1,0 +1,172 @@
+"""Configuration of the autoencoder, and the latent shapes that follow from it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """Sizes of a `VidTwinAutoencoder`; the defaults are the released 0.335 % model.
+
+    Args:
+        in_channels: colour channels of the video.
+        num_frames: T, frames of one window.
+        height: H in pixels, a multiple of `patch_size[1]`.
+        width: W in pixels, a multiple of `patch_size[2]`.
+        patch_size: (1, ph, pw) pixels a token covers; VidTwin never merges frames.
+        hidden_size: D, width of both transformers; divisible by 4 and by the head counts.
+        encoder_depth: blocks of the encoder.
+        decoder_depth: blocks of the decoder.
+        encoder_heads: attention heads of the encoder.
+        decoder_heads: attention heads of the decoder.
+        mlp_ratio: hidden width of each MLP over D.
+        encoder_causal: whether temporal attention of the encoder sees only earlier frames.
+        decoder_causal: the same for the decoder.
+        num_queries: Q, learned queries of the Q-Former.
+        query_hidden_size: q, width of the Q-Former.
+        query_layers: layers of the Q-Former; cross-attention on every second one.
+        query_heads: attention heads of the Q-Former.
+        query_intermediate_size: feed-forward width of the Q-Former.
+        query_dropout: dropout of the Q-Former while training.
+        structure_base_channels: channels of the structure branch before downsampling.
+        structure_channels: C_s, channels of the structure latent.
+        structure_downsamples: halvings of the grid for the structure latent.
+        dynamics_channels: C_d, channels of the dynamics latents.
+        dynamics_downsamples: halvings of the grid for the dynamics latents
+            (0 is the released option `downsample_motion: False`).
+
+    Raises:
+        ValueError: if sizes do not fit together; the message names the keyword.
+    Source: VidTwin (arXiv 2412.17726), Sec. 3 and the released configuration.
+    """
+
+    in_channels: int = 3
+    num_frames: int = 16
+    height: int = 224
+    width: int = 224
+    patch_size: tuple[int, int, int] = (1, 16, 16)
+    hidden_size: int = 768
+    encoder_depth: int = 16
+    decoder_depth: int = 16
+    encoder_heads: int = 12
+    decoder_heads: int = 12
+    mlp_ratio: float = 4.0
+    encoder_causal: bool = True
+    decoder_causal: bool = True
+    num_queries: int = 16
+    query_hidden_size: int = 64
+    query_layers: int = 6
+    query_heads: int = 8
+    query_intermediate_size: int = 768
+    query_dropout: float = 0.1
+    structure_base_channels: int = 128
+    structure_channels: int = 8
+    structure_downsamples: int = 1
+    dynamics_channels: int = 8
+    dynamics_downsamples: int = 1
+
+    def __post_init__(self) -> None:
+        # YAML and JSON give lists; one canonical type keeps saved configs equal.
+        object.__setattr__(self, "patch_size", tuple(self.patch_size))
+        self._check_positive()
+        self._check_patches()
+        self._check_divisibility()
+        if not 0.0 <= self.query_dropout < 1.0:
+            raise ValueError(f"`query_dropout` must be in [0, 1), got {self.query_dropout}")
+
+    def _check_positive(self) -> None:
+        may_be_zero = {"structure_downsamples", "dynamics_downsamples", "query_dropout"}
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if name == "patch_size" or isinstance(value, bool):
+                continue
+            if value < 0 or (value == 0 and name not in may_be_zero):
+                raise ValueError(f"`{name}` must be positive, got {value}")
+
+    def _check_patches(self) -> None:
+        if len(self.patch_size) != 3 or min(self.patch_size) < 1:
+            raise ValueError(f"`patch_size` must be (1, ph, pw), got {self.patch_size}")
+        if self.patch_size[0] != 1:
+            raise ValueError(
+                f"`patch_size[0]` must be 1, got {self.patch_size[0]}: "
+                "VidTwin keeps every frame (its latents have a frame axis of num_frames)"
+            )
+        for name, size, patch in (
+            ("height", self.height, self.patch_size[1]),
+            ("width", self.width, self.patch_size[2]),
+        ):
+            if size % patch:
+                raise ValueError(
+                    f"`{name}` must be a multiple of the patch size {patch}, got {size}; "
+                    f"set {name}={max(1, round(size / patch)) * patch}"
+                )
+
+    def _check_divisibility(self) -> None:
+        if self.hidden_size % 4:
+            raise ValueError(
+                f"`hidden_size` must be a multiple of 4 (position tables), got {self.hidden_size}"
+            )
+        for name, size, heads in (
+            ("encoder_heads", self.hidden_size, self.encoder_heads),
+            ("decoder_heads", self.hidden_size, self.decoder_heads),
+            ("query_heads", self.query_hidden_size, self.query_heads),
+        ):
+            if size % heads:
+                raise ValueError(f"`{name}`={heads} must divide the width {size}")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w): patches along height and width."""
+        return self.height // self.patch_size[1], self.width // self.patch_size[2]
+
+    @property
+    def structure_grid(self) -> tuple[int, int]:
+        """(h', w') of the structure latent."""
+        h, w = self.grid
+        return halved(h, self.structure_downsamples), halved(w, self.structure_downsamples)
+
+    @property
+    def dynamics_grid(self) -> tuple[int, int]:
+        """(h', w') of the dynamics latents."""
+        h, w = self.grid
+        return halved(h, self.dynamics_downsamples), halved(w, self.dynamics_downsamples)
+
+    @property
+    def structure_shape(self) -> tuple[int, int, int, int]:
+        """(C_s, Q, h', w') of one clip's structure latent."""
+        return (self.structure_channels, self.num_queries, *self.structure_grid)
+
+    @property
+    def dynamics_x_shape(self) -> tuple[int, int, int]:
+        """(C_d, T, w'): the dynamics latent averaged over rows."""
+        return self.dynamics_channels, self.num_frames, self.dynamics_grid[1]
+
+    @property
+    def dynamics_y_shape(self) -> tuple[int, int, int]:
+        """(C_d, T, h'): the dynamics latent averaged over columns."""
+        return self.dynamics_channels, self.num_frames, self.dynamics_grid[0]
+
+    @property
+    def video_shape(self) -> tuple[int, int, int, int]:
+        """(in_channels, T, H, W) of one clip."""
+        return self.in_channels, self.num_frames, self.height, self.width
+
+    @property
+    def numel_per_clip(self) -> int:
+        """Latent values of one clip, all three latents together."""
+        shapes = (self.structure_shape, self.dynamics_x_shape, self.dynamics_y_shape)
+        return sum(math.prod(shape) for shape in shapes)
+
+    @property
+    def compression_rate(self) -> float:
+        """Latent values over pixel values; 0.00335 for the released model."""
+        return self.numel_per_clip / math.prod(self.video_shape)
+
+
+def halved(size: int, times: int) -> int:
+    """Size of an axis after `times` convolutions of kernel 3, stride 2, padding 1."""
+    for _ in range(times):
+        size = (size + 1) // 2
+    return size

@@ -1,0 +1,440 @@
+"""Video clips for training and evaluation: data sets, the order of samples, loaders.
+
+Which clip, window, crop, flip and noise a sample gets follows from (seed, epoch, index) alone,
+never from workers, ranks or batch size. A file that can't be used is skipped, counted and logged;
+too many of them stop the run.
+
+Axes: B batch, C colour channels, T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch.utils.data import Dataset, get_worker_info
+
+from vidtwin.bad_files import (
+    BadFileLog,
+    SkippedFile,
+    TooManyBadFiles,
+    UnusableVideo,
+)
+from vidtwin.frames import fit_frame, frames_by_stride, frames_by_time, frames_repeating_last
+from vidtwin.loading import (
+    GlobalBatchSampler,
+    VideoLoader,
+    build_evaluation_loader,
+    build_loader,
+)
+from vidtwin.readers import VideoInfo, read_clip
+from vidtwin.shapes import LABELS, MovingShapes, ShapesConfig
+from vidtwin.sources import SOURCES, Clip, find_clips, nearest_name, split_clips
+
+__all__ = [
+    "BadFileLog",
+    "DataConfig",
+    "FileDataset",
+    "GlobalBatchSampler",
+    "ShapesDataset",
+    "SkippedFile",
+    "TooManyBadFiles",
+    "UnusableVideo",
+    "VideoDataset",
+    "VideoLoader",
+    "build_dataset",
+    "build_evaluation_loader",
+    "build_loader",
+]
+
+logger = logging.getLogger(__name__)
+
+START_POSITIONS = {"first": 0.0, "center": 0.5}
+MAX_ATTEMPTS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which clips, and how they are read.
+
+    Args:
+        source: "shapes" (procedural, needs no files), "csv", "classes", "folder", "glob", "ucf101"
+            or "files"; see `vidtwin.sources.find_clips`.
+        path: the CSV file, folder, pattern or file of the source.
+        files: the videos of the source "files", when there are several.
+        root: folder that relative paths of a CSV start from; None is the CSV's own folder.
+        captions: for folders, patterns and files: a JSON file of path -> caption, or None for the
+            `.txt` beside each clip where there is one.
+        split: official split of UCF-101: 1, 2 or 3.
+        part: "train", "validation" or "all".
+        max_clips: use the first n clips alone; None for all.
+        validation_fraction: share of the clips that is the validation part, chosen by a digest of
+            the clip's path. Leave it 0 for "shapes" and "ucf101", which have parts of their own.
+        num_frames: T, frames of a clip.
+        height: H in pixels.
+        width: W in pixels.
+        fps: frames per second of the clip, sampled by time; None to use `stride`.
+        stride: take every n-th frame instead; None to use `fps`.
+        start: where the window starts: "random", "first" or "center".
+        short: a video shorter than the clip: "skip" it, "error", or "repeat_last" frame.
+        resize: "cover" (short side, then crop) or "stretch"; bilinear with antialias.
+        crop: "random" or "center".
+        flip: mirror half of the clips; off by default, it breaks captions with left and right.
+        backend: "auto" (decord, then PyAV), "decord" or "pyav".
+        timeout: seconds that reading one clip may take.
+        max_bad_fraction: share of the files that may be unusable before the run stops.
+        seed: of every random choice.
+        shapes_size: number of clips of the source "shapes".
+        shapes_seed: of the clips of the source "shapes"; `seed` only orders them.
+        shapes_split: see `ShapesConfig.split`; None follows `part`: "train" combinations of shape,
+            colour and motion, or for "validation" the "test" ones, which "train" never shows.
+        shapes_max_objects, shapes_two_object_fraction, shapes_textured_fraction: see
+            `ShapesConfig`.
+    Raises:
+        ValueError: for a value that is out of range; the message names the keyword.
+    """
+
+    source: str = "shapes"
+    path: str | None = None
+    files: tuple[str, ...] = ()
+    root: str | None = None
+    captions: str | None = None
+    split: int | None = None
+    part: str = "train"
+    validation_fraction: float = 0.0
+    max_clips: int | None = None
+    num_frames: int = 16
+    height: int = 224
+    width: int = 224
+    fps: float | None = 8.0
+    stride: int | None = None
+    start: str = "random"
+    short: str = "skip"
+    resize: str = "cover"
+    crop: str = "random"
+    flip: bool = False
+    backend: str = "auto"
+    timeout: float = 30.0
+    max_bad_fraction: float = 0.05
+    seed: int = 0
+    shapes_size: int = 20000
+    shapes_seed: int = 0
+    shapes_split: str | None = None
+    shapes_max_objects: int = ShapesConfig.max_objects
+    shapes_two_object_fraction: float = ShapesConfig.two_object_fraction
+    shapes_textured_fraction: float = ShapesConfig.textured_fraction
+
+    def __post_init__(self) -> None:
+        choices = {
+            "source": ("shapes", *SOURCES),
+            "part": ("train", "validation", "all"),
+            "start": ("random", "first", "center"),
+            "short": ("skip", "error", "repeat_last"),
+            "resize": ("cover", "stretch"),
+            "crop": ("random", "center"),
+            "backend": ("auto", "decord", "pyav"),
+        }
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(
+                    f"data.{name} must be one of {', '.join(allowed)}, got {value!r}; "
+                    f"did you mean {nearest_name(value, allowed)!r}?"
+                )
+        for name in ("num_frames", "height", "width", "shapes_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
+        if (self.fps is None) == (self.stride is None):
+            raise ValueError(
+                f"exactly one of data.fps and data.stride must be set, got fps={self.fps} and "
+                f"stride={self.stride}; set the other to null"
+            )
+        if self.fps is not None and not self.fps > 0:
+            raise ValueError(f"data.fps must be above 0, got {self.fps}")
+        if self.stride is not None and self.stride < 1:
+            raise ValueError(f"data.stride must be at least 1, got {self.stride}")
+        if self.max_clips is not None and self.max_clips < 1:
+            raise ValueError(f"data.max_clips must be at least 1 or null, got {self.max_clips}")
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(
+                f"data.validation_fraction must be in [0, 1), got {self.validation_fraction}"
+            )
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(
+                f"data.max_bad_fraction must be in [0, 1], got {self.max_bad_fraction}"
+            )
+        if not self.timeout > 0:
+            raise ValueError(f"data.timeout must be above 0 seconds, got {self.timeout}")
+        if self.seed < 0 or self.shapes_seed < 0:
+            raise ValueError(
+                f"data.seed and data.shapes_seed must not be negative, got {self.seed} and "
+                f"{self.shapes_seed}"
+            )
+        if self.source == "shapes" and self.validation_fraction > 0:
+            raise ValueError(
+                "data.validation_fraction is for files: the moving shapes have a validation part "
+                f"of their own, got {self.validation_fraction}; set it to 0"
+            )
+        for name in ("path", "files", "root", "captions", "split"):
+            if self.source == "shapes" and getattr(self, name):
+                raise ValueError(
+                    f"data.source=shapes reads no files, got data.{name}={getattr(self, name)!r}; "
+                    f"set data.source to one of {', '.join(SOURCES)}"
+                )
+        if self.source == "shapes" and self.flip:
+            raise ValueError(
+                "data.flip=true would make the captions and labels of the moving shapes untrue "
+                "(left and right); set data.flip=false"
+            )
+
+
+class Draws(NamedTuple):
+    """Every random number of one sample, uniform in [0, 1); unused ones are drawn all the same."""
+
+    epoch: int
+    start: float
+    top: float
+    left: float
+    flip: float
+
+
+def draws_for(seed: int, epoch: int, index: int, attempt: int = 0) -> Draws:
+    """The random numbers of a sample, from nothing but the arguments."""
+    return Draws(epoch, *np.random.default_rng([seed, epoch, index, attempt, 0]).random(4).tolist())
+
+
+def noise_seed_for(seed: int, epoch: int, index: int) -> int:
+    """The seed of a sample's noise, 63 bits, so that it fits in an int64 tensor."""
+    state = np.random.SeedSequence([seed, epoch, index, 0, 1]).generate_state(1, np.uint64)
+    return int(state[0]) >> 1
+
+
+class VideoDataset(Dataset[dict[str, Any]], ABC):
+    """Clips as the model takes them; see `__getitem__`."""
+
+    label_names: list[str]
+
+    def __init__(self, config: DataConfig, size: int):
+        self.config = config
+        self.size = size
+        self.bad_file_log = BadFileLog(size, config.max_bad_fraction)
+
+    def __len__(self) -> int:
+        return self.size
+
+    @property
+    def bad_files(self) -> dict[str, str]:
+        """Path -> reason of the files that could not be used, as far as this process knows."""
+        return dict(self.bad_file_log.files)
+
+    @abstractmethod
+    def load(self, index: int, draws: Draws) -> dict[str, Any]:
+        """The sample of one clip, without noise seed and skipped files.
+
+        Raises:
+            UnusableVideo: if the file can't be used.
+        """
+
+    def get(self, index: int, epoch: int = 0) -> dict[str, Any]:
+        """The sample of exactly this clip.
+
+        Args:
+            index: of the clip, from 0.
+            epoch: varies window, crop, flip and noise.
+        Raises:
+            UnusableVideo: if the file can't be used.
+        """
+        if not 0 <= index < self.size:
+            raise IndexError(f"index must be in [0, {self.size}), got {index}")
+        sample = self.load(index, draws_for(self.config.seed, epoch, index))
+        sample["noise_seed"] = noise_seed_for(self.config.seed, epoch, index)
+        sample["skipped"] = []
+        return sample
+
+    def fill(self, index: int, epoch: int = 0) -> dict[str, Any]:
+        """The sample of this clip, or of another where this one can't be used.
+
+        The other is drawn from (seed, epoch, index, attempt): what fills a slot never depends on
+        what the process met before. Without a "video" when too many files are bad.
+        """
+        skipped: list[SkippedFile] = []
+        candidate = index
+        for attempt in range(MAX_ATTEMPTS):
+            try:
+                draws = draws_for(self.config.seed, epoch, index, attempt)
+                sample = self.load(candidate, draws)
+            except UnusableVideo as error:
+                skipped.append(SkippedFile(error.path, error.reason))
+                self.bad_file_log.record(skipped)
+                if self.bad_file_log.too_many:
+                    break
+                entropy = [self.config.seed, epoch, index, attempt, 2]
+                candidate = int(np.random.default_rng(entropy).integers(self.size))
+            else:
+                sample["noise_seed"] = noise_seed_for(self.config.seed, epoch, index)
+                sample["skipped"] = skipped
+                return sample
+        return {"skipped": skipped}
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        """A sample; a clip that can't be used is replaced by another and named in "skipped".
+
+        Args:
+            key: (epoch, index), or the index in epoch 0.
+        Returns:
+            dict: video (3, T, H, W) float32 in [-1, 1], caption str, label int (-1 for none), index
+            int of the clip that was used, noise_seed int, path str, fps float, frame_indices (T,)
+            int64 within the file, skipped list of `SkippedFile`.
+        Raises:
+            TooManyBadFiles: when more than `max_bad_fraction` of the files are bad.
+        """
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        if not 0 <= index < self.size:
+            raise IndexError(f"index must be in [0, {self.size}), got {index}")
+        sample = self.fill(index, epoch)
+        # In a worker the failed slot travels to the main process, which has the whole list and
+        # raises a readable error.
+        if "video" not in sample and get_worker_info() is None:
+            self.bad_file_log.fail(sample["skipped"])
+        return sample
+
+
+class ShapesDataset(VideoDataset):
+    """The moving shapes; every clip is finite, labelled and captioned, and can't be unusable."""
+
+    def __init__(self, config: DataConfig):
+        super().__init__(config, min(config.shapes_size, config.max_clips or config.shapes_size))
+        self.label_names = list(LABELS)
+        wordings = {"train": "train", "validation": "test", "all": "all"}[config.part]
+        self.shapes = MovingShapes(
+            ShapesConfig(
+                num_frames=config.num_frames,
+                height=config.height,
+                width=config.width,
+                size=config.shapes_size,
+                seed=config.shapes_seed,
+                max_objects=config.shapes_max_objects,
+                two_object_fraction=config.shapes_two_object_fraction,
+                textured_fraction=config.shapes_textured_fraction,
+                split=config.shapes_split or wordings,
+                wordings=wordings,
+            )
+        )
+
+    def load(self, index: int, draws: Draws) -> dict[str, Any]:
+        clip = self.shapes.clip(index, draws.epoch)
+        frames = torch.from_numpy(clip.video).float()
+        return {
+            "video": rearrange(frames, "T H W C -> C T H W").contiguous() / 127.5 - 1,
+            "caption": clip.caption,
+            "label": clip.label,
+            "index": index,
+            "path": f"shapes/{self.shapes.config.split}/{self.config.shapes_seed}/{index}",
+            "fps": self.config.fps or 8.0,
+            "frame_indices": torch.arange(self.config.num_frames),
+        }
+
+
+class FileDataset(VideoDataset):
+    """Clips read from video files.
+
+    Args:
+        config: how they are read.
+        clips: which they are.
+        label_names: the name of each label.
+    """
+
+    def __init__(self, config: DataConfig, clips: Sequence[Clip], label_names: Sequence[str]):
+        super().__init__(config, len(clips))
+        self.clips = list(clips)
+        self.label_names = list(label_names)
+
+    def choose_frames(self, info: VideoInfo, draws: Draws) -> np.ndarray:
+        """The frames of the sample's window.
+
+        Raises:
+            UnusableVideo: if the video is too short.
+            ValueError: the same, when `short` is "error".
+        """
+        config = self.config
+        position = START_POSITIONS.get(config.start, draws.start)
+        if config.stride is not None:
+            chosen = frames_by_stride(info.num_frames, config.num_frames, config.stride, position)
+            wanted = f"{config.num_frames} frames, every {config.stride}."
+        else:
+            assert config.fps is not None
+            chosen = frames_by_time(
+                info.timestamps, info.duration, config.num_frames, config.fps, position
+            )
+            wanted = f"{config.num_frames} frames at {config.fps:g} fps"
+        if chosen is not None:
+            return chosen
+        if config.short == "repeat_last":
+            return frames_repeating_last(
+                info.timestamps, config.num_frames, config.fps, config.stride
+            )
+        came = f"too short: {info.num_frames} frames, {info.duration:.3f} s, for {wanted}"
+        if config.short == "error":
+            raise ValueError(f"{info.path}: {came}; set data.short to skip or repeat_last")
+        raise UnusableVideo(info.path, came)
+
+    def load(self, index: int, draws: Draws) -> dict[str, Any]:
+        clip, config = self.clips[index], self.config
+        crop = (0.5, 0.5) if config.crop == "center" else (draws.top, draws.left)
+        flip = config.flip and draws.flip < 0.5
+
+        def fit(frame: np.ndarray) -> torch.Tensor:
+            return fit_frame(frame, config.height, config.width, config.resize, crop, flip)
+
+        info, indices, frames = read_clip(
+            clip.path,
+            lambda info: self.choose_frames(info, draws),
+            fit,
+            backend=config.backend,
+            timeout=config.timeout,
+        )
+        fps = config.fps if config.stride is None else info.fps / config.stride
+        return {
+            "video": torch.stack(frames, dim=1) / 127.5 - 1,
+            "caption": clip.caption,
+            "label": clip.label,
+            "index": index,
+            "path": clip.path,
+            "fps": float(fps or 0),
+            "frame_indices": torch.from_numpy(indices.astype(np.int64)),
+        }
+
+
+def build_dataset(config: DataConfig) -> VideoDataset:
+    """The data set a config describes.
+
+    Raises:
+        ValueError: if the source can't be used: nothing there, no videos, a malformed list.
+    """
+    if config.source == "shapes":
+        return ShapesDataset(config)
+    listing = find_clips(
+        config.source,
+        config.path,
+        files=config.files,
+        root=config.root,
+        captions=config.captions,
+        split=config.split,
+        part=config.part,
+    )
+    if config.source == "ucf101" and config.validation_fraction > 0:
+        raise ValueError(
+            "data.source=ucf101 has an official validation part, got data.validation_fraction="
+            f"{config.validation_fraction}; set it to 0, or take data.source=classes"
+        )
+    own_parts = config.source == "ucf101"
+    if config.part == "validation" and config.validation_fraction == 0 and not own_parts:
+        logger.warning("data.validation_fraction is 0: the validation clips are the training clips")
+    clips = split_clips(listing.clips, config.part, config.validation_fraction)
+    return FileDataset(config, clips[: config.max_clips], listing.label_names)

@@ -1,0 +1,181 @@
+"""PatchGAN discriminators: per frame (2-D) or over space and time (3-D).
+
+Axes: B batch, C channels, T frames, H W pixels; t h w the discriminator's patches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from einops import rearrange
+from torch import Tensor, nn
+
+KINDS = ("2d", "3d")
+NORMS = ("batch", "group", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig:
+    """Size and kind of the discriminator; the defaults are the released VidTwin's.
+
+    Args:
+        kind: "2d" judges every frame alone, "3d" judges windows of space and time.
+        channels: width of the first layer; doubles each layer up to 8 times.
+        layers: strided layers, so a logit per 2**layers pixels.
+        norm: "batch" (released; synchronized over processes), "group" or "none".
+        in_channels: channels of the video.
+    """
+
+    kind: str = "2d"
+    channels: int = 64
+    layers: int = 3
+    norm: str = "batch"
+    in_channels: int = 3
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"discriminator.kind must be one of {KINDS}, got {self.kind!r}")
+        if self.norm not in NORMS:
+            raise ValueError(f"discriminator.norm must be one of {NORMS}, got {self.norm!r}")
+        for name in ("channels", "layers", "in_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"discriminator.{name} must be at least 1, got {getattr(self, name)}"
+                )
+
+
+class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm whose training statistics cover the batches of all processes.
+
+    With one process it is torch's own BatchNorm, for 4-D or 5-D input alike. torch's
+    SyncBatchNorm can't run on CPU, and plain BatchNorm makes training depend on how many
+    processes share a batch. The two statistics are computed by hand here, so that no running
+    buffer is saved for backward: two forwards before one backward are safe under DDP.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 3:
+            raise ValueError(f"expected (N, C, ...) input, got shape {tuple(input.shape)}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if not (self.training and distributed):
+            return super().forward(input)
+        # Here, because builds of torch without distributed lack it.
+        from torch.distributed.nn.functional import all_reduce
+
+        # Statistics in float32: a bf16 sum over thousands of positions loses the variance.
+        values = input if input.dtype == torch.float64 else input.float()
+        axes = [0, *range(2, values.ndim)]
+        count = values.new_tensor([values.numel() / values.shape[1]])
+        sums = all_reduce(torch.cat([values.sum(axes), count]))
+        total = sums[-1].detach()
+        shape = (1, -1) + (1,) * (values.ndim - 2)
+        centered = values - (sums[:-1] / total).reshape(shape)
+        variance = all_reduce(centered.square().sum(axes)) / total
+        self._update_running(sums[:-1].detach() / total, variance.detach(), total)
+        scale = torch.rsqrt(variance + self.eps) * self.weight
+        return (centered * scale.reshape(shape) + self.bias.reshape(shape)).to(input.dtype)
+
+    @torch.no_grad()
+    def _update_running(self, mean: Tensor, variance: Tensor, total: Tensor) -> None:
+        assert self.momentum is not None
+        assert self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        self.num_batches_tracked += 1
+        unbiased = variance * total / (total - 1).clamp_min(1)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+
+
+def _norm(name: str, channels: int) -> nn.Module:
+    if name == "batch":
+        return SynchronizedBatchNorm(channels)
+    if name == "group":
+        groups = next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0 and channels // g >= 2)
+        return nn.GroupNorm(groups, channels)
+    return nn.Identity()
+
+
+class PatchDiscriminator(nn.Module):
+    """A PatchGAN: one logit for each patch of each frame (2-D) or of each window (3-D).
+
+    Args:
+        config: see `DiscriminatorConfig`.
+    Source: pix2pix (arXiv 1611.07004) as in the released VidTwin, whose weights load into the
+        default as they are (`vidtwin.convert.read_official_discriminator`). The 3-D kind uses
+        kernel 3 along time, so any T >= 1 works.
+    """
+
+    def __init__(self, config: DiscriminatorConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or DiscriminatorConfig()
+        # BatchNorm takes away a bias before it: the released convolutions have none there.
+        bias = config.norm != "batch"
+        widths = [config.channels * min(2**i, 8) for i in range(config.layers + 1)]
+        # Identities keep the positions of main.* equal for every norm.
+        modules: list[nn.Module] = [
+            self._conv(config.in_channels, widths[0], stride=2),
+            nn.LeakyReLU(0.2),
+        ]
+        for i in range(1, config.layers + 1):
+            stride = 2 if i < config.layers else 1
+            modules += [
+                self._conv(widths[i - 1], widths[i], stride=stride, bias=bias),
+                _norm(config.norm, widths[i]),
+                nn.LeakyReLU(0.2),
+            ]
+        modules.append(self._conv(widths[-1], 1, stride=1))
+        self.main = nn.Sequential(*modules)
+        self.reset_parameters()
+
+    def _conv(self, inputs: int, outputs: int, *, stride: int, bias: bool = True) -> nn.Module:
+        if self.config.kind == "2d":
+            return nn.Conv2d(inputs, outputs, 4, stride, 1, bias=bias)
+        # Kernel 3 with padding 1 never empties a short time axis, as kernel 4 would.
+        strides, kernel = (stride, stride, stride), (3, 4, 4)
+        return nn.Conv3d(inputs, outputs, kernel, strides, 1, bias=bias)
+
+    def reset_parameters(self) -> None:
+        """Draw convolutions from N(0, 0.02) and norm scales from N(1, 0.02), as released."""
+        for module in self.main:
+            if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+                nn.init.normal_(module.weight, 0.0, 0.02)
+            elif isinstance(module, (SynchronizedBatchNorm, nn.GroupNorm)):
+                nn.init.normal_(module.weight, 1.0, 0.02)
+                nn.init.zeros_(module.bias)
+
+    @property
+    def minimum_size(self) -> int:
+        """The smallest height and width with at least one logit."""
+        return 3 * 2**self.config.layers
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Logits of every patch: high for real, low for reconstructed.
+
+        Args:
+            video: (B, C, T, H, W), in [-1, 1].
+        Returns:
+            (B, 1, T, h, w) for "2d", (B, 1, t, h, w) for "3d".
+        Raises:
+            ValueError: if the video isn't 5-D or its frames are too small for one logit.
+        """
+        if video.ndim != 5 or video.shape[1] != self.config.in_channels:
+            raise ValueError(
+                f"the discriminator expects (B, {self.config.in_channels}, T, H, W), "
+                f"got {tuple(video.shape)}"
+            )
+        if min(video.shape[-2:]) < self.minimum_size:
+            raise ValueError(
+                f"discriminator.layers={self.config.layers} needs frames of at least "
+                f"{self.minimum_size} pixels, got {video.shape[-2]}x{video.shape[-1]}; "
+                "set fewer discriminator.layers"
+            )
+        if self.config.kind == "3d":
+            return self.main(video)
+        frames = video.shape[2]
+        logits = self.main(rearrange(video, "b c t h w -> (b t) c h w"))
+        return rearrange(logits, "(b t) c h w -> b c t h w", t=frames)

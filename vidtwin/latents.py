@@ -1,0 +1,202 @@
+"""The three latents of a clip and the diagonal Gaussians they are drawn from.
+
+Axes: B batch, C channels, Q structure queries, T frames, h w grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+
+from vidtwin.config import AutoencoderConfig
+
+# One generator for the whole batch, or one per sample (then a sample's noise does not depend on
+# the batch around it), as everywhere in diffusers.
+Generators = torch.Generator | Sequence[torch.Generator] | None
+Part = Literal["both", "structure", "dynamics"]
+
+
+@dataclass(frozen=True)
+class VidTwinLatents:
+    """Raw latents of a batch of clips.
+
+    Args:
+        structure: (B, C_s, Q, h', w'), overall content and global movement.
+        dynamics_x: (B, C_d, T, w'), detail and rapid motion, averaged over rows.
+        dynamics_y: (B, C_d, T, h'), the same averaged over columns.
+    """
+
+    structure: torch.Tensor
+    dynamics_x: torch.Tensor
+    dynamics_y: torch.Tensor
+
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(structure, dynamics_x, dynamics_y)."""
+        return self.structure, self.dynamics_x, self.dynamics_y
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> VidTwinLatents:
+        """The same latents on another device or in another dtype."""
+        moved = (tensor.to(device=device, dtype=dtype) for tensor in self.tensors())
+        return VidTwinLatents(*moved)
+
+    @property
+    def numel_per_clip(self) -> int:
+        """Latent values of one clip, all three latents together."""
+        return sum(math.prod(tensor.shape[1:]) for tensor in self.tensors())
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return self.structure.shape[0]
+
+    def __getitem__(self, index: slice) -> VidTwinLatents:
+        """Some clips of the batch, by slice: `latents[2:3]` is still a batch."""
+        if not isinstance(index, slice):
+            raise ValueError(f"latents take a slice such as [i:i+1], got {index!r}")
+        return VidTwinLatents(*(tensor[index] for tensor in self.tensors()))
+
+    def __len__(self) -> int:
+        return self.batch_size
+
+    def __iter__(self) -> Iterator[VidTwinLatents]:
+        """Clip by clip, each a batch of one."""
+        return (self[i : i + 1] for i in range(self.batch_size))
+
+    @staticmethod
+    def cat(parts: Sequence[VidTwinLatents]) -> VidTwinLatents:
+        """Several batches as one."""
+        return VidTwinLatents(
+            *(torch.cat(tensors) for tensors in zip(*(p.tensors() for p in parts)))
+        )
+
+    def with_structure(self, other: VidTwinLatents) -> VidTwinLatents:
+        """These dynamics under another clip's structure (the paper's cross-reenactment)."""
+        return replace(self, structure=other.structure)
+
+
+@dataclass(frozen=True)
+class DiagonalGaussian:
+    """A Gaussian with independent entries.
+
+    Args:
+        mean: (B, ...).
+        logvar: (B, ...), clamped to [-30, 20] by `from_moments`.
+    Source: diffusers has a class of this purpose, but its `kl()` sums axes 1 to 3 only, which is
+        wrong for the five axes of the structure latent.
+    """
+
+    mean: torch.Tensor
+    logvar: torch.Tensor
+
+    @staticmethod
+    def from_moments(moments: torch.Tensor) -> DiagonalGaussian:
+        """Splits (B, 2C, ...) moments into mean and logvar on the channel axis."""
+        mean, logvar = moments.chunk(2, dim=1)
+        return DiagonalGaussian(mean, logvar.clamp(-30.0, 20.0))
+
+    def mode(self) -> torch.Tensor:
+        """The mean."""
+        return self.mean
+
+    def sample(
+        self, generator: Generators = None, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """mean + exp(logvar / 2) * noise, of the mean's shape; the noise is drawn if not given."""
+        if noise is None:
+            noise = standard_normal(
+                tuple(self.mean.shape), generator, self.mean.device, self.mean.dtype
+            )
+        return self.mean + torch.exp(0.5 * self.logvar) * noise.to(self.mean)
+
+    def kl(self) -> torch.Tensor:
+        """(B,): divergence from the standard normal, summed over every non-batch axis, in nats."""
+        # Thousands of terms are summed: under autocast, bf16 would keep three digits of them.
+        wide = torch.promote_types(self.mean.dtype, torch.float32)
+        mean, logvar = self.mean.to(wide), self.logvar.to(wide)
+        terms = mean.square() + logvar.exp() - 1.0 - logvar
+        return 0.5 * terms.flatten(1).sum(1, dtype=wide)
+
+
+@dataclass(frozen=True)
+class VidTwinPosterior:
+    """The posterior q(latents | video): one diagonal Gaussian per latent.
+
+    Args:
+        structure: mean and logvar (B, C_s, Q, h', w').
+        dynamics_x: mean and logvar (B, C_d, T, w').
+        dynamics_y: mean and logvar (B, C_d, T, h').
+    """
+
+    structure: DiagonalGaussian
+    dynamics_x: DiagonalGaussian
+    dynamics_y: DiagonalGaussian
+
+    def parts(self) -> tuple[DiagonalGaussian, DiagonalGaussian, DiagonalGaussian]:
+        """(structure, dynamics_x, dynamics_y)."""
+        return self.structure, self.dynamics_x, self.dynamics_y
+
+    def mode(self) -> VidTwinLatents:
+        """The most probable latents: what evaluation uses."""
+        return VidTwinLatents(*(part.mode() for part in self.parts()))
+
+    def sample(
+        self, generator: Generators = None, noise: VidTwinLatents | None = None
+    ) -> VidTwinLatents:
+        """Latents drawn at random: what training uses.
+
+        Args:
+            generator: none, one for the batch, or a list with one per sample.
+            noise: standard normal noise to use instead of drawing it, see `draw_noise`.
+        Raises:
+            ValueError: if a list is not as long as the batch.
+        """
+        noises = (None, None, None) if noise is None else noise.tensors()
+        return VidTwinLatents(
+            *(part.sample(generator, n) for part, n in zip(self.parts(), noises, strict=True))
+        )
+
+    def kl(self) -> torch.Tensor:
+        """(B,): summed over every non-batch axis of the three latents, in nats."""
+        return self.structure.kl() + self.dynamics_x.kl() + self.dynamics_y.kl()
+
+
+def standard_normal(
+    shape: tuple[int, ...], generator: Generators, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    """Noise of a shape from no generator, one, or one per sample."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        generator = list(generator)
+        if len(generator) != shape[0]:
+            raise ValueError(
+                f"expected one generator per sample ({shape[0]}), got {len(generator)}"
+            )
+    return randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+
+
+def draw_noise(config: AutoencoderConfig, seeds: Sequence[int]) -> VidTwinLatents:
+    """Standard normal noise for a batch, each sample's from its own seed alone.
+
+    Drawn on the CPU, so that it is the same on every device and for any batch around it.
+
+    Args:
+        config: gives the latents' shapes.
+        seeds: one per sample.
+    Returns:
+        VidTwinLatents: float32, on the CPU; what `posterior.sample(generators)` draws, where
+            generator i is seeded with seed i.
+    """
+    generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+    shapes = (config.structure_shape, config.dynamics_x_shape, config.dynamics_y_shape)
+    return VidTwinLatents(
+        *(
+            standard_normal((len(seeds), *shape), generators, torch.device("cpu"), torch.float32)
+            for shape in shapes
+        )
+    )

@@ -1,0 +1,230 @@
+"""The order of the samples over epochs and ranks, and the loaders that read them."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vidtwin.bad_files import BadFileLog, SkippedFile, UnusableVideo
+
+if TYPE_CHECKING:
+    from vidtwin.data import VideoDataset
+
+
+class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
+    """This rank's share of an endless stream of global batches.
+
+    The stream is one permutation of the data set after another, a batch may reach from one epoch
+    into the next, and every rank takes its contiguous slice: the union over ranks is the same for
+    any number of them.
+
+    Args:
+        num_samples: size of the data set.
+        batch_size: of the global batch, over all ranks.
+        seed: of the permutations.
+        rank: of this process.
+        world_size: number of processes.
+        start_batch: batches to leave out, those an interrupted run has done.
+        shuffle: False for the order of the data set.
+    Raises:
+        ValueError: if the batch can't be divided over the ranks, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start_batch: int = 0,
+        shuffle: bool = True,
+    ):
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        if batch_size < 1 or batch_size % world_size:
+            raise ValueError(
+                f"the global batch_size must be a multiple of the {world_size} processes, "
+                f"got {batch_size}"
+            )
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in [0, {world_size}), got {rank}")
+        if start_batch < 0:
+            raise ValueError(f"start_batch must not be negative, got {start_batch}")
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.start_batch = start_batch
+        self.shuffle = shuffle
+
+    def order(self, epoch: int) -> np.ndarray:
+        """(num_samples,) the indices of an epoch in the order of the stream."""
+        if not self.shuffle:
+            return np.arange(self.num_samples)
+        return np.random.default_rng([self.seed, epoch]).permutation(self.num_samples)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        share = self.batch_size // self.world_size
+        position = self.start_batch * self.batch_size + self.rank * share
+        known_epoch, order = -1, np.empty(0, dtype=np.int64)
+        while True:
+            batch = []
+            for place in range(position, position + share):
+                epoch, offset = divmod(place, self.num_samples)
+                if epoch != known_epoch:
+                    known_epoch, order = epoch, self.order(epoch)
+                batch.append((epoch, int(order[offset])))
+            yield batch
+            position += self.batch_size
+
+
+def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A batch: tensors and numbers stacked, strings in lists, "skipped" of all samples in one list.
+
+    "unfilled" counts the samples without a video; the others make the batch.
+    """
+    filled = [sample for sample in samples if "video" in sample]
+    batch: dict[str, Any] = {
+        "skipped": [item for sample in samples for item in sample["skipped"]],
+        "unfilled": len(samples) - len(filled),
+    }
+    if filled:
+        batch["video"] = torch.stack([sample["video"] for sample in filled])
+        batch["frame_indices"] = torch.stack([sample["frame_indices"] for sample in filled])
+        for name in ("label", "index", "noise_seed"):
+            batch[name] = torch.tensor([sample[name] for sample in filled], dtype=torch.int64)
+        batch["fps"] = torch.tensor([sample["fps"] for sample in filled])
+        for name in ("caption", "path"):
+            batch[name] = [sample[name] for sample in filled]
+    return batch
+
+
+class VideoLoader(DataLoader[dict[str, Any]]):
+    """A loader that counts the bad files of all its workers, and stops at too many of them.
+
+    Args:
+        dataset: of samples.
+        bad_file_log: counts in this process.
+        drop_unusable: leave samples without a video out, instead of stopping at them.
+        arguments: of `DataLoader`.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[dict[str, Any]],
+        bad_file_log: BadFileLog,
+        drop_unusable: bool = False,
+        **arguments: Any,
+    ):
+        super().__init__(dataset, collate_fn=collate, **arguments)
+        self.bad_file_log = bad_file_log
+        self.drop_unusable = drop_unusable
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        for batch in super().__iter__():
+            self.bad_file_log.add(batch["skipped"])
+            if batch.pop("unfilled") and not self.drop_unusable:
+                self.bad_file_log.fail(batch["skipped"])
+            if "video" in batch:
+                yield batch
+
+
+def worker_arguments(num_workers: int) -> dict[str, Any]:
+    """What every loader of ours tells `DataLoader` about its workers."""
+    if num_workers < 0:
+        raise ValueError(f"num_workers must not be negative, got {num_workers}")
+    arguments: dict[str, Any] = {
+        "num_workers": num_workers,
+        "pin_memory": torch.cuda.is_available(),
+    }
+    if num_workers > 0:
+        # A fork is safe here: readers are opened and closed within one item, so none is shared with
+        # the parent, and workers never touch CUDA. It starts at once and shares the list of files;
+        # "spawn" would import the whole script again in every worker.
+        methods = multiprocessing.get_all_start_methods()
+        arguments["multiprocessing_context"] = "fork" if "fork" in methods else "spawn"
+        arguments["persistent_workers"] = True
+    return arguments
+
+
+def build_loader(
+    dataset: VideoDataset,
+    *,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    start_batch: int = 0,
+    num_workers: int = 0,
+) -> VideoLoader:
+    """The endless training loader of this rank; see `GlobalBatchSampler` and `collate`.
+
+    Args:
+        batch_size: of the global batch, over all ranks.
+        seed: of the order of the samples.
+        start_batch: batches to leave out, those an interrupted run has done.
+        num_workers: processes that read; 0 reads in this one.
+    Raises:
+        ValueError: if the batch can't be divided over the ranks.
+    While it is read, `TooManyBadFiles` when more than `max_bad_fraction` of the files are bad.
+    """
+    sampler = GlobalBatchSampler(len(dataset), batch_size, seed, rank, world_size, start_batch)
+    return VideoLoader(
+        dataset, dataset.bad_file_log, batch_sampler=sampler, **worker_arguments(num_workers)
+    )
+
+
+class EvaluationItems(Dataset[dict[str, Any]]):
+    """Every clip of a data set in epoch 0; an unusable one gives a sample without a video."""
+
+    def __init__(self, dataset: VideoDataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            return self.dataset.get(index)
+        except UnusableVideo as error:
+            return {"skipped": [SkippedFile(error.path, error.reason)]}
+
+
+def build_evaluation_loader(
+    dataset: VideoDataset,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    max_samples: int | None = None,
+) -> VideoLoader:
+    """A loader of every clip exactly once over all ranks, in order, in epoch 0.
+
+    Unusable files are left out, counted and logged, never replaced; a batch may therefore be
+    smaller, and ranks may have different numbers of batches. Build the data set with start and
+    crop "center" for windows that depend on nothing else.
+
+    Args:
+        batch_size: of this rank.
+        max_samples: look at the first clips alone; None for all.
+    While it is read, `TooManyBadFiles` when more than `max_bad_fraction` of the files are bad.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must be in [0, {world_size}), got {rank}")
+    total = len(dataset) if max_samples is None else min(max_samples, len(dataset))
+    return VideoLoader(
+        EvaluationItems(dataset),
+        dataset.bad_file_log,
+        drop_unusable=True,
+        batch_size=batch_size,
+        sampler=range(rank, total, world_size),
+        **worker_arguments(num_workers),
+    )

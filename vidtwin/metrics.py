@@ -1,0 +1,193 @@
+"""Quality of a reconstruction: PSNR, SSIM and LPIPS, a value for each video.
+
+Axes: B batch, C channels, T frames, H W pixels, N frames of all videos together.
+
+Protocol, the same for all three: videos come in [-1, 1], a reconstruction's overshoot is clipped
+as any display would, values are not rounded to 8 bits, each frame is measured as an image, and a
+video's value is the mean over its frames. PSNR and SSIM take [0, 1], data range 1, float64.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+# The mean squared error below which PSNR says 100 dB: an exact copy would give infinity, and one
+# such frame would make the mean of a whole data set infinite. 8-bit rounding alone is 59 dB.
+MINIMUM_MSE = 1e-10
+SSIM_WINDOW = 11
+
+# The trunk each LPIPS net needs, as torchvision names its file, and the smallest frame it takes.
+_TRUNKS = {
+    "vgg": ("vgg16-397923af.pth", 16),
+    "alex": ("alexnet-owt-7be5be79.pth", 31),
+    "squeeze": ("squeezenet1_1-b8a52dc0.pth", 17),
+}
+LPIPS_NETS = tuple(_TRUNKS)
+
+
+def _check_pair(video: Tensor, reconstruction: Tensor) -> None:
+    if video.ndim != 5 or video.shape != reconstruction.shape:
+        raise ValueError(
+            "expected a video and its reconstruction of one shape (B, C, T, H, W), "
+            f"got {tuple(video.shape)} and {tuple(reconstruction.shape)}"
+        )
+
+
+def _unit_range(video: Tensor) -> Tensor:
+    return ((video.detach().double() + 1) / 2).clamp(0, 1)
+
+
+def psnr(video: Tensor, reconstruction: Tensor, *, pooled: bool = False) -> Tensor:
+    """Peak signal-to-noise ratio of each video, in dB, at most 100.
+
+    Args:
+        video: (B, C, T, H, W), in [-1, 1].
+        reconstruction: the same shape; clipped to [-1, 1].
+        pooled: False, the field's habit for video, averages the frames' PSNR; True takes the
+            PSNR of the video's mean squared error (never higher than the other).
+    Returns:
+        (B,), float64. Identical frames count 100 dB instead of infinity.
+    Raises:
+        ValueError: if the shapes differ or aren't 5-D.
+    """
+    _check_pair(video, reconstruction)
+    error = (_unit_range(video) - _unit_range(reconstruction)).square()
+    error = error.mean((1, 2, 3, 4)) if pooled else error.mean((1, 3, 4))  # (B,) or (B, T)
+    decibels = -10 * error.clamp_min(MINIMUM_MSE).log10()
+    return decibels if pooled else decibels.mean(1)
+
+
+def ssim(video: Tensor, reconstruction: Tensor) -> Tensor:
+    """Structural similarity of each video: 1 for a copy.
+
+    Args:
+        video: (B, C, T, H, W), in [-1, 1], frames of at least 11 x 11 pixels.
+        reconstruction: the same shape; clipped to [-1, 1].
+    Returns:
+        (B,), float64: the mean over frames, channels and the window positions inside a frame.
+    Raises:
+        ValueError: if the shapes differ, aren't 5-D, or the frames are below 11 pixels.
+    Source: Wang et al. 2004: Gaussian window 11 x 11, sigma 1.5, k1 0.01, k2 0.03.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    _check_pair(video, reconstruction)
+    if min(video.shape[-2:]) < SSIM_WINDOW:
+        raise ValueError(
+            f"ssim's window needs frames of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, "
+            f"got {video.shape[-2]}x{video.shape[-1]}; measure larger frames, or leave ssim out"
+        )
+    values = []
+    # A video at a time: the float64 windows of a whole batch would fill the memory.
+    for original, copy in zip(video, reconstruction, strict=True):
+        _, similarity = structural_similarity_index_measure(
+            _unit_range(rearrange(copy, "c t h w -> t c h w")),
+            _unit_range(rearrange(original, "c t h w -> t c h w")),
+            sigma=1.5,
+            data_range=1.0,
+            reduction="none",
+            return_full_image=True,
+        )  # (T, C, H, W)
+        # torchmetrics' own mean counts windows that hang over a mirrored border, in some of its
+        # versions; Wang's and scikit-image's mean, ours, is over the windows inside the frame.
+        border = SSIM_WINDOW // 2
+        values.append(similarity[..., border:-border, border:-border].mean())
+    return torch.stack(values)
+
+
+class Lpips(nn.Module):
+    """The learned perceptual distance, frozen: no parameters, nothing in the state dict.
+
+    Args:
+        net: "vgg", "alex" or "squeeze".
+    Raises:
+        ValueError: for an unknown net, or where the trunk's weights can't be had.
+    Source: Zhang et al. 2018 (arXiv 1801.03924), version 0.1, by the `lpips` package.
+    """
+
+    def __init__(self, net: str = "vgg") -> None:
+        super().__init__()
+        if net not in LPIPS_NETS:
+            raise ValueError(f"the LPIPS net must be one of {LPIPS_NETS}, got {net!r}")
+        self.net_name = net
+        self.net = _build_lpips(net)
+        # Weights become buffers outside the state dict: checkpoints stay small, no optimizer or
+        # DDP finds a parameter, and `.to(device)` still moves them.
+        for module in self.net.modules():
+            tensors: list[tuple[str, Tensor]] = [
+                *module.named_parameters(recurse=False),
+                *module.named_buffers(recurse=False),
+            ]
+            for name, tensor in tensors:
+                delattr(module, name)
+                module.register_buffer(name, tensor.detach(), persistent=False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Lpips:
+        """Stay in evaluation: dropout in a distance would be noise."""
+        return super().train(False)
+
+    def frames(self, video: Tensor, reconstruction: Tensor) -> Tensor:
+        """Distance of each frame, differentiable.
+
+        Args:
+            video: (B, 3, T, H, W), in [-1, 1].
+            reconstruction: the same shape; not clipped.
+        Returns:
+            (B, T), in the weights' type (float32).
+        Raises:
+            ValueError: if the shapes differ or the frames are too small for the net.
+        """
+        _check_pair(video, reconstruction)
+        smallest = _TRUNKS[self.net_name][1]
+        if min(video.shape[-2:]) < smallest:
+            raise ValueError(
+                f"LPIPS with {self.net_name!r} needs frames of at least {smallest} pixels, got "
+                f"{video.shape[-2]}x{video.shape[-1]}; use larger frames or turn it off"
+            )
+        dtype = next(self.net.buffers()).dtype
+        # Not in bf16, whose 8 bits blur the small differences this is about.
+        with torch.autocast(video.device.type, enabled=False):
+            distance = self.net(
+                rearrange(video, "b c t h w -> (b t) c h w").to(dtype),
+                rearrange(reconstruction, "b c t h w -> (b t) c h w").to(dtype),
+            )  # (N, 1, 1, 1)
+        return rearrange(distance, "(b t) 1 1 1 -> b t", t=video.shape[2])
+
+    @torch.no_grad()
+    def forward(self, video: Tensor, reconstruction: Tensor) -> Tensor:
+        """Distance of each video, as a metric: 0 for a copy, no gradient.
+
+        Args:
+            video: (B, 3, T, H, W), in [-1, 1].
+            reconstruction: the same shape; clipped to [-1, 1].
+        Returns:
+            (B,), float64: the mean over the frames.
+        """
+        # A video at a time: the trunk's activations of a batch of videos would fill the memory.
+        pairs = zip(video.split(1), reconstruction.clamp(-1, 1).split(1), strict=True)
+        return torch.cat([self.frames(one, other).double().mean(1) for one, other in pairs])
+
+
+def _build_lpips(net: str) -> nn.Module:
+    import lpips
+
+    filename = _TRUNKS[net][0]
+    folder = os.path.join(torch.hub.get_dir(), "checkpoints")
+    try:
+        with warnings.catch_warnings():
+            # torchvision warns of the argument by which lpips asks for its trunk.
+            warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
+            return lpips.LPIPS(net=net, verbose=False)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"LPIPS needs torchvision's weights {filename}, which could not be loaded "
+            f"({str(error) or type(error).__name__}): put "
+            f"https://download.pytorch.org/models/{filename} into {folder} "
+            "(TORCH_HOME moves that folder), or set loss.perceptual_weight=0"
+        ) from error

@@ -1,0 +1,397 @@
+"""The frames of a video file as PyAV lists and decodes them.
+
+Axes: H W pixels, C colour channels.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+
+import av
+import numpy as np
+from av.stream import Disposition
+from numpy.typing import NDArray
+
+from vidtwin.bad_files import UnusableVideo
+
+Frame = NDArray[np.uint8]
+
+# ffmpeg also opens playlists, which may point anywhere; a video file needs no other protocol.
+OPEN_OPTIONS = {"protocol_whitelist": "file"}
+# Containers whose packets have no presentation times: ffmpeg's guesses are wrong with B-frames.
+UNTIMED_FORMATS = frozenset({"avi", "h264", "hevc", "m4v", "mjpeg", "mpegvideo", "rawvideo"})
+# Containers with an index and a time for every packet. In others frames are told apart by decoding
+# from the start: after a seek in an MPEG stream, every frame may have its neighbour's time.
+INDEXED_FORMATS = frozenset({"mov", "mp4", "matroska", "webm"})
+# A share by which the rate that a file states may miss the one of its timestamps.
+RATE_TOLERANCE = 0.02
+DEFAULT_RATE = 25.0
+
+
+class FrameListIsWrong(Exception):  # noqa: N818
+    """The packets don't tell which frames there are."""
+
+
+class Deadline:
+    """A moment after which reading a file is given up.
+
+    Args:
+        path: of the file.
+        seconds: from now; None for never.
+    """
+
+    def __init__(self, path: str, seconds: float | None):
+        self.path = path
+        self.seconds = seconds
+        self.end = None if seconds is None else time.monotonic() + seconds
+
+    def expired(self) -> UnusableVideo:
+        """The error that says so."""
+        return UnusableVideo(self.path, f"reading took more than {self.seconds:g} seconds")
+
+    def check(self) -> None:
+        """Raise if the moment has passed.
+
+        Raises:
+            UnusableVideo: then.
+        """
+        if self.end is not None and time.monotonic() > self.end:
+            raise self.expired()
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoInfo:
+    """What is known about a video before its frames are read.
+
+    Args:
+        path: of the file.
+        num_frames: that are shown; packets cut away by an edit list don't count.
+        fps: average frames per second.
+        duration: seconds from the first frame to the end of the last.
+        height: in pixels, upright.
+        width: in pixels, upright.
+        rotation: degrees by which stored frames are turned counterclockwise to be upright.
+        codec: ffmpeg's name of it.
+        backend: that reads the frames.
+        timestamps: (num_frames,) seconds from the first frame, increasing.
+    """
+
+    path: str
+    num_frames: int
+    fps: float
+    duration: float
+    height: int
+    width: int
+    rotation: int
+    codec: str
+    backend: str
+    timestamps: NDArray[np.float64] = field(repr=False, compare=False)
+
+    def with_backend(self, backend: str) -> VideoInfo:
+        """The same video read by another backend."""
+        return replace(self, backend=backend)
+
+
+def upright(frame: av.VideoFrame) -> Frame:
+    """(H, W, 3) RGB pixels, turned by the frame's rotation; odd angles stay as they are."""
+    pixels = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+    turns, rest = divmod(frame.rotation, 90)
+    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns % 4 and not rest else pixels
+
+
+class PyavReader:
+    """An open video file.
+
+    Args:
+        path: of the file.
+        deadline: looked at between packets.
+        list_by_decoding: find the frames by decoding all of them, instead of from the packets.
+    Raises:
+        UnusableVideo: if the file can't be opened, has no moving picture, or no frame decodes.
+    """
+
+    def __init__(self, path: str, deadline: Deadline, list_by_decoding: bool = False):
+        self.path = path
+        self.deadline = deadline
+        self.listed_by_decoding = list_by_decoding
+        # Presentation times, and those of key frames, in units of the stream's time base.
+        self.pts: list[int] = []
+        self.key_pts: list[int] = []
+        self._open()
+        try:
+            # Whether frames are known by their times; else by their place in the order of decoding.
+            self.timed = not self.format_is_one_of(UNTIMED_FORMATS)
+            if list_by_decoding:
+                self._list_by_decoding()
+            else:
+                self._list_packets()
+        except BaseException:
+            self.close()
+            raise
+        self.index_of = {pts: index for index, pts in enumerate(self.pts)}
+
+    def __enter__(self) -> PyavReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the file go."""
+        self.container.close()
+
+    def format_is_one_of(self, names: frozenset[str]) -> bool:
+        """Whether the container goes by one of these names of ffmpeg."""
+        return not names.isdisjoint(self.format_name.split(","))
+
+    def _open(self) -> None:
+        try:
+            self.container = av.open(self.path, options=OPEN_OPTIONS)
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise UnusableVideo(self.path, f"can't be opened: {_reason(error)}") from error
+        self.format_name = self.container.format.name
+        try:
+            if self.format_name.endswith("_pipe") or self.format_name == "image2":
+                raise UnusableVideo(self.path, f"a still picture ({self.format_name})")
+            self.stream = self._best_stream()
+            self.stream.codec_context.thread_count = 1
+            self.stream.codec_context.thread_type = "NONE"
+        except BaseException:
+            self.close()
+            raise
+
+    def _best_stream(self) -> av.VideoStream:
+        """ffmpeg's choice among the video streams, cover pictures left out."""
+        moving = [
+            stream
+            for stream in self.container.streams.video
+            if not stream.disposition & Disposition.attached_pic
+        ]
+        best = self.container.streams.best("video")
+        if not moving:
+            raise UnusableVideo(
+                self.path, "no video stream" if best is None else "only a cover picture"
+            )
+        # An unknown codec has a stream, but no context to decode it with.
+        chosen = next((stream for stream in moving if best and stream.index == best.index), None)
+        chosen = chosen or moving[0]
+        if chosen.codec_context is None:
+            raise UnusableVideo(self.path, "its codec is unknown")
+        return chosen
+
+    def _list_packets(self) -> None:
+        first: av.VideoFrame | None = None
+        decodes = True
+        durations: dict[int, int] = {}
+        for packet in self._packets():
+            if first is None and decodes:
+                try:
+                    first = next(iter(packet.decode()), None)
+                except av.FFmpegError:
+                    decodes = False
+            if not packet.size:
+                continue  # the end, which only asks the decoder for what it still has
+            if packet.pts is None:
+                self.timed = False
+                packet.pts = len(self.pts)
+            if packet.is_keyframe:
+                self.key_pts.append(packet.pts)
+            # Cut away by an edit list: decoded, but never shown.
+            if not packet.is_discard:
+                self.pts.append(packet.pts)
+                durations[packet.pts] = packet.duration or 0
+        if len(set(self.pts)) < len(self.pts):
+            self.timed = False
+        self.pts.sort()
+        self.key_pts.sort()
+        if not self.pts or first is None:
+            raise UnusableVideo(self.path, "not one frame can be decoded")
+        self._describe(first, durations[self.pts[-1]])
+
+    def _list_by_decoding(self) -> None:
+        first, duration = None, 0
+        for frame, _ in self._decode(None):
+            if first is None:
+                first = frame
+            if frame.pts is None or (self.pts and frame.pts <= self.pts[-1]):
+                self.timed = False
+            self.pts.append(len(self.pts) if frame.pts is None else frame.pts)
+            duration = frame.duration or 0
+        if first is None:
+            raise UnusableVideo(self.path, "not one frame can be decoded")
+        self._describe(first, duration)
+
+    def _describe(self, first: av.VideoFrame, last_duration: int) -> None:
+        stated = float(self.stream.average_rate or self.stream.guessed_rate or 0)
+        if self.timed and len(self.pts) > 1:
+            assert self.stream.time_base is not None
+            unit = float(self.stream.time_base)
+            timestamps = (np.array(self.pts, dtype=np.float64) - self.pts[0]) * unit
+            fps = (len(self.pts) - 1) / timestamps[-1]
+            if abs(stated - fps) <= RATE_TOLERANCE * fps:
+                fps = stated  # as the file says: timestamps may be rounded
+            typical = float(np.median(np.diff(timestamps)))
+            # A last frame may state no duration, or one that reaches over what was cut away.
+            last = last_duration * unit
+            last = last if 0 < last < 2 * typical else typical
+        else:
+            fps = stated or DEFAULT_RATE
+            timestamps, last = np.arange(len(self.pts)) / fps, 1 / fps
+        self.first_frame = upright(first)
+        self.first_is_sound = not first.is_corrupt
+        self.info = VideoInfo(
+            path=self.path,
+            num_frames=len(self.pts),
+            fps=float(fps),
+            duration=float(timestamps[-1] + last),
+            height=self.first_frame.shape[0],
+            width=self.first_frame.shape[1],
+            rotation=int(first.rotation) % 360,
+            codec=self.stream.codec_context.name,
+            backend="pyav",
+            timestamps=timestamps,
+        )
+
+    def _packets(self) -> Iterator[av.Packet]:
+        """The packets from here on, as far as the file can be read."""
+        packets = self.container.demux(self.stream)
+        while True:
+            self.deadline.check()
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except av.FFmpegError:
+                return  # the frames that are then missing are noticed when they are needed
+            yield packet
+
+    def _decode(self, key_pts: int | None) -> Iterator[tuple[av.VideoFrame, bool]]:
+        """The frames from a key frame on, or from the start, and whether each is sound.
+
+        A frame isn't sound if the decoder marks it as damaged, or if it comes after one that is, or
+        after an error, and before the next key frame: it may be made from what was lost.
+        """
+        if key_pts is None:
+            self.close()
+            self._open()
+        else:
+            try:
+                self.container.seek(key_pts, stream=self.stream, backward=True, any_frame=False)
+            except av.FFmpegError:
+                return  # no frame from here: the caller starts at the beginning instead
+        sound = True
+        for packet in self._packets():
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                sound = False
+                continue
+            for frame in frames:
+                self.deadline.check()
+                sound = not frame.is_corrupt and (sound or bool(frame.key_frame))
+                yield frame, sound
+
+    def _numbered(self, key_pts: int | None) -> Iterator[tuple[int, av.VideoFrame, bool]]:
+        """The same with the index of each frame, in front; -1 for a frame that isn't listed."""
+        for count, (frame, sound) in enumerate(self._decode(key_pts)):
+            if self.timed:
+                count = -1 if frame.pts is None else self.index_of.get(frame.pts, -1)
+            yield count, frame, sound
+
+    def _places_to_start(self, index: int) -> list[int | None]:
+        """Where decoding may start for this frame: the last key frame before it, then the start."""
+        if not (self.timed and self.format_is_one_of(INDEXED_FORMATS)):
+            return [None]
+        before = bisect_right(self.key_pts, self.pts[index])
+        return [self.key_pts[before - 1], None] if before > 1 else [None]
+
+    def num_key_frames(self, indices: NDArray[np.intp]) -> int:
+        """How many key frames these frames are decoded from."""
+        return len({self._places_to_start(int(index))[0] for index in indices})
+
+    def key_frames(self, indices: NDArray[np.intp]) -> dict[int, Frame]:
+        """Index -> upright frame of every key frame that one of these frames is decoded from.
+
+        Raises:
+            FrameListIsWrong: if a key frame isn't where its packet says.
+        """
+        found = {}
+        keys = {self._places_to_start(int(index))[0] for index in indices}
+        for key_pts in sorted(pts for pts in keys if pts is not None):
+            index = self.index_of.get(key_pts, -1)
+            for number, frame, sound in self._numbered(key_pts):
+                if number >= index:
+                    if number != index or not sound:
+                        raise FrameListIsWrong(f"frame {index} is no key frame")
+                    found[index] = upright(frame)
+                    break
+            else:
+                raise FrameListIsWrong(f"frame {index} is no key frame")
+        return found
+
+    def _problem(self, index: int, sound: bool) -> Exception:
+        if sound and not self.listed_by_decoding:
+            return FrameListIsWrong(f"frame {index} is not where its packet says")
+        return UnusableVideo(
+            self.path, f"damaged: frame {index} of {len(self.pts)} can't be decoded"
+        )
+
+    def read(self, indices: NDArray[np.intp]) -> Iterator[Frame]:
+        """The upright frames of these indices.
+
+        Args:
+            indices: increasing, each once.
+        Raises:
+            UnusableVideo: if one of them can't be decoded.
+            FrameListIsWrong: if it isn't there; to be listed by decoding.
+        """
+        position = 0
+        for key_pts in self._places_to_start(int(indices[0])):
+            sound = True
+            for number, frame, sound in self._numbered(key_pts):
+                if number < indices[position]:
+                    continue
+                if number > indices[position] or not sound:
+                    break
+                yield self._upright(frame)
+                position += 1
+                if position == len(indices):
+                    return
+        raise self._problem(int(indices[position]), sound)
+
+    def read_all(self, start: int, stop: int | None) -> Iterator[Frame]:
+        """The upright frames from `start` to before `stop`, as decoding them all gives them.
+
+        Raises:
+            UnusableVideo: where they can't be decoded further.
+        """
+        for number, (frame, sound) in enumerate(self._decode(None)):
+            if number == stop:
+                return
+            if not sound:
+                raise UnusableVideo(self.path, f"damaged: frame {number} can't be decoded")
+            if number >= start:
+                yield self._upright(frame)
+
+    def _upright(self, frame: av.VideoFrame) -> Frame:
+        pixels = upright(frame)
+        if pixels.shape != self.first_frame.shape:
+            raise UnusableVideo(
+                self.path,
+                f"frames change their size from {self.first_frame.shape[:2]} to {pixels.shape[:2]}",
+            )
+        return pixels
+
+
+def _reason(error: Exception) -> str:
+    """What ffmpeg says, without the path."""
+    return str(getattr(error, "strerror", None) or error)

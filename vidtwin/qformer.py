@@ -1,0 +1,63 @@
+"""The Q-Former that finds a clip's structure, position by position.
+
+Axes: B batch, T frames, D width, S positions, Q structure queries, h w grid.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import nn
+from transformers import Blip2QFormerConfig, Blip2QFormerModel
+
+
+class TemporalQFormer(nn.Module):
+    """Learned queries read the frames of each position; the positions do not see one another.
+
+    Args:
+        num_queries: Q.
+        hidden_size: q, width of the queries.
+        input_size: D, width of the frames' features.
+        num_layers: layers, with cross-attention on layers 0, 2, 4...
+        num_heads: attention heads.
+        intermediate_size: feed-forward width.
+        dropout: of hidden states and attention, while training.
+    Source: BLIP-2 (arXiv 2301.12597) in transformers' implementation; VidTwin, Sec. 3.2.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_queries: int,
+        hidden_size: int,
+        input_size: int,
+        num_layers: int,
+        num_heads: int,
+        intermediate_size: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(num_queries, hidden_size))
+        config = Blip2QFormerConfig(
+            hidden_size=hidden_size,
+            num_hidden_layers=num_layers,
+            num_attention_heads=num_heads,
+            intermediate_size=intermediate_size,
+            encoder_hidden_size=input_size,
+            cross_attention_frequency=2,
+            hidden_act="gelu",
+            layer_norm_eps=1e-12,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+            # Without it every layer carries a second feed-forward that no query passes.
+            use_qformer_text_input=False,
+        )
+        self.qformer = Blip2QFormerModel._from_config(config, attn_implementation="sdpa")
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, D, T, h, w) to (B * Q, q, h, w), one image of the grid per query."""
+        batch, _, _, height, _ = features.shape
+        frames = rearrange(features, "b d t h w -> (b h w) t d")
+        queries = self.queries.expand(frames.shape[0], -1, -1)
+        found = self.qformer(query_embeds=queries, encoder_hidden_states=frames).last_hidden_state
+        return rearrange(found, "(b h w) q c -> (b q) c h w", b=batch, h=height)

@@ -1,0 +1,456 @@
+"""Which clips a data set has: from a CSV, class folders, UCF-101's lists, a folder, a pattern.
+
+Every list is in an order that depends on the paths alone, never on the file system.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import glob
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+VIDEO_SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        *("3gp", "asf", "avi", "flv", "gif", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg"),
+        *("mts", "mxf", "ogv", "ts", "vob", "webm", "wmv", "y4m"),
+    )
+)
+# Files of a list that are looked for before a run starts; all of a long list would take minutes
+# on a network disk, and one that is missing later is skipped and counted like any other bad file.
+CHECKED_FILES = 1000
+# UCF-101's names: v_<Label>_g<group>_c<clip>; the clips of a group come from one recording.
+GROUPED_NAME = re.compile(r"^v_.+_(g\d+)_c\d+$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """One video of a data set.
+
+    Args:
+        path: of the file.
+        name: the path within the data set, with "/": what splits go by.
+        caption: "" for none.
+        label: index into the label names, -1 for none.
+    """
+
+    path: str
+    name: str
+    caption: str = ""
+    label: int = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipList:
+    """The clips of a source and the names of their labels."""
+
+    clips: list[Clip]
+    label_names: list[str]
+
+
+def nearest_name(name: str, allowed: Iterable[str]) -> str:
+    """The allowed name that looks most like this one."""
+    allowed = list(allowed)
+    return (difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.0) or allowed)[0]
+
+
+def _existing(path: str | None, what: str, directory: bool) -> Path:
+    """The path, which must be there.
+
+    Raises:
+        ValueError: if it isn't, or is a file instead of a folder, or the other way round.
+    """
+    if not path:
+        raise ValueError(f"data.path must name {what}, got {path!r}")
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise ValueError(f"data.path must name {what}, but {str(found)!r} does not exist")
+    if found.is_dir() != directory:
+        came = "a folder" if found.is_dir() else "a file"
+        raise ValueError(f"data.path must name {what}, but {str(found)!r} is {came}")
+    return found
+
+
+def _videos_below(folder: Path) -> list[Path]:
+    """Every file below a folder that is named like a video, in the order of the paths."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in VIDEO_SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def _no_videos(where: str) -> ValueError:
+    suffixes = " ".join(sorted(VIDEO_SUFFIXES))
+    return ValueError(f"no videos found in {where}; looked for files named {suffixes}")
+
+
+def _label_indices(labels: Sequence[str]) -> tuple[list[int], list[str]]:
+    """The label of each clip as an index, and the names. Labels that are all numbers stay as they
+    are; "" is no label."""
+    known = {label for label in labels if label}
+    if known and all(label.isdecimal() for label in known):
+        names = [str(number) for number in range(max(map(int, known)) + 1)]
+        return [int(label) if label else -1 for label in labels], names
+    names = sorted(known)
+    position = {name: index for index, name in enumerate(names)}
+    return [position[label] if label else -1 for label in labels], names
+
+
+def _check_listed(clips: Sequence[Clip], where: str) -> None:
+    """Complain about files that a list names and that aren't there.
+
+    Raises:
+        ValueError: if a file is listed twice, or none is there.
+    """
+    seen: dict[str, int] = {}
+    for position, clip in enumerate(clips, start=1):
+        if clip.path in seen:
+            raise ValueError(
+                f"{where} lists {clip.path} twice, as video {seen[clip.path]} and {position}; "
+                "remove one of them"
+            )
+        seen[clip.path] = position
+    step = -(-len(clips) // CHECKED_FILES)
+    looked = clips[::step]
+    missing = [clip.path for clip in looked if not Path(clip.path).exists()]
+    if len(missing) == len(looked):
+        raise ValueError(
+            f"none of the videos that {where} lists is there, such as {missing[0]}; data.root is "
+            "the folder that relative paths start from"
+        )
+    if missing:
+        logger.warning(
+            "%d of %d videos looked for are not there, such as %s (listed in %s)",
+            len(missing),
+            len(looked),
+            missing[0],
+            where,
+        )
+
+
+def _read_captions(path: Path) -> dict[str, str]:
+    """Path -> caption from a JSON file.
+
+    Raises:
+        ValueError: if it isn't an object of strings.
+    """
+    if not path.is_file():
+        raise ValueError(f"data.captions must name a JSON file, but {str(path)!r} is not a file")
+    try:
+        captions = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(captions, dict) or not all(isinstance(c, str) for c in captions.values()):
+        raise ValueError(f"{path} must hold one JSON object of path -> caption")
+    return captions
+
+
+def _with_captions(clips: list[Clip], captions: str | None, root: Path) -> list[Clip]:
+    """The clips with their captions from a JSON file, or from the `.txt` beside each."""
+    if captions is None:
+        beside = [Path(clip.path).with_suffix(".txt") for clip in clips]
+        return [
+            replace(clip, caption=text.read_text(encoding="utf-8").strip())
+            if text.is_file()
+            else clip
+            for clip, text in zip(clips, beside, strict=True)
+        ]
+    given = Path(captions).expanduser()
+    file = given if given.is_file() or given.is_absolute() else root / given
+    table = _read_captions(file)
+    # A key is the clip's path from the data set's folder or from the JSON's own; or its bare name.
+    by_path = {str((file.parent / key).resolve()): text for key, text in table.items()}
+    captioned = []
+    for clip in clips:
+        for text in (
+            table.get(clip.name),
+            by_path.get(str(Path(clip.path).resolve())),
+            table.get(Path(clip.name).name),
+        ):
+            if text is not None:
+                clip = replace(clip, caption=text)
+                break
+        captioned.append(clip)
+    without = [clip.name for clip in captioned if not clip.caption]
+    if len(without) == len(clips):
+        raise ValueError(
+            f"{file} has no caption for any of the {len(clips)} videos; its keys must be paths "
+            f"such as {clips[0].name!r}, got {next(iter(table), None)!r}"
+        )
+    if without:
+        logger.warning(
+            "%s has no caption for %d of %d videos, such as %s",
+            file,
+            len(without),
+            len(clips),
+            without[0],
+        )
+    return captioned
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """What a source may need; see `find_clips`."""
+
+    path: str | None
+    files: tuple[str, ...]
+    root: str | None
+    captions: str | None
+    split: int | None
+    part: str
+
+
+def _from_csv(options: SourceOptions) -> ClipList:
+    file = _existing(options.path, "a CSV file", directory=False)
+    root = Path(options.root).expanduser() if options.root else file.parent
+    if not root.is_dir():
+        raise ValueError(f"data.root must name a folder, but {str(root)!r} is not one")
+    with file.open(newline="", encoding="utf-8-sig") as stream:
+        reader = csv.DictReader(stream)
+        columns = list(reader.fieldnames or [])
+        if "videos" not in columns:
+            raise ValueError(
+                f"{file} must have a column 'videos' with the paths (and may have 'caption' and "
+                f"'label'), got the columns {columns}"
+            )
+        rows = [row for row in reader if (row["videos"] or "").strip()]
+    if not rows:
+        raise ValueError(f"no videos found in {file}: its column 'videos' is empty")
+    labels, label_names = _label_indices([(row.get("label") or "").strip() for row in rows])
+    clips = [
+        Clip(
+            path=str(root / row["videos"].strip()),
+            name=Path(row["videos"].strip()).as_posix(),
+            caption=(row.get("caption") or "").strip(),
+            label=label,
+        )
+        for row, label in zip(rows, labels, strict=True)
+    ]
+    _check_listed(clips, str(file))
+    return ClipList(clips=clips, label_names=label_names)
+
+
+def _from_classes(options: SourceOptions) -> ClipList:
+    root = _existing(options.path, "a folder of class folders", directory=True)
+    folders = sorted(
+        path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
+    found = {folder.name: _videos_below(folder) for folder in folders}
+    empty = [name for name, videos in found.items() if not videos]
+    if len(empty) == len(found):
+        raise _no_videos(f"the class folders of {str(root)!r} ({', '.join(found) or 'none'})")
+    if empty:
+        logger.warning("class folders of %s without a video: %s", root, ", ".join(empty))
+    label_names = [name for name in found if found[name]]
+    clips = [
+        Clip(path=str(path), name=path.relative_to(root).as_posix(), label=label)
+        for label, name in enumerate(label_names)
+        for path in found[name]
+    ]
+    return ClipList(clips=_with_captions(clips, options.captions, root), label_names=label_names)
+
+
+def _from_folder(options: SourceOptions) -> ClipList:
+    root = _existing(options.path, "a folder of videos", directory=True)
+    videos = _videos_below(root)
+    if not videos:
+        raise _no_videos(repr(str(root)))
+    clips = [Clip(path=str(path), name=path.relative_to(root).as_posix()) for path in videos]
+    return ClipList(clips=_with_captions(clips, options.captions, root), label_names=[])
+
+
+def _from_glob(options: SourceOptions) -> ClipList:
+    if not options.path:
+        raise ValueError(
+            f"data.path must be a pattern such as 'clips/**/*.mp4', got {options.path}"
+        )
+    pattern = str(Path(options.path).expanduser())
+    videos = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
+    if not videos:
+        raise ValueError(f"no videos found: no file matches data.path={pattern!r}")
+    # Names start where the pattern does, so that a split stays when the folder moves.
+    fixed = Path(pattern.split("*")[0].split("?")[0].split("[")[0])
+    root = fixed if fixed.is_dir() else fixed.parent
+    clips = [Clip(path=path, name=Path(path).relative_to(root).as_posix()) for path in videos]
+    return ClipList(clips=_with_captions(clips, options.captions, root), label_names=[])
+
+
+def _from_files(options: SourceOptions) -> ClipList:
+    files = options.files or ((options.path,) if options.path else ())
+    if not files:
+        raise ValueError("data.files must list videos, or data.path name one; got neither")
+    clips = [
+        Clip(path=str(_existing(file, "a video", directory=False)), name=Path(file).name)
+        for file in files
+    ]
+    _check_listed(clips, "data.files")
+    root = Path(clips[0].path).parent
+    return ClipList(clips=_with_captions(clips, options.captions, root), label_names=[])
+
+
+def _ucf101_lists(root: Path, split: int, part: str) -> list[Path]:
+    """The official list files of a split and part."""
+    folders = [
+        folder
+        for folder in (root / "ucfTrainTestlist", root.parent / "ucfTrainTestlist", root)
+        if (folder / f"trainlist{split:02d}.txt").is_file()
+    ]
+    if not folders:
+        raise ValueError(
+            f"no trainlist{split:02d}.txt in {str(root / 'ucfTrainTestlist')!r} or beside "
+            f"{str(root)!r}; unpack UCF101TrainTestSplits-RecognitionTask.zip there"
+        )
+    kinds = {"train": ["train"], "validation": ["test"], "all": ["train", "test"]}[part]
+    return [folders[0] / f"{kind}list{split:02d}.txt" for kind in kinds]
+
+
+def _ucf101_labels(lists: Path, labels: Iterable[str]) -> list[str]:
+    """The label names in the order of classInd.txt, or of the alphabet without one."""
+    index = lists.parent / "classInd.txt"
+    if not index.is_file():
+        return sorted(set(labels))
+    rows = [line.split(maxsplit=1) for line in index.read_text().splitlines() if line.strip()]
+    return [name for _, name in sorted((int(number), name.strip()) for number, name in rows)]
+
+
+def _from_ucf101(options: SourceOptions) -> ClipList:
+    root = _existing(options.path, "the folder of UCF-101", directory=True)
+    if options.split not in (1, 2, 3):
+        raise ValueError(f"data.split must be 1, 2 or 3 for UCF-101, got {options.split}")
+    lists = _ucf101_lists(root, options.split, options.part)
+    # A train list has "Label/v_Label_g08_c01.avi 1", a test list the path alone.
+    names = [
+        line.split()[0] for file in lists for line in file.read_text().splitlines() if line.strip()
+    ]
+    if not names:
+        raise ValueError(f"no videos found in {', '.join(map(str, lists))}")
+    videos = root / "UCF-101" if (root / "UCF-101").is_dir() else root
+    labels = [name.split("/")[0] for name in names]
+    label_names = _ucf101_labels(lists[0], labels)
+    unknown = sorted(set(labels) - set(label_names))
+    if unknown:
+        raise ValueError(f"labels of {lists[0]} that classInd.txt lacks: {', '.join(unknown)}")
+    clips = [
+        Clip(path=str(videos / name), name=name, label=label_names.index(label))
+        for name, label in zip(names, labels, strict=True)
+    ]
+    _check_listed(clips, str(lists[0]))
+    return ClipList(clips=_with_captions(clips, options.captions, videos), label_names=label_names)
+
+
+SOURCES: dict[str, Callable[[SourceOptions], ClipList]] = {
+    "csv": _from_csv,
+    "classes": _from_classes,
+    "ucf101": _from_ucf101,
+    "folder": _from_folder,
+    "glob": _from_glob,
+    "files": _from_files,
+}
+
+
+def find_clips(
+    source: str,
+    path: str | None = None,
+    *,
+    files: Sequence[str] = (),
+    root: str | None = None,
+    captions: str | None = None,
+    split: int | None = None,
+    part: str = "all",
+) -> ClipList:
+    """The clips of a source.
+
+    Args:
+        source: "csv": a file with a column `videos` and optional `caption` and `label`;
+            "classes": `<label>/<clip>`, as UCF-101 is laid out;
+            "ucf101": UCF-101 with its official lists, `split` and `part`;
+            "folder": every video below a folder;
+            "glob": every file that matches a pattern, `**` for any folders;
+            "files": one video in `path`, or several in `files`.
+        path: the file, folder or pattern.
+        files: the videos of "files".
+        root: folder that relative paths of a CSV start from; None is the CSV's own.
+        captions: JSON file of path -> caption; None takes the `.txt` beside a clip if there is one.
+            For all sources but "csv".
+        split: 1, 2 or 3, of UCF-101.
+        part: "train", "validation" or "all", of UCF-101's lists.
+    Returns:
+        ClipList: in an order that depends on the paths or the list alone.
+    Raises:
+        ValueError: if something is missing, empty, listed twice or malformed; the message says
+            what was expected and what came.
+    """
+    if source not in SOURCES:
+        raise ValueError(
+            f"data.source must be one of {', '.join(SOURCES)}, got {source!r}; did you mean "
+            f"{nearest_name(source, SOURCES)!r}?"
+        )
+    for option, value, owners in (
+        ("files", files, ("files",)),
+        ("root", root, ("csv",)),
+        ("split", split, ("ucf101",)),
+        ("captions", captions, tuple(name for name in SOURCES if name != "csv")),
+    ):
+        if value and source not in owners:
+            raise ValueError(
+                f"data.{option} is for the source {' or '.join(owners)}, got {value!r} with "
+                f"{source!r}; remove it"
+            )
+    options = SourceOptions(
+        path=path, files=tuple(files), root=root, captions=captions, split=split, part=part
+    )
+    return SOURCES[source](options)
+
+
+def split_key(name: str) -> str:
+    """What is split as one: UCF-101's group for names such as v_Bend_g01_c02, else the path.
+
+    Clips of a group show the same person and place. The group number alone counts, without label,
+    as in UCF-101's official splits.
+    """
+    grouped = GROUPED_NAME.match(Path(name).stem)
+    return grouped.group(1) if grouped else name
+
+
+def split_clips(clips: Sequence[Clip], part: str, validation_fraction: float) -> list[Clip]:
+    """The clips of a part.
+
+    A clip belongs to the validation part if the digest of its `split_key` lies below the fraction:
+    a clip never changes sides when others come or go, and the share is only about the fraction.
+    Where that would leave a part empty, the nearest digest fills it.
+
+    Args:
+        part: "train", "validation" or "all".
+        validation_fraction: in [0, 1); 0 leaves the list as it is.
+    Raises:
+        ValueError: if there is only one clip or group, so nothing to split.
+    """
+    if part == "all" or validation_fraction == 0:
+        return list(clips)
+    digests = {
+        key: int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+        for key in {split_key(clip.name) for clip in clips}
+    }
+    if len(digests) < 2:
+        raise ValueError(
+            f"data.validation_fraction={validation_fraction} needs at least two clips or groups "
+            f"of clips to split, got {len(digests)}; set it to 0"
+        )
+    ordered = sorted(digests, key=lambda key: (digests[key], key))
+    count = sum(digests[key] < validation_fraction for key in ordered)
+    validation = set(ordered[: min(max(count, 1), len(ordered) - 1)])
+    return [
+        clip for clip in clips if (split_key(clip.name) in validation) == (part == "validation")
+    ]
