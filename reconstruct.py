@@ -27,7 +27,6 @@ import numpy as np
 import torch
 
 from runtime import run_main
-from vidtwin.jobs import Job, check_writable, find_jobs
 from vidtwin.media import write_video
 from vidtwin.metrics import LPIPS_NETS, Lpips
 from vidtwin.reconstruction import (
@@ -38,6 +37,7 @@ from vidtwin.reconstruction import (
     software_versions,
     weights_digest,
 )
+from vidtwin.reconstruction.jobs import Job, check_writable, find_jobs
 from vidtwin.shapes import MovingShapes, ShapesConfig
 from vidtwin.tiling import Layout, tile_starts
 

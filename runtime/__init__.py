@@ -21,6 +21,7 @@ from runtime.processes import (
     mean_over_processes,
     resume,
 )
+from runtime.run import RunConfig, start_run
 from runtime.trackers import TRACKERS, Trackers, build_trackers
 from runtime.training import (
     EMAConfig,
@@ -47,6 +48,7 @@ __all__ = [
     "NonFiniteError",
     "NonFiniteGuard",
     "OptimizerConfig",
+    "RunConfig",
     "RunFolder",
     "StepTimer",
     "Trackers",
@@ -74,4 +76,5 @@ __all__ = [
     "run_main",
     "save_config",
     "seed_step",
+    "start_run",
 ]

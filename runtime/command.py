@@ -9,6 +9,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+import psutil
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
 from runtime.training import NonFiniteError
 
 
@@ -56,7 +59,7 @@ def run_main(main: Callable[[], int | None], *expected: type[Exception]) -> NoRe
     other error is ours, and keeps its traceback.
     """
     mendable: tuple[type[Exception], ...] = (ValueError, OSError, NonFiniteError, *expected)
-    _warn_of_lone_process()
+    _start_missing_processes()
     try:
         code = main()
     except KeyboardInterrupt:
@@ -74,21 +77,46 @@ def run_main(main: Callable[[], int | None], *expected: type[Exception]) -> NoRe
     sys.exit(code or 0)
 
 
-def _warn_of_lone_process() -> None:
-    """Say so where `accelerate launch` was asked for several processes and started one.
+def _start_missing_processes() -> None:
+    """Start the processes that `accelerate launch --cpu --num_processes N` was asked for.
 
-    Without MPI its `--cpu --num_processes N` does that, in silence: the address of a main
-    process is set, and nothing that says which process this is.
+    Without MPI accelerate starts one of them and says nothing: the address of a main process is
+    set, and nothing that tells which process this is. This process then becomes a launcher.
     """
     environment = os.environ
     asked = "MASTER_ADDR" in environment and "ACCELERATE_MIXED_PRECISION" in environment
     sizes = ("WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-    if asked and not any(name in environment for name in sizes):
+    if not asked or any(name in environment for name in sizes):
+        return
+    number = _processes_asked_for()
+    if number is None:
         print(
             "warning: accelerate launch was asked for several processes and started one; on CPUs "
             "use ACCELERATE_USE_CPU=true torchrun --nproc_per_node N",
             file=sys.stderr,
         )
+        return
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        del environment[name]  # standalone finds a free port of its own
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    sys.stderr.flush()
+    os.execv(sys.executable, [*launcher, "--nproc_per_node", str(number), *sys.argv])
+
+
+def _processes_asked_for() -> int | None:
+    """The number of processes on the command line or in the config of `accelerate launch`."""
+    words = psutil.Process().parent().cmdline()
+    if "launch" not in words:
+        return None
+    parser = launch_command_parser()
+    try:
+        arguments, *_ = _validate_launch_command(
+            parser.parse_args(words[words.index("launch") + 1 :])
+        )
+    except (SystemExit, ValueError):
+        return None
+    same_machine = (arguments.num_machines or 1) == 1
+    return arguments.num_processes if same_machine else None
 
 
 def _positive(text: str) -> int:

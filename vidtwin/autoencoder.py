@@ -9,18 +9,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from os import PathLike
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
+
+# From their own modules: type checkers can't see through the package's lazy imports.
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange, reduce, repeat
 from torch import nn
 from torch.nn import functional
 
 from vidtwin.config import AutoencoderConfig
+from vidtwin.convert import load_official, refuse_misfits
 from vidtwin.latents import DiagonalGaussian, Generators, Part, VidTwinLatents, VidTwinPosterior
 from vidtwin.qformer import TemporalQFormer
 from vidtwin.transformer import PatchEmbedding, PatchHead, SpaceTimeTransformer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class StructureEncoder(nn.Module):
@@ -166,7 +173,7 @@ class AutoencoderOutput:
     latents: VidTwinLatents
 
 
-class VidTwinAutoencoder(ModelMixin, ConfigMixin):
+class VidTwinAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """The VidTwin autoencoder; keywords as in `vidtwin.config.AutoencoderConfig`.
 
     Source: VidTwin (arXiv 2412.17726); number for number the released model, without its dead
@@ -174,7 +181,7 @@ class VidTwinAutoencoder(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ("Block", "StructureEncoder", "StructureDecoder")
+    _no_split_modules = ("Block", "StructureEncoder", "StructureDecoder")  # type: ignore[assignment]
 
     @register_to_config
     def __init__(
@@ -208,6 +215,8 @@ class VidTwinAutoencoder(ModelMixin, ConfigMixin):
         config = AutoencoderConfig(
             **{k: self.config[k] for k in AutoencoderConfig.__dataclass_fields__}
         )
+        # A loaded config.json has a list here; `config` should not depend on where it came from.
+        self.register_to_config(patch_size=config.patch_size)
         self.sizes = config
         self.patch_embedding = PatchEmbedding(
             config.in_channels, config.hidden_size, config.patch_size
@@ -326,6 +335,43 @@ class VidTwinAutoencoder(ModelMixin, ConfigMixin):
         )
 
     @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str] | None, **kwargs: Any
+    ) -> Self:
+        """A saved autoencoder in evaluation mode, with every weight from its safetensors file.
+
+        diffusers alone only warns of weights that are missing, and reads pickles where there is
+        no safetensors file.
+
+        Args:
+            pretrained_model_name_or_path: a folder of `save_pretrained`, or a hub id.
+            kwargs: those of diffusers' `ModelMixin.from_pretrained`, and config overrides.
+        Raises:
+            ValueError: naming what the file lacks or has too much, in weights or config, or if
+                another format is asked for.
+            OSError: if there is no such folder, or no safetensors file in it.
+        """
+        if kwargs.get("use_safetensors") not in (None, True) or kwargs.get("use_flashpack"):
+            raise ValueError("weights are read from safetensors files only; drop `use_...`")
+        wants_report = kwargs.pop("output_loading_info", False)
+        kwargs |= {"use_safetensors": True, "output_loading_info": True}
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        model, report = loaded
+        known = {*AutoencoderConfig.__dataclass_fields__, "quantization_config"}
+        refuse_misfits(
+            pretrained_model_name_or_path,
+            {
+                "missing": report["missing_keys"],
+                "unexpected": report["unexpected_keys"],
+                "other shape": [key for key, *_ in report["mismatched_keys"]],
+                "unknown in config.json": [
+                    key for key in model.config if key not in known and not key.startswith("_")
+                ],
+            },
+        )
+        return loaded if wants_report else model
+
+    @classmethod
     def from_official(cls, path: str | PathLike[str], **config_overrides) -> VidTwinAutoencoder:
         """The released weights (microsoft/VidTok, .ckpt or .safetensors) in this class.
 
@@ -336,8 +382,6 @@ class VidTwinAutoencoder(ModelMixin, ConfigMixin):
         Raises:
             ValueError: naming every key that is missing or unexpected, or has another shape.
         """
-        from vidtwin.convert import load_official
-
         return load_official(cls, path, **config_overrides)
 
     def _check_video(self, video: torch.Tensor) -> None:
@@ -380,7 +424,7 @@ def build_transformer(
         hidden_size=config.hidden_size,
         depth=depth,
         num_heads=num_heads,
-        mlp_ratio=config.mlp_ratio,
+        mlp_size=config.mlp_size,
         causal=causal,
     )
 

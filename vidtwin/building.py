@@ -6,6 +6,8 @@ import dataclasses
 import logging
 from pathlib import Path
 
+import torch
+
 from vidtwin.autoencoder import VidTwinAutoencoder
 from vidtwin.config import AutoencoderConfig
 from vidtwin.convert import read_official_discriminator
@@ -49,6 +51,27 @@ def build_models(
             f"init_from={init_from} has other sizes than the config's model: {', '.join(others)}"
         )
     return model.train(), discriminator.train(), objective.train()
+
+
+def describe_models(
+    model_config: AutoencoderConfig, discriminator_config: DiscriminatorConfig
+) -> str:
+    """Parameter counts, latent shapes and compression rate, without making any weights."""
+    with torch.device("meta"):
+        models = {
+            "autoencoder": VidTwinAutoencoder(**dataclasses.asdict(model_config)),
+            "discriminator": PatchDiscriminator(discriminator_config),
+        }
+    lines = [
+        f"{name}: {sum(p.numel() for p in module.parameters()):,} parameters"
+        for name, module in models.items()
+    ]
+    lines.append(f"video: {model_config.video_shape}")
+    for name in ("structure", "dynamics_x", "dynamics_y"):
+        lines.append(f"{name}: {getattr(model_config, name + '_shape')}")
+    values, rate = model_config.numel_per_clip, model_config.compression_rate
+    lines.append(f"{values:,} latent values per clip, rate {rate:.4%}")
+    return "\n".join(lines)
 
 
 def _continue_official(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,25 +70,33 @@ class AutoencoderConfig:
 
     def __post_init__(self) -> None:
         # YAML and JSON give lists; one canonical type keeps saved configs equal.
-        object.__setattr__(self, "patch_size", tuple(self.patch_size))
-        self._check_positive()
+        if isinstance(self.patch_size, list):
+            object.__setattr__(self, "patch_size", tuple(self.patch_size))
+        self._check_numbers()
         self._check_patches()
         self._check_divisibility()
         if not 0.0 <= self.query_dropout < 1.0:
             raise ValueError(f"`query_dropout` must be in [0, 1), got {self.query_dropout}")
 
-    def _check_positive(self) -> None:
+    def _check_numbers(self) -> None:
         may_be_zero = {"structure_downsamples", "dynamics_downsamples", "query_dropout"}
-        for name in self.__dataclass_fields__:
-            value = getattr(self, name)
-            if name == "patch_size" or isinstance(value, bool):
+        for field in fields(self):
+            name, kind = field.name, type(field.default)
+            value: Any = getattr(self, name)
+            if kind is tuple:
                 continue
-            if value < 0 or (value == 0 and name not in may_be_zero):
+            # isinstance would take True for a count.
+            if type(value) not in ((float, int) if kind is float else (kind,)):
+                raise ValueError(f"`{name}` must be of type {kind.__name__}, got {value!r}")
+            if kind is bool:
+                continue
+            if not (value > 0 or (value == 0 and name in may_be_zero)) or math.isinf(value):
                 raise ValueError(f"`{name}` must be positive, got {value}")
 
     def _check_patches(self) -> None:
-        if len(self.patch_size) != 3 or min(self.patch_size) < 1:
-            raise ValueError(f"`patch_size` must be (1, ph, pw), got {self.patch_size}")
+        given: Any = self.patch_size
+        if not isinstance(given, tuple) or [type(n) for n in given] != [int] * 3 or min(given) < 1:
+            raise ValueError(f"`patch_size` must be three counts (1, ph, pw), got {given!r}")
         if self.patch_size[0] != 1:
             raise ValueError(
                 f"`patch_size[0]` must be 1, got {self.patch_size[0]}: "
@@ -115,6 +124,17 @@ class AutoencoderConfig:
         ):
             if size % heads:
                 raise ValueError(f"`{name}`={heads} must divide the width {size}")
+        if self.mlp_size < 1:
+            raise ValueError(
+                f"`mlp_ratio`={self.mlp_ratio} of `hidden_size`={self.hidden_size} leaves no width"
+            )
+
+    @property
+    def mlp_size(self) -> int:
+        """Width between the two layers of the transformers' MLPs."""
+        # Truncated as in the released code; a ratio that was found from weights, width / D, may
+        # fall short of the whole width by rounding.
+        return int(self.hidden_size * self.mlp_ratio * (1 + 1e-12))
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import logging
 import math
 import pickle
 import re
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -124,23 +125,25 @@ def load_official(cls: type[Model], path: str | PathLike[str], **config_override
         for key in sorted(set(ours) & set(wanted))
         if ours[key].shape != wanted[key].shape
     ]
-    problems = [
-        f"{name}: {', '.join(keys)}"
-        for name, keys in (
-            ("missing (our names)", missing),
-            ("unexpected (released names)", unexpected),
-            ("unexpected (our names)", surplus),
-            ("other shape", shapes),
-        )
-        if keys
-    ]
-    if problems:
-        raise ValueError(
-            f"{path} does not fit this model; {'; '.join(problems)}; "
-            "pass the model's sizes as keywords, e.g. from_official(path, encoder_heads=12)"
-        )
+    refuse_misfits(
+        path,
+        {
+            "missing (our names)": missing,
+            "unexpected (released names)": unexpected,
+            "unexpected (our names)": surplus,
+            "other shape": shapes,
+        },
+        "; pass the model's sizes as keywords, e.g. from_official(path, encoder_heads=12)",
+    )
     model.load_state_dict(ours, strict=True)
     return model.eval()
+
+
+def refuse_misfits(source: object, problems: Mapping[str, Sequence[str]], advice: str = "") -> None:
+    """Raises ValueError if there is any problem: its name and every key that has it."""
+    found = [f"{name}: {', '.join(sorted(keys))}" for name, keys in problems.items() if keys]
+    if found:
+        raise ValueError(f"{source} does not fit this model; {'; '.join(found)}{advice}")
 
 
 def _translate(official: StateDict) -> tuple[StateDict, list[str]]:

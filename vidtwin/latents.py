@@ -109,10 +109,11 @@ class DiagonalGaussian:
         self, generator: Generators = None, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
         """mean + exp(logvar / 2) * noise, of the mean's shape; the noise is drawn if not given."""
+        shape = tuple(self.mean.shape)
         if noise is None:
-            noise = standard_normal(
-                tuple(self.mean.shape), generator, self.mean.device, self.mean.dtype
-            )
+            noise = standard_normal(shape, generator, self.mean.device)
+        if tuple(noise.shape) != shape:
+            raise ValueError(f"expected noise of shape {shape}, got {tuple(noise.shape)}")
         return self.mean + torch.exp(0.5 * self.logvar) * noise.to(self.mean)
 
     def kl(self) -> torch.Tensor:
@@ -168,16 +169,17 @@ class VidTwinPosterior:
 
 
 def standard_normal(
-    shape: tuple[int, ...], generator: Generators, device: torch.device, dtype: torch.dtype
+    shape: tuple[int, ...], generator: Generators, device: torch.device
 ) -> torch.Tensor:
-    """Noise of a shape from no generator, one, or one per sample."""
+    """Float32 noise of a shape from no generator, one, or one per sample."""
     if generator is not None and not isinstance(generator, torch.Generator):
         generator = list(generator)
         if len(generator) != shape[0]:
             raise ValueError(
                 f"expected one generator per sample ({shape[0]}), got {len(generator)}"
             )
-    return randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+    # Always float32: another dtype would draw other numbers from the same seed.
+    return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
 
 
 def draw_noise(config: AutoencoderConfig, seeds: Sequence[int]) -> VidTwinLatents:
@@ -196,7 +198,7 @@ def draw_noise(config: AutoencoderConfig, seeds: Sequence[int]) -> VidTwinLatent
     shapes = (config.structure_shape, config.dynamics_x_shape, config.dynamics_y_shape)
     return VidTwinLatents(
         *(
-            standard_normal((len(seeds), *shape), generators, torch.device("cpu"), torch.float32)
+            standard_normal((len(seeds), *shape), generators, torch.device("cpu"))
             for shape in shapes
         )
     )

@@ -8,6 +8,7 @@ part of the weights' meaning and follows the code where the paper is silent.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from einops import rearrange
@@ -122,16 +123,16 @@ class Block(nn.Module):
     Args:
         hidden_size: D.
         num_heads: heads of both attentions.
-        mlp_ratio: width of the MLP over D.
+        mlp_size: width between the two layers of the MLP.
         causal: whether temporal attention is causal.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float, causal: bool) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, mlp_size: int, causal: bool) -> None:
         super().__init__()
         self.modulation = nn.Parameter(torch.randn(6, hidden_size) / math.sqrt(hidden_size))
         self.spatial_attention = Attention(hidden_size, num_heads)
         self.temporal_attention = Attention(hidden_size, num_heads, causal=causal)
-        self.mlp = FeedForward(hidden_size, int(hidden_size * mlp_ratio))
+        self.mlp = FeedForward(hidden_size, mlp_size)
         self.apply(_xavier)
         nn.init.zeros_(self.temporal_attention.proj.weight)
 
@@ -174,9 +175,12 @@ class SpaceTimeTransformer(nn.Module):
         hidden_size: D.
         depth: blocks.
         num_heads: heads of every attention.
-        mlp_ratio: width of the MLPs over D.
+        mlp_size: width between the two layers of the MLPs.
         causal: whether temporal attention is causal.
     """
+
+    # Set by diffusers' `enable_gradient_checkpointing`.
+    _gradient_checkpointing_func: Callable[..., torch.Tensor]
 
     def __init__(
         self,
@@ -186,14 +190,14 @@ class SpaceTimeTransformer(nn.Module):
         hidden_size: int,
         depth: int,
         num_heads: int,
-        mlp_ratio: float,
+        mlp_size: int,
         causal: bool,
     ) -> None:
         super().__init__()
         self.gradient_checkpointing = False
         self.positions = PositionTables(num_frames, grid, hidden_size)
         self.blocks = nn.ModuleList(
-            Block(hidden_size, num_heads, mlp_ratio, causal) for _ in range(depth)
+            Block(hidden_size, num_heads, mlp_size, causal) for _ in range(depth)
         )
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:

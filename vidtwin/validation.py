@@ -31,7 +31,7 @@ def measure_reconstructions(
     """PSNR, SSIM and, where it is at hand, LPIPS of each clip, with posteriors at their mode.
 
     Args:
-        batches: of a loader, see `vidtwin.loading.collate`.
+        batches: of a loader, see `vidtwin.data.loading.collate`.
         autocast: makes the context of a batch's forward passes, such as `accelerator.autocast`.
         lpips: leave out for none.
     Returns:

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from vidtwin import VidTwinAutoencoder
-from vidtwin.latent_files import load_windows
 from vidtwin.media import write_video
+from vidtwin.reconstruction.latent_files import load_windows
 from vidtwin.tiling import decode_windows
 
 SCRIPT = Path(__file__).resolve().parents[2] / "reconstruct.py"

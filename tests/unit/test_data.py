@@ -1,7 +1,4 @@
-"""Samples: the right frames in time, the right size, and the same whatever reads them.
-
-Axes: T frames, H W pixels.
-"""
+"""Samples: the right frames in time, the right size, and the same whatever reads them."""
 
 from __future__ import annotations
 
@@ -16,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from vidtwin import frames as frame_choice
 from vidtwin.data import (
     BadFileLog,
     DataConfig,
@@ -29,6 +25,7 @@ from vidtwin.data import (
     build_evaluation_loader,
     build_loader,
 )
+from vidtwin.data import frames as frame_choice
 
 SMALL: dict[str, Any] = {"num_frames": 4, "height": 16, "width": 16}
 
@@ -224,9 +221,9 @@ def test_stride_states_the_rate_it_gives(folder: Path) -> None:
 
 
 def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    return torch.equal(first["video"], second["video"]) and all(
-        first[name] == second[name] for name in ("index", "noise_seed", "path", "caption")
-    )
+    names = ("index", "noise_seed", "path", "caption")
+    equal = all(first[name] == second[name] for name in names)
+    return equal and torch.equal(first["video"], second["video"])
 
 
 def test_everything_follows_from_seed_epoch_and_index(folder: Path) -> None:
@@ -352,8 +349,8 @@ def test_every_epoch_has_every_sample_once_and_in_another_order() -> None:
         assert {number for number, _ in part} == {epoch}
         assert sorted(index for _, index in part) == list(range(10))
     assert stream[:10] != [(0, index) for _, index in stream[10:20]]
-    ordered = next(iter(GlobalBatchSampler(10, 4, seed=0, shuffle=False)))
-    assert ordered == [(0, 0), (0, 1), (0, 2), (0, 3)]
+    ordered = GlobalBatchSampler(10, 4, seed=0, shuffle=False)
+    assert next(iter(ordered)) == [(0, 0), (0, 1), (0, 2), (0, 3)]
 
 
 def test_batch_size_changes_no_sample() -> None:

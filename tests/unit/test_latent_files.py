@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vidtwin.latent_files import load_windows, save_windows
 from vidtwin.latents import VidTwinLatents
+from vidtwin.reconstruction.latent_files import load_windows, save_windows
 from vidtwin.tiling import LatentWindow
 
 

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vidtwin import pyav_reader, readers
-from vidtwin.readers import UnusableVideo, iter_frames, read_clip, read_frames, read_video_info
+from vidtwin.data import pyav_reader, readers
+from vidtwin.data.readers import UnusableVideo, iter_frames, read_clip, read_frames, read_video_info
 
 decord = pytest.importorskip("decord", reason="decord has no build for this platform")
 BACKENDS = ("auto", "decord", "pyav")

@@ -25,7 +25,7 @@ from vidtwin.shapes import (
     is_held_out,
     render_attributes,
 )
-from vidtwin.shapes_captions import (
+from vidtwin.shapes.captions import (
     BACKGROUND_WORDS,
     COLOR_WORDS,
     HELD_OUT_MOTION_WORDS,

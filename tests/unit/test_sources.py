@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vidtwin.sources import Clip, find_clips, split_clips, split_key
+from vidtwin.data.sources import Clip, find_clips, split_clips, split_key
 
 PINNED = ["clips/2.mp4", "clips/3.mp4", "clips/7.mp4", "clips/9.mp4"]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,38 +20,11 @@ import torch
 from einops import rearrange
 from torch.utils.data import Dataset, get_worker_info
 
-from vidtwin.bad_files import (
-    BadFileLog,
-    SkippedFile,
-    TooManyBadFiles,
-    UnusableVideo,
-)
-from vidtwin.frames import fit_frame, frames_by_stride, frames_by_time, frames_repeating_last
-from vidtwin.loading import (
-    GlobalBatchSampler,
-    VideoLoader,
-    build_evaluation_loader,
-    build_loader,
-)
-from vidtwin.readers import VideoInfo, read_clip
+from vidtwin.data.bad_files import BadFileLog, SkippedFile, UnusableVideo
+from vidtwin.data.frames import fit_frame, frames_by_stride, frames_by_time, frames_repeating_last
+from vidtwin.data.readers import VideoInfo, read_clip
+from vidtwin.data.sources import SOURCES, Clip, find_clips, nearest_name, split_clips
 from vidtwin.shapes import LABELS, MovingShapes, ShapesConfig
-from vidtwin.sources import SOURCES, Clip, find_clips, nearest_name, split_clips
-
-__all__ = [
-    "BadFileLog",
-    "DataConfig",
-    "FileDataset",
-    "GlobalBatchSampler",
-    "ShapesDataset",
-    "SkippedFile",
-    "TooManyBadFiles",
-    "UnusableVideo",
-    "VideoDataset",
-    "VideoLoader",
-    "build_dataset",
-    "build_evaluation_loader",
-    "build_loader",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +38,7 @@ class DataConfig:
 
     Args:
         source: "shapes" (procedural, needs no files), "csv", "classes", "folder", "glob", "ucf101"
-            or "files"; see `vidtwin.sources.find_clips`.
+            or "files"; see `vidtwin.data.sources.find_clips`.
         path: the CSV file, folder, pattern or file of the source.
         files: the videos of the source "files", when there are several.
         root: folder that relative paths of a CSV start from; None is the CSV's own folder.
@@ -176,22 +149,34 @@ class DataConfig:
                 f"data.seed and data.shapes_seed must not be negative, got {self.seed} and "
                 f"{self.shapes_seed}"
             )
-        if self.source == "shapes" and self.validation_fraction > 0:
+        if self.source == "shapes":
+            self._check_shapes()
+
+    def _check_shapes(self) -> None:
+        if self.validation_fraction > 0:
             raise ValueError(
                 "data.validation_fraction is for files: the moving shapes have a validation part "
                 f"of their own, got {self.validation_fraction}; set it to 0"
             )
         for name in ("path", "files", "root", "captions", "split"):
-            if self.source == "shapes" and getattr(self, name):
+            if getattr(self, name):
                 raise ValueError(
                     f"data.source=shapes reads no files, got data.{name}={getattr(self, name)!r}; "
                     f"set data.source to one of {', '.join(SOURCES)}"
                 )
-        if self.source == "shapes" and self.flip:
+        if self.flip:
             raise ValueError(
                 "data.flip=true would make the captions and labels of the moving shapes untrue "
                 "(left and right); set data.flip=false"
             )
+
+    def centered(self) -> DataConfig:
+        """The same clips with nothing random in them, as evaluation wants them."""
+        return replace(self, start="center", crop="center", flip=False)
+
+    def first(self, clips: int) -> DataConfig:
+        """The first clips alone, each with one window and one crop, to be learned by heart."""
+        return replace(self.centered(), max_clips=clips)
 
 
 class Draws(NamedTuple):

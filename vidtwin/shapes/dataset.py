@@ -12,49 +12,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vidtwin.shapes_attributes import (
-    BACKGROUNDS,
-    COLORS,
+from vidtwin.shapes.attributes import (
     LABELS,
-    MOTIONS,
-    SHAPES,
     SPLITS,
-    TEXTURES,
     ShapesAttributes,
-    ShapesObject,
     check_choice,
     draw_attributes,
-    is_held_out,
 )
-from vidtwin.shapes_captions import WORDINGS, canonical_caption, caption
-from vidtwin.shapes_rendering import (
+from vidtwin.shapes.captions import WORDINGS, caption
+from vidtwin.shapes.rendering import (
     ATTRIBUTES_STREAM,
     CAPTION_STREAM,
     check_size,
     render_attributes,
     stream,
 )
-
-__all__ = [
-    "BACKGROUNDS",
-    "COLORS",
-    "LABELS",
-    "MOTIONS",
-    "SHAPES",
-    "SPLITS",
-    "TEXTURES",
-    "WORDINGS",
-    "MovingShapes",
-    "ShapesAttributes",
-    "ShapesClip",
-    "ShapesConfig",
-    "ShapesObject",
-    "canonical_caption",
-    "caption",
-    "draw_attributes",
-    "is_held_out",
-    "render_attributes",
-]
 
 
 @dataclass(frozen=True, kw_only=True)

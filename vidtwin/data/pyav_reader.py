@@ -16,7 +16,7 @@ import numpy as np
 from av.stream import Disposition
 from numpy.typing import NDArray
 
-from vidtwin.bad_files import UnusableVideo
+from vidtwin.data.bad_files import UnusableVideo
 
 Frame = NDArray[np.uint8]
 

@@ -31,8 +31,14 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vidtwin.bad_files import UnusableVideo
-from vidtwin.pyav_reader import INDEXED_FORMATS, Deadline, FrameListIsWrong, PyavReader, VideoInfo
+from vidtwin.data.bad_files import UnusableVideo
+from vidtwin.data.pyav_reader import (
+    INDEXED_FORMATS,
+    Deadline,
+    FrameListIsWrong,
+    PyavReader,
+    VideoInfo,
+)
 
 __all__ = ["UnusableVideo", "VideoInfo", "iter_frames", "read_clip", "read_frames"]
 __all__ += ["read_video_info"]

@@ -25,8 +25,8 @@ VIDEO_SUFFIXES = frozenset(
         *("mts", "mxf", "ogv", "ts", "vob", "webm", "wmv", "y4m"),
     )
 )
-# Files of a list that are looked for before a run starts; all of a long list would take minutes
-# on a network disk, and one that is missing later is skipped and counted like any other bad file.
+# Files of a list that are looked for before a run starts: all of a long list would take minutes on
+# a network disk. One that is missing later is skipped like any other bad file.
 CHECKED_FILES = 1000
 # UCF-101's names: v_<Label>_g<group>_c<clip>; the clips of a group come from one recording.
 GROUPED_NAME = re.compile(r"^v_.+_(g\d+)_c\d+$")
@@ -126,9 +126,9 @@ def _check_listed(clips: Sequence[Clip], where: str) -> None:
     looked = clips[::step]
     missing = [clip.path for clip in looked if not Path(clip.path).exists()]
     if len(missing) == len(looked):
+        start = "data.root is the folder that relative paths start from"
         raise ValueError(
-            f"none of the videos that {where} lists is there, such as {missing[0]}; data.root is "
-            "the folder that relative paths start from"
+            f"none of the videos that {where} lists is there, such as {missing[0]}; {start}"
         )
     if missing:
         logger.warning(
@@ -174,15 +174,9 @@ def _with_captions(clips: list[Clip], captions: str | None, root: Path) -> list[
     by_path = {str((file.parent / key).resolve()): text for key, text in table.items()}
     captioned = []
     for clip in clips:
-        for text in (
-            table.get(clip.name),
-            by_path.get(str(Path(clip.path).resolve())),
-            table.get(Path(clip.name).name),
-        ):
-            if text is not None:
-                clip = replace(clip, caption=text)
-                break
-        captioned.append(clip)
+        text = table.get(clip.name, by_path.get(str(Path(clip.path).resolve())))
+        text = table.get(Path(clip.name).name, "") if text is None else text
+        captioned.append(replace(clip, caption=text))
     without = [clip.name for clip in captioned if not clip.caption]
     if len(without) == len(clips):
         raise ValueError(
@@ -280,7 +274,7 @@ def _from_glob(options: SourceOptions) -> ClipList:
     videos = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
     if not videos:
         raise ValueError(f"no videos found: no file matches data.path={pattern!r}")
-    # Names start where the pattern does, so that a split stays when the folder moves.
+    # Names start at the pattern's first wildcard, so that a split stays when the folder moves.
     fixed = Path(pattern.split("*")[0].split("?")[0].split("[")[0])
     root = fixed if fixed.is_dir() else fixed.parent
     clips = [Clip(path=path, name=Path(path).relative_to(root).as_posix()) for path in videos]
@@ -417,8 +411,7 @@ def find_clips(
 def split_key(name: str) -> str:
     """What is split as one: UCF-101's group for names such as v_Bend_g01_c02, else the path.
 
-    Clips of a group show the same person and place. The group number alone counts, without label,
-    as in UCF-101's official splits.
+    A group is one person and place; its number alone counts, as in UCF-101's official splits.
     """
     grouped = GROUPED_NAME.match(Path(name).stem)
     return grouped.group(1) if grouped else name

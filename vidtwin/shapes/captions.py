@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from vidtwin.shapes_attributes import ShapesAttributes, ShapesObject, check_choice
+from vidtwin.shapes.attributes import ShapesAttributes, ShapesObject, check_choice
 
 Choice = TypeVar("Choice")
 

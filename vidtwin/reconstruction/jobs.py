@@ -18,10 +18,10 @@ import torch
 from einops import rearrange
 from numpy.typing import NDArray
 
-from vidtwin.bad_files import UnusableVideo
-from vidtwin.frames import fit_frame, nearest_frames
-from vidtwin.readers import iter_frames, read_video_info
-from vidtwin.sources import VIDEO_SUFFIXES
+from vidtwin.data.bad_files import UnusableVideo
+from vidtwin.data.frames import fit_frame, nearest_frames
+from vidtwin.data.readers import iter_frames, read_video_info
+from vidtwin.data.sources import VIDEO_SUFFIXES
 
 __all__ = ["Job", "OpenVideo", "check_writable", "find_jobs", "fit_uint8", "open_video"]
 

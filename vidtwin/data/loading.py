@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vidtwin.bad_files import BadFileLog, SkippedFile, UnusableVideo
+from vidtwin.data.bad_files import BadFileLog, SkippedFile, UnusableVideo
 
 if TYPE_CHECKING:
-    from vidtwin.data import VideoDataset
+    from vidtwin.data.datasets import VideoDataset
 
 
 class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
@@ -128,12 +128,17 @@ class VideoLoader(DataLoader[dict[str, Any]]):
         self.drop_unusable = drop_unusable
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        for batch in super().__iter__():
-            self.bad_file_log.add(batch["skipped"])
-            if batch.pop("unfilled") and not self.drop_unusable:
-                self.bad_file_log.fail(batch["skipped"])
-            if "video" in batch:
-                yield batch
+        batches = super().__iter__()
+        try:
+            for batch in batches:
+                self.bad_file_log.add(batch["skipped"])
+                if batch.pop("unfilled") and not self.drop_unusable:
+                    self.bad_file_log.fail(batch["skipped"])
+                if "video" in batch:
+                    yield batch
+        finally:
+            # Ends the workers at once: held by an error's traceback they would take ten seconds.
+            del batches
 
 
 def worker_arguments(num_workers: int) -> dict[str, Any]:
@@ -150,7 +155,6 @@ def worker_arguments(num_workers: int) -> dict[str, Any]:
         # "spawn" would import the whole script again in every worker.
         methods = multiprocessing.get_all_start_methods()
         arguments["multiprocessing_context"] = "fork" if "fork" in methods else "spawn"
-        arguments["persistent_workers"] = True
     return arguments
 
 

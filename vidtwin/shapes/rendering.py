@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vidtwin.shapes_attributes import BACKGROUNDS, COLORS, SHAPES, ShapesAttributes, ShapesObject
+from vidtwin.shapes.attributes import BACKGROUNDS, COLORS, SHAPES, ShapesAttributes, ShapesObject
 
 MIN_SIDE = 16
 MIN_FRAMES = 4
