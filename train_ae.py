@@ -139,9 +139,9 @@ def train(
     batches = iter(loader)
 
     for step in range(start, config.steps):
-        runtime.seed_step(config.seed, rank, step)
         with timer.data():
             batch = next(batches)
+        runtime.seed_step(config.seed, rank, step)  # after the loader, whose start draws a number
         logs: dict[str, Any] = {}
         pairs = []
         for video, noise, sync in micro_batches(batch, config, accelerator, model):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -13,6 +14,9 @@ import psutil
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
 from runtime.training import NonFiniteError
+
+# The word of a command line after which the options of `accelerate launch` stand.
+_LAUNCH = re.compile(r"(^|accelerate-|accelerate[./]commands[./])launch(\.py)?$")
 
 
 def parse_arguments(
@@ -106,13 +110,12 @@ def _start_missing_processes() -> None:
 def _processes_asked_for() -> int | None:
     """The number of processes on the command line or in the config of `accelerate launch`."""
     words = psutil.Process().parent().cmdline()
-    if "launch" not in words:
+    launchers = [i for i, word in enumerate(words) if _LAUNCH.search(word)]
+    if not launchers:
         return None
     parser = launch_command_parser()
     try:
-        arguments, *_ = _validate_launch_command(
-            parser.parse_args(words[words.index("launch") + 1 :])
-        )
+        arguments, *_ = _validate_launch_command(parser.parse_args(words[launchers[0] + 1 :]))
     except (SystemExit, ValueError):
         return None
     same_machine = (arguments.num_machines or 1) == 1

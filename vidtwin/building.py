@@ -32,6 +32,8 @@ def build_models(
         ValueError: if the weights do not fit the configs.
     """
     discriminator = PatchDiscriminator(discriminator_config)
+    if loss_config.discriminator_weight > 0:
+        discriminator.check_frames(model_config.height, model_config.width)
     objective = AutoencoderLoss(loss_config)
     sizes = dataclasses.asdict(model_config)
     if init_from is None:

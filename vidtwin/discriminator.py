@@ -153,6 +153,15 @@ class PatchDiscriminator(nn.Module):
         """The smallest height and width with at least one logit."""
         return 3 * 2**self.config.layers
 
+    def check_frames(self, height: int, width: int) -> None:
+        """Raise ValueError for frames too small for one logit."""
+        if min(height, width) < self.minimum_size:
+            raise ValueError(
+                f"discriminator.layers={self.config.layers} needs frames of at least "
+                f"{self.minimum_size} pixels, got {height}x{width}; "
+                "set fewer discriminator.layers"
+            )
+
     def forward(self, video: Tensor) -> Tensor:
         """Logits of every patch: high for real, low for reconstructed.
 
@@ -168,12 +177,7 @@ class PatchDiscriminator(nn.Module):
                 f"the discriminator expects (B, {self.config.in_channels}, T, H, W), "
                 f"got {tuple(video.shape)}"
             )
-        if min(video.shape[-2:]) < self.minimum_size:
-            raise ValueError(
-                f"discriminator.layers={self.config.layers} needs frames of at least "
-                f"{self.minimum_size} pixels, got {video.shape[-2]}x{video.shape[-1]}; "
-                "set fewer discriminator.layers"
-            )
+        self.check_frames(*video.shape[-2:])
         if self.config.kind == "3d":
             return self.main(video)
         frames = video.shape[2]
