@@ -38,7 +38,7 @@ from vidtwin.reconstruction import (
     weights_digest,
 )
 from vidtwin.reconstruction.jobs import Job, check_writable, find_jobs
-from vidtwin.shapes import MovingShapes, ShapesConfig
+from vidtwin.shapes import unseen_clip
 from vidtwin.tiling import Layout, tile_starts
 
 ROOT = Path(__file__).resolve().parent
@@ -193,8 +193,8 @@ def prepare_demo(arguments: argparse.Namespace) -> None:
         raise ValueError(f"the demo's training ended with status {status}; its message is above")
     arguments.model = str(run)
     if not arguments.inputs:
-        # Another seed than the training's: a clip that the model has not seen.
-        clip = MovingShapes(ShapesConfig(seed=1, size=1, split="all")).render(0)
+        sizes = load_autoencoder(run)[0].sizes
+        clip = unseen_clip(sizes.num_frames, sizes.height, sizes.width)
         arguments.inputs = [str(write_video(arguments.output / "shapes.mp4", clip.video, fps=8))]
         print(f"the clip: {clip.caption}")
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from tqdm import tqdm
 
 import runtime
-from vidtwin import AutoencoderConfig, VidTwinAutoencoder, VidTwinLatents
+from vidtwin import AutoencoderConfig, VidTwinLatents
 from vidtwin.building import build_models, describe_models
 from vidtwin.data import (
     DataConfig,
@@ -41,12 +41,14 @@ class TrainConfig(runtime.RunConfig):
     Args:
         init_from: weights to start from: a saved autoencoder's folder, or a released
             .ckpt/.safetensors (its discriminator comes along if it is there).
+        overfit: learn the first N clips by heart, one window and crop each, and validate on them.
         data: its num_frames, height and width follow the model's.
     """
 
     output: str = "outputs/autoencoder"
     project: str = "vidtwin-autoencoder"
     init_from: str | None = None
+    overfit: int | None = None
     model: AutoencoderConfig = AutoencoderConfig()
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig()
@@ -61,93 +63,135 @@ class TrainConfig(runtime.RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        default = DataConfig()
-        sizes = {name: getattr(self.model, name) for name in ("num_frames", "height", "width")}
-        for name, size in sizes.items():
-            if getattr(self.data, name) not in (getattr(default, name), size):
-                raise ValueError(
-                    f"data.{name}={getattr(self.data, name)} differs from model.{name}={size}; "
-                    f"remove data.{name}, it follows the model's"
-                )
-        object.__setattr__(self, "data", dataclasses.replace(self.data, **sizes))
+        data = self.data.sized(self.model.num_frames, self.model.height, self.model.width)
+        object.__setattr__(self, "data", data.first(self.overfit) if self.overfit else data)
+
+
+# Where the clips lie and how they are read may change while a run goes on, which they are may not.
+DATA_MAY_CHANGE = ("data.path", "data.root", "data.timeout", "data.max_bad_fraction", "init_from")
 
 
 def main() -> None:
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    """Reads the command line, then describes the run or trains."""
+    runtime.configure_logging()
     arguments = runtime.parse_arguments("Trains a VidTwin autoencoder.")
     config = runtime.load_config(TrainConfig, arguments.config, arguments.overrides)
     if arguments.overfit:
-        config = dataclasses.replace(config, data=config.data.first(arguments.overfit))
+        config = dataclasses.replace(config, overfit=arguments.overfit)
     if arguments.dry_run:
         print(runtime.format_config(config))
         print(describe_models(config.model, config.discriminator))
         return
-    accelerator, folder = runtime.start_run(config)
-    train(config, accelerator, folder, arguments.resume)
-
-
-def train(
-    config: TrainConfig, accelerator: Accelerator, folder: runtime.RunFolder, resume: str | None
-) -> None:
-    """The whole run: builds, resumes, loops, saves."""
+    accelerator, folder = runtime.start_run(config, DATA_MAY_CHANGE)
     torch.manual_seed(config.seed)
-    dataset = build_dataset(config.data)
-    plain, discriminator, objective = build_models(
-        config.model, config.discriminator, config.loss, config.init_from
-    )
-    if config.gradient_checkpointing:
-        plain.enable_gradient_checkpointing()
-    plain.to(accelerator.device)
-    objective.to(accelerator.device)
-    model, optimizer = accelerator.prepare(
-        torch.compile(plain) if config.compile else plain,
-        runtime.build_optimizer([*plain.parameters(), *objective.parameters()], config.optimizer),
-    )
-    schedulers = [runtime.build_scheduler(optimizer, config.optimizer, config.steps)]
-    adversary = None
-    if config.loss.discriminator_weight > 0:
-        adversary = Adversary(config, accelerator, discriminator, objective)
-        schedulers.append(adversary.scheduler)
-    ema = runtime.build_ema(plain, config.ema)
-    guard = runtime.NonFiniteGuard(config.max_nonfinite_steps)
-    accelerator.register_for_checkpointing(
-        objective, guard, *schedulers, *([] if ema is None else [ema])
-    )
-    start = runtime.resume(accelerator, folder, resume)
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    loader = build_loader(
-        dataset,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        rank=rank,
-        world_size=world_size,
-        start_batch=start,
-        num_workers=config.num_workers,
-    )
-    trackers = runtime.build_trackers(
-        accelerator,
-        config.tracker,
-        config.project,
-        folder,
-        config,
-        start_step=start,
-        video_writer=write_video,
-    )
+    train(Run(config, accelerator, folder, arguments.resume))
+
+
+class Run:
+    """Everything of a run that is made before its first step, and what happens beside the steps."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        folder: runtime.RunFolder,
+        resume: str | None,
+    ) -> None:
+        self.config, self.accelerator, self.folder = config, accelerator, folder
+        ranks = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+        dataset = build_dataset(config.data)
+        self.validation_loader = None
+        if config.validation_samples:
+            part = config.data.part if config.overfit else "validation"
+            self.validation_loader = build_evaluation_loader(
+                build_dataset(dataclasses.replace(config.data.centered(), part=part)),
+                batch_size=config.validation_batch_size,
+                max_samples=config.validation_samples,
+                **ranks,
+            )
+        self.plain, discriminator, self.objective = build_models(
+            config.model, config.discriminator, config.loss, config.init_from
+        )
+        if config.gradient_checkpointing:
+            self.plain.enable_gradient_checkpointing()
+        self.plain.to(accelerator.device)
+        self.objective.to(accelerator.device)
+        model = runtime.compiled(self.plain) if config.compile else self.plain
+        parameters = [*self.plain.parameters(), *self.objective.parameters()]
+        optimizer = runtime.build_optimizer(parameters, config.optimizer)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.scheduler = runtime.build_scheduler(self.optimizer, config.optimizer, config.steps)
+        self.adversary = None
+        if config.loss.discriminator_weight > 0:
+            self.adversary = Adversary(config, accelerator, discriminator, self.objective)
+        self.ema = runtime.build_ema(self.plain, config.ema)
+        self.guard = runtime.NonFiniteGuard(config.max_nonfinite_steps)
+        accelerator.register_for_checkpointing(
+            self.objective,
+            self.guard,
+            self.scheduler,
+            *([] if self.ema is None else [self.ema]),
+            *([] if self.adversary is None else [self.adversary.guard, self.adversary.scheduler]),
+        )
+        self.start = runtime.resume(accelerator, folder, resume)
+        ranks |= {"num_workers": config.num_workers, "batch_size": config.batch_size}
+        self.loader = build_loader(dataset, seed=config.seed, start_batch=self.start, **ranks)
+        self.trackers = runtime.start_trackers(
+            accelerator, config, folder, start_step=self.start, video_writer=write_video
+        )
+
+    def save(self, step: int) -> None:
+        """Writes a checkpoint, and the weights for use."""
+        self.folder.checkpoints.save(self.accelerator, step, {})
+        self.export()
+
+    def export(self) -> None:
+        """Writes the weights and their average for `from_pretrained`."""
+        if self.accelerator.is_main_process:
+            runtime.export_weights(self.folder, "autoencoder", self.plain, self.ema)
+
+    def validate(self, step: int) -> None:
+        """Measures the averaged weights on the validation clips."""
+        if self.validation_loader is None:
+            return
+        with runtime.ema_weights(self.ema, self.plain):
+            rows, sheet = measure_reconstructions(
+                self.plain,
+                self.validation_loader,
+                autocast=self.accelerator.autocast,
+                lpips=self.objective.lpips,
+            )
+        means = mean_measures(runtime.gather_rows(self.accelerator, rows))
+        self.trackers.log({f"validation/{name}": value for name, value in means.items()}, step)
+        if sheet is not None:
+            name = "validation/input_both_structure_dynamics"
+            self.trackers.log_video(name, sheet, step, self.config.data.fps or 8.0)
+        if self.accelerator.is_main_process:
+            tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in means.items()))
+
+
+def train(run: Run) -> None:
+    """The steps that are left."""
+    config, accelerator, plain, adversary = run.config, run.accelerator, run.plain, run.adversary
     mean = runtime.mean_over_processes(accelerator)
     timer = runtime.StepTimer()
-    bar = runtime.progress_bar(config.steps, start, not accelerator.is_main_process, "autoencoder")
-    batches = iter(loader)
+    hidden = not accelerator.is_main_process
+    bar = runtime.progress_bar(config.steps, run.start, hidden, "autoencoder")
+    batches = iter(run.loader)
+    if run.start >= config.steps:
+        run.export()  # a kill may have come between the last checkpoint and its export
 
-    for step in range(start, config.steps):
+    for step in range(run.start, config.steps):
         with timer.data():
             batch = next(batches)
-        runtime.seed_step(config.seed, rank, step)  # after the loader, whose start draws a number
-        logs: dict[str, Any] = {}
+        # After the loader, whose start draws a number.
+        runtime.seed_step(config.seed, accelerator.process_index, step)
+        logs: dict[str, Any] = {"learning_rate": run.optimizer.param_groups[0]["lr"]}
         pairs = []
-        for video, noise, sync in micro_batches(batch, config, accelerator, model):
+        for video, noise, sync in micro_batches(batch, config, accelerator, run.model):
             with sync:
-                output = model(video, sample_posterior=True, noise=noise)
-                loss, terms = objective.generator(
+                output = run.model(video, sample_posterior=True, noise=noise)
+                loss, terms = run.objective.generator_loss(
                     video,
                     output.reconstruction,
                     output.posterior,
@@ -159,42 +203,33 @@ def train(
                 accelerator.backward(loss / config.accumulation)
             runtime.add_share(logs, "loss", terms, config.accumulation)
             pairs.append((video, output.reconstruction.detach()))
-        norm = runtime.clip_gradients(
-            accelerator, plain.parameters(), config.optimizer.max_grad_norm
-        )
-        if guard.ok(accelerator, logs["loss/total"], norm):
-            optimizer.step()
-            if ema is not None:
-                ema.step(plain.parameters())
-            if adversary is not None and objective.discriminator_active(step):
-                logs |= adversary.step(pairs, step, guard)
-        optimizer.zero_grad()
-        for scheduler in schedulers:
-            scheduler.step()
+        max_norm = config.optimizer.max_grad_norm
+        norm = runtime.clip_gradients(accelerator, plain.parameters(), max_norm)
+        if run.guard.ok(accelerator, logs["loss/total"], norm):
+            run.optimizer.step()
+            if run.ema is not None:
+                run.ema.step(plain.parameters())
+            if adversary is not None and run.objective.discriminator_active(step):
+                logs |= adversary.step(pairs, step)
+        run.optimizer.zero_grad()
+        run.scheduler.step()
+        if adversary is not None:
+            adversary.scheduler.step()
         timer.step(config.batch_size)
         bar.update()
         done = step + 1
         last = done == config.steps
         if last or done % config.log_every == 0:
             logs = {name: mean(value) for name, value in (logs | {"gradient_norm": norm}).items()}
-            logs["learning_rate"] = optimizer.param_groups[0]["lr"]
-            logs["nonfinite_steps"] = guard.total
-            trackers.log(logs | timer.report(), done)
+            logs["nonfinite_steps"] = run.guard.total
+            run.trackers.log(logs | timer.report(), done)
             bar.set_postfix(loss=f"{float(logs['loss/total']):.4g}")
-        if config.validation_samples and (last or done % config.validate_every == 0):
-            with runtime.ema_weights(ema, plain):
-                values, sheet = validate(config, accelerator, plain, objective)
-            trackers.log(values, done)
-            if sheet is not None:
-                trackers.log_video("validation/input_both_structure_dynamics", sheet, done, 8.0)
-            if accelerator.is_main_process:
-                bar.write(f"step {done}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
         if last or done % config.save_every == 0:
-            folder.checkpoints.save(accelerator, done, {})
-            if accelerator.is_main_process:
-                runtime.export_weights(folder, "autoencoder", plain, ema)
+            run.save(done)
+        if last or done % config.validate_every == 0:
+            run.validate(done)
     bar.close()
-    trackers.finish()
+    run.trackers.finish()
 
 
 class Adversary:
@@ -209,6 +244,7 @@ class Adversary:
     ) -> None:
         self.accelerator = accelerator
         self.objective = objective
+        self.guard = runtime.NonFiniteGuard(config.max_nonfinite_steps)
         self.max_grad_norm = config.discriminator_optimizer.max_grad_norm
         optimizer = runtime.build_optimizer(
             discriminator.parameters(), config.discriminator_optimizer
@@ -222,12 +258,11 @@ class Adversary:
         self,
         pairs: list[tuple[torch.Tensor, torch.Tensor]],
         step: int,
-        guard: runtime.NonFiniteGuard,
     ) -> dict[str, Any]:
         """One update on the step's videos and their reconstructions; returns its logs."""
-        logs: dict[str, Any] = {}
+        logs: dict[str, Any] = {"discriminator/learning_rate": self.optimizer.param_groups[0]["lr"]}
         for index, (video, reconstruction) in enumerate(pairs):
-            with sync_on_last(self.accelerator, self.discriminator, index, len(pairs)):
+            with runtime.sync_on_last(self.accelerator, self.discriminator, index, len(pairs)):
                 loss, terms = self.objective.discriminator_loss(
                     self.discriminator,
                     video,
@@ -240,17 +275,10 @@ class Adversary:
         norm = runtime.clip_gradients(
             self.accelerator, self.discriminator.parameters(), self.max_grad_norm
         )
-        if guard.ok(self.accelerator, logs["discriminator/total"], norm):
+        if self.guard.ok(self.accelerator, logs["discriminator/total"], norm):
             self.optimizer.step()
         self.optimizer.zero_grad()
         return {**logs, "discriminator/gradient_norm": norm}
-
-
-def sync_on_last(
-    accelerator: Accelerator, model: torch.nn.Module, index: int, parts: int
-) -> contextlib.AbstractContextManager[Any]:
-    """Gradients are averaged over processes in the last micro-batch alone."""
-    return contextlib.nullcontext() if index == parts - 1 else accelerator.no_sync(model)
 
 
 def micro_batches(
@@ -262,32 +290,8 @@ def micro_batches(
         part = slice(index * size, (index + 1) * size)
         noise = draw_noise(config.model, batch["noise_seed"][part].tolist())
         video = batch["video"][part].to(accelerator.device, non_blocking=True)
-        sync = sync_on_last(accelerator, model, index, config.accumulation)
+        sync = runtime.sync_on_last(accelerator, model, index, config.accumulation)
         yield video, noise.to(accelerator.device), sync
-
-
-def validate(
-    config: TrainConfig,
-    accelerator: Accelerator,
-    model: VidTwinAutoencoder,
-    objective: AutoencoderLoss,
-) -> tuple[dict[str, float], Any]:
-    """Means over the validation clips, and this process's first ones as a video."""
-    # Learning by heart is judged on what was learned.
-    part = config.data.part if config.data.max_clips else "validation"
-    data = dataclasses.replace(config.data.centered(), part=part)
-    loader = build_evaluation_loader(
-        build_dataset(data),
-        batch_size=config.validation_batch_size,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        max_samples=config.validation_samples,
-    )
-    rows, sheet = measure_reconstructions(
-        model, loader, autocast=accelerator.autocast, lpips=objective.lpips
-    )
-    means = mean_measures(runtime.gather_rows(accelerator, rows))
-    return {f"validation/{name}": value for name, value in means.items()}, sheet
 
 
 if __name__ == "__main__":

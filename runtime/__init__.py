@@ -4,7 +4,7 @@ Knows no model and imports no other package of the project.
 """
 
 from runtime.checkpoints import CheckpointFolder, RunFolder, find_checkpoint
-from runtime.command import parse_arguments, run_main
+from runtime.command import configure_logging, parse_arguments, run_main
 from runtime.config import (
     ConfigError,
     config_to_dict,
@@ -20,8 +20,9 @@ from runtime.processes import (
     gather_rows,
     mean_over_processes,
     resume,
+    sync_on_last,
 )
-from runtime.run import RunConfig, start_run
+from runtime.run import RunConfig, start_run, start_trackers
 from runtime.trackers import TRACKERS, Trackers, build_trackers
 from runtime.training import (
     EMAConfig,
@@ -33,6 +34,7 @@ from runtime.training import (
     build_optimizer,
     build_scheduler,
     clip_gradients,
+    compiled,
     ema_weights,
     learning_rate_at,
     memory_gib,
@@ -58,7 +60,9 @@ __all__ = [
     "build_scheduler",
     "build_trackers",
     "clip_gradients",
+    "compiled",
     "config_to_dict",
+    "configure_logging",
     "ema_weights",
     "export_weights",
     "find_checkpoint",
@@ -77,4 +81,6 @@ __all__ = [
     "save_config",
     "seed_step",
     "start_run",
+    "start_trackers",
+    "sync_on_last",
 ]

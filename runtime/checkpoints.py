@@ -121,7 +121,7 @@ class CheckpointFolder:
             name = entry.name.removeprefix(_REPLACED)
             if _NAME.fullmatch(name) and (entry / _PROGRESS).is_file():
                 found[name] = entry
-        return [found[name] for name in sorted(found, key=_step_of)]
+        return [found[name] for name in sorted(found, key=_step_in)]
 
     def latest(self) -> Path | None:
         """The newest finished checkpoint, or None."""
@@ -144,13 +144,13 @@ class CheckpointFolder:
 
     def _publish(self, writing: Path, final: Path) -> None:
         for file in sorted(writing.rglob("*")):
-            _flush(file)
-        _flush(writing)
+            flush_to_disk(file)
+        flush_to_disk(writing)
         replaced = self.path / f"{_REPLACED}{final.name}"
         if final.exists():
             final.rename(replaced)
         writing.rename(final)
-        _flush(self.path)
+        flush_to_disk(self.path)
         if replaced.exists():
             shutil.rmtree(replaced)
 
@@ -197,7 +197,8 @@ class RunFolder:
         Raises:
             ConfigError: the folder belongs to a run with another config; names the keys.
         """
-        if self.config_path.exists():
+        # A run that has no checkpoint yet has nothing that another config could spoil.
+        if self.config_path.exists() and self.checkpoints.latest() is not None:
             differences = _differences(
                 flatten(read_yaml(self.config_path)), flatten(config_to_dict(config)), changeable
             )
@@ -230,7 +231,12 @@ def find_checkpoint(path: str | Path) -> Path:
     raise ValueError(f"{path} is neither a checkpoint (no {_PROGRESS}) nor a folder with one")
 
 
-def _step_of(name: str) -> int:
+def step_of(checkpoint: Path) -> int:
+    """The steps that were done when a checkpoint was written."""
+    return int(json.loads((checkpoint / _PROGRESS).read_text(encoding="utf-8"))["step"])
+
+
+def _step_in(name: str) -> int:
     return int(name.removeprefix("step_"))
 
 
@@ -312,7 +318,8 @@ def _check_random_state(file: Path) -> None:
         logger.warning("%s was written on another kind of device", file.parent)
 
 
-def _flush(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file or folder is on the disk itself."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import sys
@@ -53,6 +54,14 @@ def parse_arguments(
         if "=" not in override:
             parser.error(f"expected key=value, got {override!r}")
     return arguments
+
+
+def configure_logging() -> None:
+    """Warnings of every process, and what our own packages tell on the main one, to stderr."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    if os.environ.get("RANK", "0") == "0":
+        for package in ("runtime", "vidtwin", "diffusion"):
+            logging.getLogger(package).setLevel(logging.INFO)
 
 
 def run_main(main: Callable[[], int | None], *expected: type[Exception]) -> NoReturn:
@@ -109,7 +118,8 @@ def _start_missing_processes() -> None:
 
 def _processes_asked_for() -> int | None:
     """The number of processes on the command line or in the config of `accelerate launch`."""
-    words = psutil.Process().parent().cmdline()
+    parent = psutil.Process().parent()
+    words = [] if parent is None else parent.cmdline()
     launchers = [i for i, word in enumerate(words) if _LAUNCH.search(word)]
     if not launchers:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from runtime.checkpoints import RunFolder
+from runtime.checkpoints import RunFolder, find_checkpoint, flush_to_disk, step_of
 from runtime.training import ema_weights
 
 
@@ -27,6 +28,13 @@ def mean_over_processes(accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
         return reduced
 
     return mean
+
+
+def sync_on_last(
+    accelerator: Accelerator, model: torch.nn.Module, index: int, parts: int
+) -> AbstractContextManager[Any]:
+    """Context of a micro-batch: gradients are averaged over processes in the last one alone."""
+    return nullcontext() if index == parts - 1 else accelerator.no_sync(model)
 
 
 def gather_rows(accelerator: Accelerator, rows: Iterable[Any]) -> list[Any]:
@@ -42,12 +50,27 @@ def add_share(logs: dict[str, Any], prefix: str, terms: Mapping[str, Tensor], pa
 
 
 def resume(accelerator: Accelerator, folder: RunFolder, path: str | None) -> int:
-    """Go on from `path`, else from the folder's newest checkpoint, else from the start.
+    """Go on from the folder's newest checkpoint, or, where it has none yet, from `path`.
 
+    Args:
+        path: a checkpoint or run folder to start from; a run that has gone beyond it goes on
+            from its own newest, so that the same command can be repeated.
     Returns:
         int: steps that are done.
+    Raises:
+        ValueError: if `path` is an earlier checkpoint of this very run: what came after it would
+            be mixed with what comes now.
     """
-    checkpoint = path or folder.checkpoints.latest()
+    checkpoint = folder.checkpoints.latest()
+    if path is not None:
+        given = find_checkpoint(path)
+        if checkpoint is None or step_of(given) > step_of(checkpoint):
+            checkpoint = given
+        elif given != checkpoint and given.resolve().is_relative_to(folder.path.resolve()):
+            raise ValueError(
+                f"{folder.path} holds later checkpoints than {given.name} (up to "
+                f"{checkpoint.name}); choose another output=FOLDER to branch off, or remove them"
+            )
     if checkpoint is None:
         return 0
     return int(folder.checkpoints.load(accelerator, checkpoint)["step"])
@@ -63,7 +86,8 @@ class Saveable(Protocol):
 def export_weights(folder: RunFolder, name: str, model: Any, ema: EMAModel | None) -> None:
     """Write `name`/ and, with an average, `name`_ema/ into the run folder, for from_pretrained.
 
-    To be called by the main process alone; a kill leaves the former folders or the new ones.
+    To be called by the main process alone. A kill may leave the former folder as
+    `.{name}.old`, which the next call puts back.
     """
     _replace_folder(folder.path / name, model)
     if ema is not None:
@@ -72,14 +96,16 @@ def export_weights(folder: RunFolder, name: str, model: Any, ema: EMAModel | Non
 
 
 def _replace_folder(final: Path, model: Saveable) -> None:
-    writing, former = (
-        final.with_name(f".{final.name}.writing"),
-        final.with_name(f".{final.name}.old"),
-    )
+    writing = final.with_name(f".{final.name}.writing")
+    former = final.with_name(f".{final.name}.old")
+    if former.exists() and not final.exists():
+        former.rename(final)  # a kill came between the two renames below
     for leftover in (writing, former):
         if leftover.exists():
             shutil.rmtree(leftover)
     model.save_pretrained(writing)
+    for file in writing.rglob("*"):
+        flush_to_disk(file)
     if final.exists():
         final.rename(former)
     writing.rename(final)

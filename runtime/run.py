@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import DistributedType
 
 from runtime.checkpoints import RunFolder
-from runtime.trackers import TRACKERS
+from runtime.trackers import TRACKERS, Trackers, VideoWriter, build_trackers
 
 PRECISIONS = (None, "no", "bf16")
 # What a resumed run may change and still be the same run.
@@ -18,6 +19,10 @@ CHANGEABLE = (
     "accumulation",
     "gradient_checkpointing",
     "compile",
+    "mixed_precision",
+    "max_nonfinite_steps",
+    "optimizer.learning_rate",
+    "*max_grad_norm",
     "num_workers",
     "validation_*",
     "*_every",
@@ -33,7 +38,7 @@ class RunConfig:
 
     Args:
         output: run folder; a run that is found there is resumed.
-        seed: of weights, order of data and noise.
+        seed: of weights, dropout and the order of the data.
         steps: optimizer steps of the whole run.
         batch_size: samples per step, over all processes and micro-batches.
         accumulation: micro-batches that a step's batch is cut into on each process.
@@ -97,9 +102,27 @@ def start_run(config: RunConfig, changeable: Sequence[str] = ()) -> tuple[Accele
     """
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
+        # Our loops cut their batches themselves; the launcher's own accumulation is not for them.
+        gradient_accumulation_steps=1,
         # Our batch norms synchronise themselves; nothing else has buffers to hand around.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ValueError(
+            "accelerate is configured to accumulate gradients over "
+            f"{accelerator.gradient_accumulation_steps} steps; leave that out and set "
+            "accumulation=... of the run instead"
+        )
+    if accelerator.mixed_precision not in PRECISIONS:
+        raise ValueError(
+            f'accelerate is configured for mixed precision "{accelerator.mixed_precision}"; '
+            'expected "no" or "bf16": set mixed_precision=bf16'
+        )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            f"accelerate is configured for {accelerator.distributed_type.value}; expected one "
+            "process or data-parallel processes (multi_gpu, multi_cpu)"
+        )
     parts = accelerator.num_processes * config.accumulation
     if config.batch_size % parts:
         raise ValueError(
@@ -110,3 +133,23 @@ def start_run(config: RunConfig, changeable: Sequence[str] = ()) -> tuple[Accele
     folder = RunFolder(config.output, config.keep_checkpoints)
     folder.claim(config, (*CHANGEABLE, *changeable))
     return accelerator, folder
+
+
+def start_trackers(
+    accelerator: Accelerator,
+    config: RunConfig,
+    folder: RunFolder,
+    *,
+    start_step: int,
+    video_writer: VideoWriter,
+) -> Trackers:
+    """The logs that the config asks for; see `build_trackers`."""
+    return build_trackers(
+        accelerator,
+        config.tracker,
+        config.project,
+        folder,
+        config,
+        start_step=start_step,
+        video_writer=video_writer,
+    )

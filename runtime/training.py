@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
@@ -143,6 +144,16 @@ def build_scheduler(
 
 def _held(factor: Callable[[int], float], total_steps: int) -> Callable[[int], float]:
     return lambda step: factor(min(step, total_steps))
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """The model through torch.compile, in a way that GAN losses can differentiate.
+
+    The adaptive weight takes two gradients of one graph before the backward pass, and a compiled
+    graph must not give its buffers away at the first of them.
+    """
+    functorch_config.donated_buffer = False
+    return torch.compile(model)  # type: ignore[return-value]
 
 
 def clip_gradients(

@@ -31,6 +31,11 @@ def build_models(
     Raises:
         ValueError: if the weights do not fit the configs.
     """
+    if discriminator_config.in_channels != model_config.in_channels:
+        raise ValueError(
+            f"discriminator.in_channels={discriminator_config.in_channels} must equal "
+            f"model.in_channels={model_config.in_channels}"
+        )
     discriminator = PatchDiscriminator(discriminator_config)
     if loss_config.discriminator_weight > 0:
         discriminator.check_frames(model_config.height, model_config.width)
@@ -42,7 +47,8 @@ def build_models(
         model = VidTwinAutoencoder.from_pretrained(init_from)
     else:
         model = VidTwinAutoencoder.from_official(init_from, **sizes)
-        _continue_official(init_from, discriminator, objective)
+        if loss_config.discriminator_weight > 0:
+            _continue_official(init_from, discriminator, objective)
     others = [
         f"{name}={getattr(model.sizes, name)}"
         for name, value in sizes.items()

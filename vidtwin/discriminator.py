@@ -87,8 +87,10 @@ class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
         assert self.running_var is not None
         self.num_batches_tracked += 1
         unbiased = variance * total / (total - 1).clamp_min(1)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        for running, value in ((self.running_mean, mean), (self.running_var, unbiased)):
+            # A batch that isn't finite is skipped by the training loop and leaves no trace here.
+            value = torch.where(value.isfinite(), value.to(running.dtype), running)
+            running.lerp_(value, self.momentum)
 
 
 def _norm(name: str, channels: int) -> nn.Module:

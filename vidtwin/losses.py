@@ -223,7 +223,7 @@ class AutoencoderLoss(nn.Module):
     """The objective with its state: the log-variance and LeCAM's moving averages.
 
     The state dict holds just those, so it belongs in every checkpoint; `parameters()` is the
-    log-variance alone, for the autoencoder's optimizer (without weight decay).
+    log-variance alone, for the autoencoder's optimizer.
 
     Args:
         config: see `LossConfig`.
@@ -260,7 +260,7 @@ class AutoencoderLoss(nn.Module):
         """
         return self.config.discriminator_weight > 0 and step >= self.config.discriminator_start
 
-    def generator(
+    def generator_loss(
         self,
         video: Tensor,
         reconstruction: Tensor,

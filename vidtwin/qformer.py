@@ -52,7 +52,8 @@ class TemporalQFormer(nn.Module):
             # Without it every layer carries a second feed-forward that no query passes.
             use_qformer_text_input=False,
         )
-        self.qformer = Blip2QFormerModel._from_config(config, attn_implementation="sdpa")
+        # transformers takes SDPA by itself where its version has it for this model.
+        self.qformer = Blip2QFormerModel(config)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, D, T, h, w) to (B * Q, q, h, w), one image of the grid per query."""

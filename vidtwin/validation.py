@@ -57,7 +57,7 @@ def measure_reconstructions(
             measures["lpips"] = lpips(video, clips[1])
         for place, index in enumerate(batch["index"].tolist()):
             rows.append((index, {name: float(value[place]) for name, value in measures.items()}))
-        if sheet is None:
+        if sheet is None and all(clip.isfinite().all() for clip in clips):
             panels = rearrange(torch.stack(clips), "panel b c t h w -> c t (b h) (panel w)")
             sheet = to_uint8(panels)
     model.train(training)

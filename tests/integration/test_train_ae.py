@@ -223,6 +223,69 @@ def test_too_many_bad_steps_stop_the_run(run, script, monkeypatch, tmp_path):
     assert "Traceback" not in err
 
 
+def test_compiled_with_the_adversarial_loss(run, script, monkeypatch, tmp_path):
+    # The adaptive weight takes two gradients of one compiled graph before the backward pass.
+    compile_with = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda m: compile_with(m, backend="aot_eager"))
+    options = ("--config", DEBUG, "steps=3", "loss.discriminator_start=1", "log_every=1",
+               "validate_every=3", "save_every=3", "optimizer.warmup_steps=0",
+               "discriminator_optimizer.warmup_steps=0")  # fmt: skip
+    for name, value in (("compiled", True), ("plain", False)):
+        code, _, err = run(*options, f"output={tmp_path / name}", f"compile={value}")
+        assert code == 0, err
+    compiled, plain = records(tmp_path / "compiled"), records(tmp_path / "plain")
+    for first, second in zip(compiled, plain, strict=True):
+        for key in ("loss/total", "loss/adaptive_weight", "validation/psnr"):
+            if key in first:
+                assert first[key] == pytest.approx(second[key], rel=1e-3), key
+    assert "loss/adaptive_weight" in compiled[1]
+
+
+def test_run_again_after_the_end_restores_lost_weights(run, tmp_path):
+    options = ("--config", DEBUG, "steps=2", "optimizer.warmup_steps=0",
+               "discriminator_optimizer.warmup_steps=0", "validation_samples=0",
+               f"output={tmp_path}")  # fmt: skip
+    assert run(*options)[0] == 0
+    expected = weights(tmp_path)
+    (tmp_path / "autoencoder").rename(tmp_path / "lost")
+    assert run(*options)[0] == 0
+    assert all(torch.equal(value, weights(tmp_path)[key]) for key, value in expected.items())
+
+
+def test_resume_from_another_run_then_from_its_own(run, tmp_path):
+    options = ("--config", DEBUG, "validation_samples=0", "save_every=2", "log_every=1")
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert run(*options, "steps=4", f"output={first}")[0] == 0
+    again = (*options, "steps=6", f"output={second}", "--resume", first)
+    assert run(*again)[0] == 0
+    assert [r["step"] for r in records(second)] == [5, 6]
+    assert run(*again)[0] == 0  # goes on from its own newest: nothing is left to do
+    assert [r["step"] for r in records(second)] == [5, 6]
+    earlier = second / "checkpoints" / "step_000000006"
+    assert run(*options, "steps=8", f"output={second}")[0] == 0
+    code, _, err = run(*options, "steps=8", f"output={second}", "--resume", earlier)
+    assert code == 2
+    assert "holds later checkpoints than step_000000006" in err
+
+
+def test_a_bad_validation_clip_stops_nothing(run, tmp_path, caplog):
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    video = MovingShapes(ShapesConfig(height=32, width=32)).clip(0).video
+    for index in range(6):
+        write_video(clips / f"good{index}.mp4", video, 8.0)
+    (clips / "bad.mp4").write_text("not a video")
+    code, _, err = run(
+        "--config", DEBUG, "data.source=folder", f"data.path={clips}", "data.part=all",
+        "data.shapes_size=20000", "data.validation_fraction=0", "steps=2", "log_every=1",
+        "data.max_bad_fraction=0.2", "optimizer.warmup_steps=0", "validation_samples=7",
+        "discriminator_optimizer.warmup_steps=0", f"output={tmp_path / 'run'}",
+    )  # fmt: skip
+    assert code == 0, err
+    assert records(tmp_path / "run")[-1]["validation/clips"] == 6
+    assert "bad.mp4" in caplog.text
+
+
 class TestBadInput:
     """One clear line, exit code 2, and nothing written."""
 

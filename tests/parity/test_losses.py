@@ -127,7 +127,7 @@ def test_generator_and_its_gradients(
     discriminator = released_discriminator(case["disc_seed"]).train(mode == "train")
     loss = build_loss(case, case["loss_config"]["disc_start"])
     output: AutoencoderOutput = model(video)
-    total, logs = loss.generator(
+    total, logs = loss.generator_loss(
         video,
         output.reconstruction,
         output.posterior,
@@ -158,7 +158,7 @@ def test_float32_is_close(case: dict[str, Any], model: Any, video: Tensor, mode:
     loss = build_loss(case, start=20001).float()
     single = deepcopy(model).float()
     output = single(video.float())
-    total, logs = loss.generator(
+    total, logs = loss.generator_loss(
         video.float(),
         output.reconstruction,
         output.posterior,
@@ -288,7 +288,7 @@ def test_numbers_given_while_equal_to_the_released_code() -> None:
         gaussian(2, 2, 3, 2, phase=2.0),
         gaussian(2, 2, 3, 2, phase=3.0),
     )
-    total, logs = loss.generator(
+    total, logs = loss.generator_loss(
         video, mixed, posterior, step=1, discriminator=discriminator, last_weight=last
     )
     total.backward()

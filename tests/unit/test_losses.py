@@ -96,7 +96,7 @@ def test_terms_equal_their_formulas(kind: str) -> None:
         discriminator_weight=0,
     )
     video, copy = clips(2, 3, 4, 6, 8), clips(2, 3, 4, 6, 8, seed=1)
-    total, logs = loss.generator(video, copy, posterior_of(*KL), step=7)
+    total, logs = loss.generator_loss(video, copy, posterior_of(*KL), step=7)
     nll = 0.0
     for b in range(2):
         for t in range(4):
@@ -130,7 +130,7 @@ def test_frames_weigh_the_same_in_any_batch() -> None:
 def test_logvar_gradient_is_the_derivative() -> None:
     loss = build(initial_logvar=0.4, discriminator_weight=0)
     video, copy = clips(2, 3, 2, 6, 8), clips(2, 3, 2, 6, 8, seed=1)
-    total, logs = loss.generator(video, copy, posterior_of(*KL), step=0)
+    total, logs = loss.generator_loss(video, copy, posterior_of(*KL), step=0)
     total.backward()
     assert loss.logvar.grad is not None
     # d/ds sum(e / exp(s) + s) / N = n - (sum(e) / N) / exp(s), with n values a frame.
@@ -158,7 +158,7 @@ def test_gated_discriminator_is_never_called() -> None:
     video, copy = clips(2, 3, 2, 6, 8), clips(2, 3, 2, 6, 8, seed=1).requires_grad_()
     for loss, step in ((build(discriminator_start=5), 4), (build(discriminator_weight=0), 99)):
         assert not loss.discriminator_active(step)
-        total, logs = loss.generator(
+        total, logs = loss.generator_loss(
             video, copy, posterior_of(*KL), step=step, discriminator=Forbidden()
         )
         assert "adversarial" not in logs
@@ -173,7 +173,7 @@ def test_gated_discriminator_is_never_called() -> None:
 def test_validation_without_gradients_leaves_the_adversarial_term_out() -> None:
     video, copy = clips(2, 3, 2, 6, 8), clips(2, 3, 2, 6, 8, seed=1)
     with torch.no_grad():
-        total, logs = build().generator(
+        total, logs = build().generator_loss(
             video, copy, posterior_of(*KL), step=9, discriminator=Forbidden()
         )
     assert "adversarial" not in logs
@@ -185,7 +185,7 @@ def test_generator_adds_the_weighted_adversarial_term(checkpointed: bool) -> Non
     video, decoder = clips(2, 3, 2, 12, 12), TinyDecoder(checkpointed)
     discriminator, loss = tiny_discriminator(norm="none"), build()
     output = decoder(video)
-    total, logs = loss.generator(
+    total, logs = loss.generator_loss(
         video,
         output,
         posterior_of(*KL),
@@ -214,7 +214,7 @@ def test_generator_adds_the_weighted_adversarial_term(checkpointed: bool) -> Non
     weight = 0.05 * min(norms[0] / (norms[1] + 1e-4), 1e4)
     assert logs["adaptive_weight"].item() == pytest.approx(weight, rel=1e-5)
     decoder.zero_grad()
-    total = loss.generator(
+    total = loss.generator_loss(
         video,
         decoder(video),
         posterior_of(*KL),
@@ -242,7 +242,7 @@ def test_adaptive_weight_is_clamped_and_survives_zero_gradients() -> None:
 def test_missing_parts_are_named() -> None:
     video = clips(2, 3, 2, 6, 8)
     with pytest.raises(ValueError, match=r"pass both, or set loss\.discriminator_weight=0"):
-        build().generator(video, video, posterior_of(*KL), step=0)
+        build().generator_loss(video, video, posterior_of(*KL), step=0)
     with pytest.raises(ValueError, match=r"\(2, 3, 2, 6, 8\), got \(2, 3, 1, 6, 8\)"):
         reconstruction_error(video, video[:, :, :1])
 
@@ -320,7 +320,7 @@ def test_state_is_three_small_things_and_comes_back(monkeypatch: pytest.MonkeyPa
         loss.logvar.add_(0.25)
     other.load_state_dict(loss.state_dict(), strict=True)
     assert all(torch.equal(v, loss.state_dict()[k]) for k, v in other.state_dict().items())
-    total, logs = loss.generator(video, copy, posterior_of(*(kl[:1] for kl in KL)), step=-1)
+    total, logs = loss.generator_loss(video, copy, posterior_of(*(kl[:1] for kl in KL)), step=-1)
     total.backward()
     assert logs["perceptual"] > 0
     assert copy.grad is not None
@@ -331,7 +331,7 @@ def test_lpips_is_never_built_when_it_weighs_nothing(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(lpips, "LPIPS", forbidden)
     loss = AutoencoderLoss(LossConfig(perceptual_weight=0))
     video = clips(2, 3, 1, 4, 4)
-    assert "perceptual" not in loss.generator(video, video, posterior_of(*KL), step=0)[1]
+    assert "perceptual" not in loss.generator_loss(video, video, posterior_of(*KL), step=0)[1]
 
 
 @pytest.mark.parametrize("level", [0.0, -1.0])
@@ -344,7 +344,7 @@ def test_black_clips_and_perfect_copies_give_finite_gradients(level: float) -> N
     discriminator = tiny_discriminator()
     output = decoder(video)
     assert torch.equal(output, video)
-    total, logs = loss.generator(
+    total, logs = loss.generator_loss(
         video,
         output,
         posterior_of(*KL),
@@ -370,7 +370,7 @@ def test_under_bfloat16_the_loss_itself_is_float32() -> None:
 
     def run() -> tuple[Tensor, dict[str, Tensor], Tensor]:
         output = decoder(video)
-        total, logs = loss.generator(
+        total, logs = loss.generator_loss(
             video,
             output,
             posterior_of(*KL),

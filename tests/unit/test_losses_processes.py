@@ -58,7 +58,7 @@ def one_batch(rank: int, world_size: int) -> dict[str, Tensor]:
     if world_size > 1:
         judge = nn.parallel.DistributedDataParallel(discriminator)
     output = decoder(video)
-    total, logs = loss.generator(
+    total, logs = loss.generator_loss(
         video,
         output,
         posterior,

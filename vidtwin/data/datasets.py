@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 START_POSITIONS = {"first": 0.0, "center": 0.5}
 MAX_ATTEMPTS = 100
+VALIDATION_SEED = 1_000_003
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +171,22 @@ class DataConfig:
                 "(left and right); set data.flip=false"
             )
 
+    def sized(self, num_frames: int, height: int, width: int) -> DataConfig:
+        """The same clips in a model's sizes.
+
+        Raises:
+            ValueError: if this config asks for other sizes (its defaults ask for none).
+        """
+        sizes = {"num_frames": num_frames, "height": height, "width": width}
+        for name, size in sizes.items():
+            asked = getattr(self, name)
+            if asked not in (size, DataConfig.__dataclass_fields__[name].default):
+                raise ValueError(
+                    f"data.{name}={asked} differs from model.{name}={size}; "
+                    f"remove data.{name}, it follows the model's"
+                )
+        return replace(self, num_frames=num_frames, height=height, width=width)
+
     def centered(self) -> DataConfig:
         """The same clips with nothing random in them, as evaluation wants them."""
         return replace(self, start="center", crop="center", flip=False)
@@ -297,13 +314,15 @@ class ShapesDataset(VideoDataset):
         super().__init__(config, min(config.shapes_size, config.max_clips or config.shapes_size))
         self.label_names = list(LABELS)
         wordings = {"train": "train", "validation": "test", "all": "all"}[config.part]
+        # With one split for all parts, only another seed keeps validation clips unseen.
+        repeats = config.part == "validation" and config.shapes_split not in (None, "test")
         self.shapes = MovingShapes(
             ShapesConfig(
                 num_frames=config.num_frames,
                 height=config.height,
                 width=config.width,
                 size=config.shapes_size,
-                seed=config.shapes_seed,
+                seed=config.shapes_seed + repeats * VALIDATION_SEED,
                 max_objects=config.shapes_max_objects,
                 two_object_fraction=config.shapes_two_object_fraction,
                 textured_fraction=config.shapes_textured_fraction,

@@ -131,7 +131,11 @@ class VideoLoader(DataLoader[dict[str, Any]]):
         batches = super().__iter__()
         try:
             for batch in batches:
-                self.bad_file_log.add(batch["skipped"])
+                # An evaluation goes on and says how many clips it saw; a training must not.
+                if self.drop_unusable:
+                    self.bad_file_log.record(batch["skipped"])
+                else:
+                    self.bad_file_log.add(batch["skipped"])
                 if batch.pop("unfilled") and not self.drop_unusable:
                     self.bad_file_log.fail(batch["skipped"])
                 if "video" in batch:

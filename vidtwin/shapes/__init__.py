@@ -26,6 +26,7 @@ from vidtwin.shapes.dataset import (
     MovingShapes,
     ShapesClip,
     ShapesConfig,
+    unseen_clip,
 )
 from vidtwin.shapes.rendering import (
     render_attributes,
@@ -50,4 +51,5 @@ __all__ = [
     "draw_attributes",
     "is_held_out",
     "render_attributes",
+    "unseen_clip",
 ]

@@ -138,3 +138,18 @@ class MovingShapes:
 
     def __iter__(self) -> Iterator[ShapesClip]:
         return (self.clip(index) for index in range(len(self)))
+
+
+def unseen_clip(num_frames: int = 16, height: int = 64, width: int = 64) -> ShapesClip:
+    """A plain clip of one object in a combination that no training split shows."""
+    config = ShapesConfig(
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        seed=1,
+        size=1,
+        split="test",
+        max_objects=1,
+        textured_fraction=0.0,
+    )
+    return MovingShapes(config).clip(0)
