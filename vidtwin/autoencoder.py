@@ -76,6 +76,7 @@ class StructureDecoder(nn.Module):
         self.to_frames = nn.Conv1d(config.num_queries, config.num_frames, 1)
 
     def forward(self, structure: torch.Tensor) -> torch.Tensor:
+        """(B, C_s, Q, h', w') to (B, D, T, h, w)."""
         batch = structure.shape[0]
         images = rearrange(structure, "b c q h w -> (b q) c h w")
         images = functional.relu(self.conv_in(images))

@@ -31,7 +31,7 @@ def make_frames(num_frames: int, height: int, width: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory) -> Path:
+def workdir(tmp_path_factory) -> Path:
     """A folder with a model of 4 x 16 x 24, two videos of other sizes and a file of text."""
     folder = tmp_path_factory.mktemp("reconstruct")
     torch.manual_seed(0)
@@ -66,11 +66,11 @@ def workplace(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, workplace):
+def call(monkeypatch, capsys, workdir):
     """Runs the script in this process; returns exit status, stdout and stderr."""
 
     def run(*arguments: object, model: object = "model") -> tuple[int, str, str]:
-        monkeypatch.chdir(workplace)
+        monkeypatch.chdir(workdir)
         argv = [str(argument) for argument in arguments]
         if model is not None:
             argv += ["--model", str(model)]
@@ -94,7 +94,7 @@ def read_back(path: Path) -> tuple[np.ndarray, float]:
     return np.stack(frames), rate
 
 
-def test_a_folder(call, workplace, tmp_path) -> None:
+def test_a_folder(call, workdir, tmp_path) -> None:
     out = tmp_path / "out"
     status, printed, _ = call("videos", "--output", out, "--save-latents", "--tile-batch-size", 3)
     assert status == 0
@@ -109,7 +109,7 @@ def test_a_folder(call, workplace, tmp_path) -> None:
         assert min(sheet.size) > 4 * 128
     assert str(out / "odd.sheet.png") in printed
     check_report(json.loads((out / "reconstruct.json").read_text()))
-    check_latents(out / "odd.latents.safetensors", out / "odd.reconstruction.mp4", workplace)
+    check_latents(out / "odd.latents.safetensors", out / "odd.reconstruction.mp4", workdir)
 
 
 def check_report(report: dict) -> None:
@@ -136,11 +136,11 @@ def check_report(report: dict) -> None:
     )
 
 
-def check_latents(path: Path, video: Path, workplace: Path) -> None:
+def check_latents(path: Path, video: Path, workdir: Path) -> None:
     """The latents on disk decode to the video on disk."""
     windows, metadata = load_windows(path)
     assert float(metadata["fps"]) == pytest.approx(30000 / 1001)
-    model = VidTwinAutoencoder.from_pretrained(workplace / "model")
+    model = VidTwinAutoencoder.from_pretrained(workdir / "model")
     decoded = decode_windows(model, windows)
     assert tuple(decoded.shape) == (1, 3, FRAMES, HEIGHT, WIDTH)
     levels = ((decoded[0].clamp(-1, 1) + 1) * 127.5).numpy().transpose(1, 2, 3, 0)
@@ -275,11 +275,11 @@ def test_bad_input_takes_one_clear_line(call, tmp_path, arguments, model, messag
     assert message in errors
 
 
-def test_weights_that_do_not_fit_are_refused(call, workplace, tmp_path) -> None:
+def test_weights_that_do_not_fit_are_refused(call, workdir, tmp_path) -> None:
     from safetensors.torch import load_file, save_file
 
     broken = tmp_path / "broken"
-    VidTwinAutoencoder.from_pretrained(workplace / "model").save_pretrained(broken)
+    VidTwinAutoencoder.from_pretrained(workdir / "model").save_pretrained(broken)
     (file,) = broken.glob("*.safetensors")
     weights = load_file(file)
     name = sorted(weights)[0]
@@ -311,9 +311,9 @@ def test_demo_says_what_it_would_run(call, tmp_path) -> None:
     assert not (tmp_path / "demo").exists()
 
 
-def test_from_any_folder_as_a_process(workplace, tmp_path) -> None:
-    command = [sys.executable, str(SCRIPT), str(workplace / "bad"), "--model"]
-    command += [str(workplace / "model"), "--output", str(tmp_path), "--lpips", "none"]
+def test_from_any_folder_as_a_process(workdir, tmp_path) -> None:
+    command = [sys.executable, str(SCRIPT), str(workdir / "bad"), "--model"]
+    command += [str(workdir / "model"), "--output", str(tmp_path), "--lpips", "none"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

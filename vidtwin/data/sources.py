@@ -80,7 +80,7 @@ def _existing(path: str | None, what: str, directory: bool) -> Path:
     return found
 
 
-def _videos_below(folder: Path) -> list[Path]:
+def videos_below(folder: Path) -> list[Path]:
     """Every file below a folder that is named like a video, in the order of the paths."""
     return sorted(
         path
@@ -241,7 +241,7 @@ def _from_classes(options: SourceOptions) -> ClipList:
     folders = sorted(
         path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
     )
-    found = {folder.name: _videos_below(folder) for folder in folders}
+    found = {folder.name: videos_below(folder) for folder in folders}
     empty = [name for name, videos in found.items() if not videos]
     if len(empty) == len(found):
         raise _no_videos(f"the class folders of {str(root)!r} ({', '.join(found) or 'none'})")
@@ -258,7 +258,7 @@ def _from_classes(options: SourceOptions) -> ClipList:
 
 def _from_folder(options: SourceOptions) -> ClipList:
     root = _existing(options.path, "a folder of videos", directory=True)
-    videos = _videos_below(root)
+    videos = videos_below(root)
     if not videos:
         raise _no_videos(repr(str(root)))
     clips = [Clip(path=str(path), name=path.relative_to(root).as_posix()) for path in videos]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from vidtwin.data.bad_files import UnusableVideo
 from vidtwin.data.frames import fit_frame, nearest_frames
 from vidtwin.data.readers import iter_frames, read_video_info
-from vidtwin.data.sources import VIDEO_SUFFIXES
+from vidtwin.data.sources import videos_below
 
 __all__ = ["Job", "OpenVideo", "check_writable", "find_jobs", "fit_uint8", "open_video"]
 
@@ -65,7 +65,7 @@ def find_jobs(
     for name in inputs:
         path = Path(name).expanduser()
         if path.is_dir():
-            videos = _videos_below(path)
+            videos = _sources_below(path)
             found += [(video, video.relative_to(path)) for video in videos]
             if not videos:
                 failed.append((name, "no videos in this folder"))
@@ -198,15 +198,8 @@ def _pick(
             next_index = next(wanted, None)
 
 
-def _videos_below(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in VIDEO_SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and not _is_result(path)
-    )
+def _sources_below(folder: Path) -> list[Path]:
+    return [path for path in videos_below(folder) if not _is_result(path)]
 
 
 def _is_result(path: Path) -> bool:
