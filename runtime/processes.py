@@ -80,7 +80,6 @@ class Saveable(Protocol):
     """A model of diffusers or transformers."""
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Any: ...
-    def parameters(self) -> Any: ...
 
 
 def export_weights(folder: RunFolder, name: str, model: Any, ema: EMAModel | None) -> None:

@@ -67,6 +67,16 @@ def weights(folder: Path, name: str = "autoencoder") -> dict[str, torch.Tensor]:
     return load_file(folder / name / "diffusion_pytorch_model.safetensors")
 
 
+def folder_with_a_bad_clip(path: Path, good: int) -> Path:
+    clips = path / "clips"
+    clips.mkdir()
+    video = MovingShapes(ShapesConfig(height=32, width=32)).clip(0).video
+    for index in range(good):
+        write_video(clips / f"good{index}.mp4", video, 8.0)
+    (clips / "bad.mp4").write_text("not a video")
+    return clips
+
+
 def records(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -269,12 +279,7 @@ def test_resume_from_another_run_then_from_its_own(run, tmp_path):
 
 
 def test_a_bad_validation_clip_stops_nothing(run, tmp_path, caplog):
-    clips = tmp_path / "clips"
-    clips.mkdir()
-    video = MovingShapes(ShapesConfig(height=32, width=32)).clip(0).video
-    for index in range(6):
-        write_video(clips / f"good{index}.mp4", video, 8.0)
-    (clips / "bad.mp4").write_text("not a video")
+    clips = folder_with_a_bad_clip(tmp_path, good=6)
     code, _, err = run(
         "--config", DEBUG, "data.source=folder", f"data.path={clips}", "data.part=all",
         "data.shapes_size=20000", "data.validation_fraction=0", "steps=2", "log_every=1",
@@ -347,12 +352,7 @@ class TestBadInput:
         assert "perceptual_weight=0" in err
 
     def test_too_many_bad_files(self, run, tmp_path):
-        clips = tmp_path / "clips"
-        clips.mkdir()
-        video = MovingShapes(ShapesConfig(height=32, width=32)).clip(0).video
-        for index in range(3):
-            write_video(clips / f"good{index}.mp4", video, 8.0)
-        (clips / "bad.mp4").write_text("not a video")
+        clips = folder_with_a_bad_clip(tmp_path, good=3)
         options = ("--config", DEBUG, "data.source=folder", f"data.path={clips}",
                    "data.shapes_size=20000", "validation_samples=0", "steps=4")  # fmt: skip
         code, _, err = run(*options, f"output={tmp_path / 'strict'}")

@@ -389,6 +389,7 @@ class FileDataset(VideoDataset):
         raise UnusableVideo(info.path, came)
 
     def load(self, index: int, draws: Draws) -> dict[str, Any]:
+        """The sample of one clip; raises UnusableVideo for a file that can't give it."""
         clip, config = self.clips[index], self.config
         crop = (0.5, 0.5) if config.crop == "center" else (draws.top, draws.left)
         flip = config.flip and draws.flip < 0.5
