@@ -18,7 +18,8 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 import runtime
-from vidtwin import AutoencoderConfig, VidTwinLatents
+from vidtwin import AutoencoderConfig
+from vidtwin.branch_dropout import BranchDropout
 from vidtwin.building import build_models, describe_models
 from vidtwin.data import (
     DataConfig,
@@ -41,6 +42,7 @@ class TrainConfig(runtime.RunConfig):
     Args:
         init_from: weights to start from: a saved autoencoder's folder, or a released
             .ckpt/.safetensors (its discriminator comes along if it is there).
+        branch_dropout: how often a clip is decoded without structure or without dynamics.
         overfit: learn the first N clips by heart, one window and crop each, and validate on them.
         data: its num_frames, height and width follow the model's.
     """
@@ -48,6 +50,7 @@ class TrainConfig(runtime.RunConfig):
     output: str = "outputs/autoencoder"
     project: str = "vidtwin-autoencoder"
     init_from: str | None = None
+    branch_dropout: BranchDropout = BranchDropout()
     overfit: int | None = None
     model: AutoencoderConfig = AutoencoderConfig()
     data: DataConfig = DataConfig()
@@ -188,9 +191,9 @@ def train(run: Run) -> None:
         runtime.seed_step(config.seed, accelerator.process_index, step)
         logs: dict[str, Any] = {"learning_rate": run.optimizer.param_groups[0]["lr"]}
         pairs = []
-        for video, noise, sync in micro_batches(batch, config, accelerator, run.model):
+        for video, inputs, sync in micro_batches(batch, config, accelerator, run.model):
             with sync:
-                output = run.model(video, sample_posterior=True, noise=noise)
+                output = run.model(video, sample_posterior=True, **inputs)
                 loss, terms = run.objective.generator_loss(
                     video,
                     output.reconstruction,
@@ -254,11 +257,7 @@ class Adversary:
             self.optimizer, config.discriminator_optimizer, config.steps
         )
 
-    def step(
-        self,
-        pairs: list[tuple[torch.Tensor, torch.Tensor]],
-        step: int,
-    ) -> dict[str, Any]:
+    def step(self, pairs: list[tuple[torch.Tensor, torch.Tensor]], step: int) -> dict[str, Any]:
         """One update on the step's videos and their reconstructions; returns its logs."""
         logs: dict[str, Any] = {"discriminator/learning_rate": self.optimizer.param_groups[0]["lr"]}
         for index, (video, reconstruction) in enumerate(pairs):
@@ -283,15 +282,17 @@ class Adversary:
 
 def micro_batches(
     batch: dict[str, Any], config: TrainConfig, accelerator: Accelerator, model: torch.nn.Module
-) -> Iterator[tuple[torch.Tensor, VidTwinLatents, contextlib.AbstractContextManager[Any]]]:
-    """(video, posterior noise, context of its backward pass) of each micro-batch."""
+) -> Iterator[tuple[torch.Tensor, dict[str, Any], contextlib.AbstractContextManager[Any]]]:
+    """(video, the model's other inputs, context of its backward pass) of each micro-batch."""
     size = len(batch["video"]) // config.accumulation
     for index in range(config.accumulation):
         part = slice(index * size, (index + 1) * size)
-        noise = draw_noise(config.model, batch["noise_seed"][part].tolist())
+        seeds = batch["noise_seed"][part].tolist()
         video = batch["video"][part].to(accelerator.device, non_blocking=True)
+        noise = draw_noise(config.model, seeds).to(accelerator.device)
+        inputs = {"noise": noise, "branch_weights": config.branch_dropout.weights(seeds)}
         sync = runtime.sync_on_last(accelerator, model, index, config.accumulation)
-        yield video, noise.to(accelerator.device), sync
+        yield video, inputs, sync
 
 
 if __name__ == "__main__":

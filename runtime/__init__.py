@@ -19,6 +19,7 @@ from runtime.processes import (
     export_weights,
     gather_rows,
     mean_over_processes,
+    replace_weights,
     resume,
     sync_on_last,
 )
@@ -76,6 +77,7 @@ __all__ = [
     "parse_arguments",
     "progress_bar",
     "read_yaml",
+    "replace_weights",
     "resume",
     "run_main",
     "save_config",

@@ -24,13 +24,15 @@ def parse_arguments(
     description: str,
     argv: Sequence[str] | None = None,
     extend: Callable[[argparse.ArgumentParser], None] | None = None,
+    training: bool = True,
 ) -> argparse.Namespace:
-    """The arguments of a training script: config, overrides, dry_run, overfit, resume.
+    """The arguments of a script with a config: config, overrides, dry_run, overfit, resume.
 
     Args:
         description: what the script does, for `--help`.
         argv: arguments without the program's name; None takes those of the process.
         extend: adds the script's own options to the parser.
+        training: False for a script that trains nothing, and has no overfit and resume.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", metavar="FILE", help="YAML file; without it, the defaults")
@@ -40,12 +42,16 @@ def parse_arguments(
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved config and sizes, then exit"
     )
-    parser.add_argument(
-        "--overfit", type=_positive, metavar="N", help="train and validate on the first N samples"
-    )
-    parser.add_argument(
-        "--resume", metavar="PATH", help="checkpoint, or run folder whose latest is taken"
-    )
+    if training:
+        parser.add_argument(
+            "--overfit",
+            type=_positive,
+            metavar="N",
+            help="train and validate on the first N samples",
+        )
+        parser.add_argument(
+            "--resume", metavar="PATH", help="checkpoint, or run folder whose latest is taken"
+        )
     if extend is not None:
         extend(parser)
     # Intermixed, so that overrides may stand before, between and after the options.

@@ -85,16 +85,20 @@ class Saveable(Protocol):
 def export_weights(folder: RunFolder, name: str, model: Any, ema: EMAModel | None) -> None:
     """Write `name`/ and, with an average, `name`_ema/ into the run folder, for from_pretrained.
 
-    To be called by the main process alone. A kill may leave the former folder as
-    `.{name}.old`, which the next call puts back.
+    To be called by the main process alone; see `replace_weights`.
     """
-    _replace_folder(folder.path / name, model)
+    replace_weights(folder.path / name, model)
     if ema is not None:
         with ema_weights(ema, model):
-            _replace_folder(folder.path / f"{name}_ema", model)
+            replace_weights(folder.path / f"{name}_ema", model)
 
 
-def _replace_folder(final: Path, model: Saveable) -> None:
+def replace_weights(final: Path, model: Saveable) -> None:
+    """Write a model to a folder so that at any moment the former or the new one lies there.
+
+    To be called by the main process alone. A kill may leave the former as `.{name}.old`, which
+    the next call puts back.
+    """
     writing = final.with_name(f".{final.name}.writing")
     former = final.with_name(f".{final.name}.old")
     if former.exists() and not final.exists():

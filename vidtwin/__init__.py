@@ -2,13 +2,35 @@
 
 from vidtwin.autoencoder import AutoencoderOutput, VidTwinAutoencoder
 from vidtwin.config import AutoencoderConfig
-from vidtwin.latents import DiagonalGaussian, VidTwinLatents, VidTwinPosterior
+from vidtwin.data import (
+    DataConfig,
+    GlobalBatchSampler,
+    build_dataset,
+    build_evaluation_loader,
+    build_loader,
+    noise_seed_for,
+)
+from vidtwin.latents import DiagonalGaussian, VidTwinLatents, VidTwinPosterior, draw_noise
+from vidtwin.reconstruction import load_autoencoder, weights_digest
+from vidtwin.tiling import LatentWindow, decode_windows, tile_starts
 
 __all__ = [
     "AutoencoderConfig",
     "AutoencoderOutput",
+    "DataConfig",
     "DiagonalGaussian",
+    "GlobalBatchSampler",
+    "LatentWindow",
     "VidTwinAutoencoder",
     "VidTwinLatents",
     "VidTwinPosterior",
+    "build_dataset",
+    "build_evaluation_loader",
+    "build_loader",
+    "decode_windows",
+    "draw_noise",
+    "load_autoencoder",
+    "noise_seed_for",
+    "tile_starts",
+    "weights_digest",
 ]

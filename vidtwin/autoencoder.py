@@ -270,20 +270,32 @@ class VidTwinAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         tokens = self.encoder(self.patch_embedding(video))
         return rearrange(tokens, "b t (h w) d -> b d t h w", h=self.sizes.grid[0])
 
-    def decode(self, latents: VidTwinLatents, part: Part = "both") -> torch.Tensor:
+    def decode(
+        self,
+        latents: VidTwinLatents,
+        part: Part = "both",
+        branch_weights: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Video (B, C, T, H, W), about [-1, 1], from latents.
 
         Args:
             latents: raw latents; sizes as in the config.
             part: what to decode: both branches, or one with the other left out.
+            branch_weights: (B, 2) factors of the structure's and the dynamics' features, sample by
+                sample, for "both"; a training that drops branches has zeros here.
         Raises:
             ValueError: if a latent's size differs from the config, or `part` is unknown.
         """
         self._check_latents(latents)
-        tokens = rearrange(self.decoder_features(latents, part), "b d t h w -> b t (h w) d")
-        return self.head(self.decoder(tokens))
+        features = self.decoder_features(latents, part, branch_weights)
+        return self.head(self.decoder(rearrange(features, "b d t h w -> b t (h w) d")))
 
-    def decoder_features(self, latents: VidTwinLatents, part: Part = "both") -> torch.Tensor:
+    def decoder_features(
+        self,
+        latents: VidTwinLatents,
+        part: Part = "both",
+        branch_weights: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """(B, D, T, h, w): the sum of the two branches that enters the decoder."""
         if part == "structure":
             return self.structure_decoder(latents.structure)
@@ -292,7 +304,11 @@ class VidTwinAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         if part != "both":
             raise ValueError(f'`part` must be "both", "structure" or "dynamics", got {part!r}')
         structure = self.structure_decoder(latents.structure)
-        return structure + self.dynamics_decoder(latents.dynamics_x, latents.dynamics_y)
+        dynamics = self.dynamics_decoder(latents.dynamics_x, latents.dynamics_y)
+        if branch_weights is not None:
+            weights = rearrange(branch_weights.to(structure), "b branch -> branch b 1 1 1 1")
+            structure, dynamics = structure * weights[0], dynamics * weights[1]
+        return structure + dynamics
 
     def forward(
         self,
@@ -300,6 +316,7 @@ class VidTwinAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         sample_posterior: bool = False,
         generator: Generators = None,
         noise: VidTwinLatents | None = None,
+        branch_weights: torch.Tensor | None = None,
     ) -> AutoencoderOutput:
         """Encodes and decodes.
 
@@ -308,10 +325,12 @@ class VidTwinAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
             sample_posterior: draw the latents (training) or take the mode (evaluation).
             generator: for drawing: none, one, or one per sample.
             noise: to use instead of drawing, see `vidtwin.latents.draw_noise`.
+            branch_weights: as in `decode`.
         """
         posterior = self.encode(video)
         latents = posterior.sample(generator, noise) if sample_posterior else posterior.mode()
-        return AutoencoderOutput(self.decode(latents), posterior, latents)
+        reconstruction = self.decode(latents, branch_weights=branch_weights)
+        return AutoencoderOutput(reconstruction, posterior, latents)
 
     def reconstruct(
         self,

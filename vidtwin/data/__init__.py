@@ -2,7 +2,7 @@
 
 sources finds the clips, readers (over decord and pyav_reader) decodes them, frames chooses the
 window and fits the size, datasets puts a sample together, loading orders and batches samples,
-bad_files counts what can't be used.
+variants gives chosen ones, bad_files counts what can't be used.
 """
 
 from vidtwin.data.bad_files import (
@@ -17,6 +17,7 @@ from vidtwin.data.datasets import (
     ShapesDataset,
     VideoDataset,
     build_dataset,
+    noise_seed_for,
 )
 from vidtwin.data.loading import (
     GlobalBatchSampler,
@@ -24,6 +25,7 @@ from vidtwin.data.loading import (
     build_evaluation_loader,
     build_loader,
 )
+from vidtwin.data.variants import iterate_variants
 
 __all__ = [
     "BadFileLog",
@@ -39,4 +41,6 @@ __all__ = [
     "build_dataset",
     "build_evaluation_loader",
     "build_loader",
+    "iterate_variants",
+    "noise_seed_for",
 ]

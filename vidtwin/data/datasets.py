@@ -243,6 +243,15 @@ class VideoDataset(Dataset[dict[str, Any]], ABC):
             UnusableVideo: if the file can't be used.
         """
 
+    @abstractmethod
+    def captions(self, index: int, count: int) -> list[str]:
+        """The captions of one clip in epochs 0 to count - 1; just one where epochs change none.
+
+        Args:
+            index: of the clip, from 0.
+            count: number of epochs, at least 1.
+        """
+
     def get(self, index: int, epoch: int = 0) -> dict[str, Any]:
         """The sample of exactly this clip.
 
@@ -344,6 +353,10 @@ class ShapesDataset(VideoDataset):
             "frame_indices": torch.arange(self.config.num_frames),
         }
 
+    def captions(self, index: int, count: int) -> list[str]:
+        """The wordings of a clip's caption in the first epochs, without rendering it."""
+        return self.shapes.captions(index, count)
+
 
 class FileDataset(VideoDataset):
     """Clips read from video files.
@@ -414,6 +427,10 @@ class FileDataset(VideoDataset):
             "fps": float(fps or 0),
             "frame_indices": torch.from_numpy(indices.astype(np.int64)),
         }
+
+    def captions(self, index: int, count: int) -> list[str]:
+        """The one caption of a clip."""
+        return [self.clips[index].caption]
 
 
 def build_dataset(config: DataConfig) -> VideoDataset:

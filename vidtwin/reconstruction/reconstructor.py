@@ -87,7 +87,7 @@ def load_autoencoder(path: str | Path) -> tuple[VidTwinAutoencoder, Path]:
         raise ValueError(f"the autoencoder in {folder} can't be loaded: {error}") from error
 
 
-def weights_digest(model: VidTwinAutoencoder) -> str:
+def weights_digest(model: torch.nn.Module) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of all names and weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

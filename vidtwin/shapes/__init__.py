@@ -1,7 +1,7 @@
 """Moving shapes: a procedural data set of captioned clips that needs no download.
 
 attributes says what can be seen, rendering draws it, captions describes it, dataset puts clips
-together.
+together, judge says what a video shows.
 """
 
 from vidtwin.shapes.attributes import (
@@ -28,6 +28,12 @@ from vidtwin.shapes.dataset import (
     ShapesConfig,
     unseen_clip,
 )
+from vidtwin.shapes.judge import (
+    JudgedObject,
+    Judgement,
+    judge_against,
+    judge_video,
+)
 from vidtwin.shapes.rendering import (
     render_attributes,
 )
@@ -41,6 +47,8 @@ __all__ = [
     "SPLITS",
     "TEXTURES",
     "WORDINGS",
+    "JudgedObject",
+    "Judgement",
     "MovingShapes",
     "ShapesAttributes",
     "ShapesClip",
@@ -50,6 +58,8 @@ __all__ = [
     "caption",
     "draw_attributes",
     "is_held_out",
+    "judge_against",
+    "judge_video",
     "render_attributes",
     "unseen_clip",
 ]

@@ -115,6 +115,14 @@ class MovingShapes:
         """What clip `index` shows, without rendering it."""
         return self._describe(index)[1]
 
+    def captions(self, index: int, count: int) -> list[str]:
+        """The captions of clip `index` in epochs 0 to count - 1, without rendering it."""
+        seed, attributes = self._describe(index)
+        return [self._caption(attributes, seed, epoch) for epoch in range(count)]
+
+    def _caption(self, attributes: ShapesAttributes, seed: int, epoch: int) -> str:
+        return caption(attributes, stream(seed, CAPTION_STREAM + epoch), self.config.wordings)
+
     def clip(self, index: int, epoch: int = 0) -> ShapesClip:
         """Clip `index`; another epoch words its caption otherwise and changes nothing else."""
         seed, attributes = self._describe(index)
@@ -123,7 +131,7 @@ class MovingShapes:
             video=render_attributes(
                 attributes, seed, config.num_frames, config.height, config.width
             ),
-            caption=caption(attributes, stream(seed, CAPTION_STREAM + epoch), config.wordings),
+            caption=self._caption(attributes, seed, epoch),
             attributes=attributes,
             label=LABELS.index(attributes.objects[0].motion),
             seed=seed,

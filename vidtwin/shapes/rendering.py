@@ -153,7 +153,7 @@ def draw_paths(
     return tuple(paths)
 
 
-def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
+def signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
     """Signed distance in pixels to the outline, negative inside, of an upright shape at (0, 0)."""
     if shape == "circle":
         return np.sqrt(x * x + y * y) - 0.85 * radius
@@ -225,7 +225,7 @@ def _paint(video: np.ndarray, item: ShapesObject, path: ObjectPath) -> None:
     if path.angle.any():
         cos, sin = np.cos(path.angle)[:, None, None], np.sin(path.angle)[:, None, None]
         x, y = x * cos + y * sin, y * cos - x * sin
-    distance = _distance(item.shape, x, y, path.radius[:, None, None])  # (T, b, b)
+    distance = signed_distance(item.shape, x, y, path.radius[:, None, None])  # (T, b, b)
     coverage = np.clip(0.5 - distance / np.float32(EDGE_WIDTH), 0, 1)[..., None]
     boxes = np.empty((num_frames, side, side, 3), np.float32)
     for t in range(num_frames):

@@ -1,0 +1,170 @@
+"""What a caller asks of the pipeline, checked and made uniform.
+
+Axes: B batch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+Generators = list[torch.Generator] | torch.Generator
+
+
+def check_count(name: str, value: Any) -> int:
+    """The value as a whole number of at least 1.
+
+    Raises:
+        ValueError: naming the keyword.
+    """
+    number = _whole(value)
+    if number is None or number < 1:
+        raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}")
+    return number
+
+
+def prompt_list(prompt: str | Sequence[str] | None, name: str = "prompt") -> list[str] | None:
+    """The prompts as a list.
+
+    Raises:
+        ValueError: if there is none, or one is empty.
+    """
+    if prompt is None:
+        return None
+    prompts = (
+        list(prompt) if isinstance(prompt, Sequence) and not isinstance(prompt, str) else [prompt]
+    )
+    if not prompts:
+        raise ValueError(f"`{name}` is an empty list; give at least one text, or None")
+    for text in prompts:
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"`{name}` must be a text that says something, got {text!r}")
+    return prompts
+
+
+def class_indices(
+    labels: int | str | Sequence[int | str], num_classes: int, names: Sequence[str] | None
+) -> list[int]:
+    """Classes by number or name as numbers.
+
+    Args:
+        labels: one or several; a name may also be a number in digits.
+        num_classes: of the model.
+        names: of the classes, if they have any.
+    Raises:
+        ValueError: for a class that is not there, with the nearest names.
+    """
+    given = [labels] if isinstance(labels, (int, str)) else list(labels)
+    if not given:
+        raise ValueError("`class_labels` is an empty list; give at least one class, or None")
+    return [_class_index(label, num_classes, list(names or [])) for label in given]
+
+
+def _class_index(label: Any, num_classes: int, names: list[str]) -> int:
+    if isinstance(label, str) and label in names:
+        return names.index(label)
+    digits = isinstance(label, str) and label.strip().isdecimal()
+    number = int(label) if digits else _whole(label)
+    if number is not None and 0 <= number < num_classes:
+        return number
+    if number is not None or not names:
+        raise ValueError(
+            f"there is no class {label!r}: the classes are numbered 0 to {num_classes - 1}"
+        )
+    lowered = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(str(label).lower(), lowered, n=3, cutoff=0.0)
+    nearest = ", ".join(lowered[name] for name in near)
+    raise ValueError(f"there is no class {label!r}; the nearest names are {nearest}")
+
+
+def common_length(**given: Sequence[Any] | Tensor | None) -> int:
+    """How many different videos are asked for, by lists of which each has one or that many.
+
+    Raises:
+        ValueError: if two of them have different lengths above 1.
+    """
+    lengths = {name: len(values) for name, values in given.items() if values is not None}
+    count = max(lengths.values(), default=1)
+    if not set(lengths.values()) <= {1, count}:
+        found = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise ValueError(f"expected one of each, or as many of each, got {found}")
+    return count
+
+
+def repeated_to(values: Tensor, batch_size: int) -> Tensor:
+    """(n, ...) to (B, ...), the repeats of each beside each other; n divides B."""
+    return values.repeat_interleave(batch_size // len(values), dim=0)
+
+
+def generators_of(
+    seed: int | Sequence[int] | None,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    batch_size: int,
+) -> Generators:
+    """The source of each sample's noise: a generator on the CPU of its own, unless one was given.
+
+    Args:
+        seed: of the first sample, or one for each; None draws seeds from torch's own generator.
+        generator: instead of a seed.
+        batch_size: B.
+    Raises:
+        ValueError: for both, or another number of them than samples.
+    """
+    if generator is not None:
+        if seed is not None:
+            raise ValueError("give `seed` or `generator`, got both")
+        if isinstance(generator, torch.Generator):
+            return generator
+        _check_length("generator", len(generator), batch_size)
+        return list(generator)
+    if seed is None:
+        seeds = torch.randint(2**62, (batch_size,)).tolist()
+    elif (first := _whole(seed)) is not None:
+        seeds = [first + index for index in range(batch_size)]
+    else:
+        assert isinstance(seed, Sequence)
+        _check_length("seed", len(seed), batch_size)
+        seeds = list(seed)
+    for one in seeds:
+        if not 0 <= one < 2**63:
+            raise ValueError(f"`seed` must be from 0 to 2**63 - 1, got {one}")
+    return [torch.Generator().manual_seed(int(one)) for one in seeds]
+
+
+def draw_latent_noise(
+    shapes: dict[str, tuple[int, ...]],
+    batch_size: int,
+    generators: Generators,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """Standard normal noise, float32, in the order of the shapes.
+
+    With generators on the CPU it is that of `vidtwin.draw_noise` on every device.
+    """
+    return {
+        name: randn_tensor(
+            (batch_size, *shape), generator=generators, device=device, dtype=torch.float32
+        )
+        for name, shape in shapes.items()
+    }
+
+
+def _check_length(name: str, length: int, batch_size: int) -> None:
+    if length != batch_size:
+        raise ValueError(f"expected one `{name}` for each of the {batch_size} videos, got {length}")
+
+
+def _whole(value: Any) -> int | None:
+    """The value as an int, or None if it isn't a whole number."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None

@@ -1,0 +1,459 @@
+"""Everything between a prompt and a video, saved and loaded as one folder.
+
+Axes: B batch, C channels, Q structure queries, T frames, H W pixels, h w latent grid, L text
+tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils.outputs import BaseOutput
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from diffusion.conditioning import Conditions, GuidanceScales
+from diffusion.dit import TwinDiT
+from diffusion.inputs import (
+    check_count,
+    class_indices,
+    common_length,
+    generators_of,
+    prompt_list,
+    repeated_to,
+)
+from diffusion.language.text_encoder import TextEncoder
+from diffusion.latent_stats import LatentStats
+from diffusion.long_video import join_windows, latent_windows, scale_motion, window_starts
+from diffusion.pipeline_files import load_parts
+from diffusion.sampling import NAMES, LatentSampler
+from diffusion.schedulers import prediction_of
+from vidtwin import VidTwinAutoencoder, VidTwinLatents, decode_windows
+
+OUTPUT_TYPES = ("pt", "np", "pil", "latent")
+NUM_INFERENCE_STEPS = 30
+GUIDANCE_SCALE = 3.0
+
+Callback = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]]
+
+
+@dataclass
+class VidTwinPipelineOutput(BaseOutput):
+    """What the pipeline makes.
+
+    Args:
+        videos: "pt": (B, 3, T, H, W) float32 in [0, 1]; "np": (B, T, H, W, 3); "pil": frames of
+            each video; None for "latent".
+        latents: raw latents, float32; of a long video, the dynamics of all its frames.
+    """
+
+    videos: Any
+    latents: VidTwinLatents
+
+
+class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
+    """Text, class or nothing to video; structure or dynamics may be given and the other sampled.
+
+    Args:
+        autoencoder: decodes the latents.
+        transformer: predicts what to take away from noised, scaled latents.
+        scheduler: any of diffusers that fits the transformer's objective, see `diffusion.flow`.
+        latent_stats: between raw and scaled latents.
+        text_encoder: a transformers model; None for a transformer without text.
+        tokenizer: of the text encoder.
+        class_names: the name of each class, for those who ask by name.
+        text_layer: which hidden state of the text encoder is read.
+        max_text_length: tokens of a prompt; None for all that the text encoder can read.
+        fps: frames per second of the clips that the transformer was trained on.
+        prediction: what the transformer predicts, "velocity", "epsilon" or "v_prediction"; None
+            for what the scheduler expects.
+    Raises:
+        ValueError: naming the parts that do not belong together.
+    """
+
+    model_cpu_offload_seq: str = "text_encoder->transformer->autoencoder"  # type: ignore[assignment]
+    _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
+    # A handful of numbers, used without a forward pass that could bring them over.
+    _exclude_from_cpu_offload = ["latent_stats"]  # noqa: RUF012
+    _callback_tensor_inputs: ClassVar[list[str]] = list(NAMES)
+
+    def __init__(
+        self,
+        autoencoder: VidTwinAutoencoder,
+        transformer: TwinDiT,
+        scheduler: Any,
+        latent_stats: LatentStats,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+        class_names: Any = None,
+        text_layer: int = -1,
+        max_text_length: Any = None,
+        fps: Any = None,
+        prediction: Any = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            autoencoder=autoencoder,
+            transformer=transformer,
+            scheduler=scheduler,
+            latent_stats=latent_stats,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+        )
+        self.register_to_config(
+            class_names=None if class_names is None else list(class_names),
+            text_layer=text_layer,
+            max_text_length=max_text_length,
+            fps=fps,
+            prediction=prediction or prediction_of(scheduler),
+        )
+        self._interrupt = False
+        self._check_parts()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
+    ) -> VidTwinPipeline:
+        """A saved pipeline, every part of it from safetensors files.
+
+        Args:
+            pretrained_model_name_or_path: a folder of `save_pretrained`, or a hub id.
+            kwargs: those of diffusers' `DiffusionPipeline.from_pretrained`. The parts are float32
+                unless `torch_dtype` asks for another dtype, whatever they are stored in.
+        Raises:
+            ValueError: naming the part that is missing, or does not belong.
+        """
+        return load_parts(cls, super().from_pretrained, pretrained_model_name_or_path, kwargs)
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether to stop before the next step; callbacks set `pipe._interrupt = True`."""
+        return self._interrupt
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        class_labels: int | str | Sequence[int | str] | None = None,
+        num_inference_steps: int = NUM_INFERENCE_STEPS,
+        guidance_scale: float = GUIDANCE_SCALE,
+        num_videos_per_prompt: int = 1,
+        seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        structure: VidTwinLatents | Tensor | None = None,
+        dynamics: VidTwinLatents | Tensor | None = None,
+        output_type: str = "pt",
+        return_dict: bool = True,
+        class_guidance_scale: float | None = None,
+        structure_guidance_scale: float | None = None,
+        dynamics_guidance_scale: float | None = None,
+        num_frames: int | None = None,
+        overlap_frames: int | None = None,
+        motion_scale: float = 1.0,
+        callback_on_step_end: Callback | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = NAMES,
+    ) -> Any:
+        """Videos.
+
+        Args:
+            prompt: what to show; one or several.
+            class_labels: the same by class, number or name.
+            num_inference_steps: solver steps.
+            guidance_scale: of the prompt, and of the class unless it has its own; 1.0 is off.
+            num_videos_per_prompt: videos of each prompt, one after the other.
+            seed: of the first video, the next ones count on; or one for each. A video depends on
+                its own seed alone, not on the others beside it.
+            generator: instead of seeds: one for all videos, or one for each.
+            negative_prompt: what not to show.
+            structure: latents, or a video (B, 3, T, H, W) in [-1, 1], whose structure is held
+                while dynamics are sampled.
+            dynamics: the same, whose dynamics are held while structure is sampled.
+            output_type: "pt", "np", "pil" or "latent".
+            return_dict: False for a tuple.
+            class_guidance_scale: of the class.
+            structure_guidance_scale: for the structure latent, instead of both former scales.
+            dynamics_guidance_scale: the same for the dynamics latents.
+            num_frames: of the video; more than the model makes at once takes several windows.
+            overlap_frames: which neighbouring windows share; a quarter of a window by default.
+            motion_scale: multiplies the dynamics' deviation from their mean over time.
+            callback_on_step_end: called as (pipe, step, timestep, tensors) after each step;
+                returns the tensors that it changed.
+            callback_on_step_end_tensor_inputs: scaled latents that it is given, of "structure",
+                "dynamics_x" and "dynamics_y".
+        Returns:
+            VidTwinPipelineOutput: `.videos`, `.latents`.
+        Raises:
+            ValueError: for anything that this pipeline can't do; the message names the keyword.
+        """
+        check_count("num_inference_steps", num_inference_steps)
+        check_count("num_videos_per_prompt", num_videos_per_prompt)
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(
+                f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}; got {output_type!r}"
+            )
+        if not math.isfinite(motion_scale):
+            raise ValueError(f"`motion_scale` must be finite, got {motion_scale}")
+        self._check_scheduler()
+        own_class_scale = guidance_scale if class_guidance_scale is None else class_guidance_scale
+        scales = GuidanceScales(
+            guidance_scale, own_class_scale, structure_guidance_scale, dynamics_guidance_scale
+        )
+        starts = self._window_starts(num_frames, overlap_frames, dynamics is not None)
+        prompts = prompt_list(prompt)
+        negative_prompts = prompt_list(negative_prompt or None, "negative_prompt")
+        labels = self.class_indices(class_labels)
+        held = self._held(structure, dynamics)
+        count = common_length(
+            prompt=prompts, negative_prompt=negative_prompts, class_labels=labels, **held
+        )
+        batch_size = count * num_videos_per_prompt
+        held = {name: repeated_to(value, batch_size) for name, value in held.items()}
+        generators = generators_of(seed, generator, batch_size)
+        after_step = self._after_step(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        conditions, negative = self._conditions(prompts, negative_prompts, labels, batch_size)
+        self._interrupt = False
+        windows = LatentSampler(
+            transformer=self.transformer,
+            scheduler=self.scheduler,
+            num_inference_steps=num_inference_steps,
+            generators=generators,
+            device=self._execution_device,
+            conditions=conditions,
+            negative=negative,
+            scales=scales,
+            held=self._scaled(held),
+            after_step=after_step,
+            interrupted=lambda: self._interrupt,
+            progress_bar=self.progress_bar,
+        ).sample(starts, batch_size)
+        starts = starts[: len(windows)]
+        latents = self.latent_stats.unscale(join_windows(windows, starts))
+        # What was given comes out as it was, to the bit.
+        latents = scale_motion(replace(latents, **held), motion_scale)
+        videos = None
+        if output_type != "latent":
+            videos = as_output(self._decode(latents, starts), output_type)
+        self.maybe_free_model_hooks()
+        output = VidTwinPipelineOutput(videos=videos, latents=latents)
+        return output if return_dict else output.to_tuple()
+
+    def _window_starts(
+        self, num_frames: int | None, overlap: int | None, dynamics_are_held: bool
+    ) -> list[int]:
+        """The first frame of each window."""
+        window = self.autoencoder.sizes.num_frames
+        num_frames = window if num_frames is None else check_count("num_frames", num_frames)
+        starts = window_starts(num_frames, window, overlap)
+        if len(starts) > 1 and dynamics_are_held:
+            raise ValueError(
+                f"`dynamics` hold {window} frames of motion, got num_frames={num_frames}; "
+                "leave out `num_frames`"
+            )
+        return starts
+
+    def _after_step(
+        self, callback: Any, names: Sequence[str]
+    ) -> Callable[[int, Tensor, dict[str, Tensor]], dict[str, Tensor]] | None:
+        """The caller's callback as the sampler calls it."""
+        if callback is None:
+            return None
+        names = getattr(callback, "tensor_inputs", names)
+        unknown = sorted(set(names) - set(self._callback_tensor_inputs))
+        if unknown:
+            raise ValueError(
+                "`callback_on_step_end_tensor_inputs` must be of "
+                f"{', '.join(self._callback_tensor_inputs)}; got {', '.join(unknown)}"
+            )
+
+        def after_step(
+            step: int, timestep: Tensor, latents: dict[str, Tensor]
+        ) -> dict[str, Tensor]:
+            return callback(self, step, timestep, {name: latents[name] for name in names}) or {}
+
+        return after_step
+
+    def _held(
+        self, structure: VidTwinLatents | Tensor | None, dynamics: VidTwinLatents | Tensor | None
+    ) -> dict[str, Tensor]:
+        """The raw latents that are given, float32: name -> (1 or more, ...)."""
+        if structure is not None and dynamics is not None:
+            raise ValueError(
+                "`structure` and `dynamics` are both given, so there is nothing to sample; leave "
+                "one out, or decode them with the autoencoder"
+            )
+        held: dict[str, Tensor] = {}
+        for given, names in ((structure, NAMES[:1]), (dynamics, NAMES[1:])):
+            if given is None:
+                continue
+            latents = given if isinstance(given, VidTwinLatents) else self._encode(given)
+            for name in names:
+                value, shape = (
+                    getattr(latents, name),
+                    getattr(self.autoencoder.sizes, f"{name}_shape"),
+                )
+                if tuple(value.shape[1:]) != shape or not len(value):
+                    raise ValueError(
+                        f"expected `{name}` of shape (B, {', '.join(map(str, shape))}), got "
+                        f"{tuple(value.shape)}: it comes from another autoencoder"
+                    )
+                if not bool(value.isfinite().all()):
+                    raise ValueError(f"the `{name}` that is given holds values that are not finite")
+                held[name] = value.to(self._execution_device, torch.float32)
+        return held
+
+    def _scaled(self, held: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Raw latents, of which some may be missing, scaled."""
+        if not held:
+            return {}
+        sizes, like = self.autoencoder.sizes, next(iter(held.values()))
+        blank = {
+            name: like.new_zeros(len(like), *getattr(sizes, f"{name}_shape")) for name in NAMES
+        }
+        scaled = self.latent_stats.scale(VidTwinLatents(**(blank | held)))
+        return {name: getattr(scaled, name) for name in held}
+
+    def _encode(self, video: Tensor) -> VidTwinLatents:
+        """The latents of (B, 3, T, H, W) or one (3, T, H, W) video in [-1, 1]."""
+        self._bring(self.autoencoder)
+        video = video[None] if video.ndim == 4 else video
+        if video.is_floating_point():  # what is not, the autoencoder complains of
+            video = video.to(self.autoencoder.device, self.autoencoder.dtype)
+        latents: VidTwinLatents = self.autoencoder.encode(video).mode()
+        return latents
+
+    def _decode(self, latents: VidTwinLatents, starts: list[int]) -> Tensor:
+        """(B, 3, T, H, W) in about [-1, 1], float32."""
+        self._bring(self.autoencoder)
+        sizes = self.autoencoder.sizes
+        windows = latent_windows(latents, starts, (sizes.num_frames, sizes.height, sizes.width))
+        return decode_windows(self.autoencoder, windows, dtype=torch.float32)
+
+    def _conditions(
+        self,
+        prompts: list[str] | None,
+        negative_prompts: list[str] | None,
+        labels: list[int] | None,
+        batch_size: int,
+    ) -> tuple[Conditions, Conditions | None]:
+        """The conditions of each video, and those of its negative prompt."""
+        device = self._execution_device
+        class_labels = None
+        if labels is not None:
+            class_labels = repeated_to(torch.tensor(labels), batch_size).to(device)
+        positive = self._read(prompts, batch_size) if prompts is not None else Conditions()
+        negative = None
+        if negative_prompts is not None:
+            if prompts is None:
+                raise ValueError("`negative_prompt` needs a `prompt` to tell it from; got none")
+            negative = self._read(negative_prompts, batch_size)
+        return replace(positive, class_labels=class_labels), negative
+
+    def _read(self, prompts: list[str], batch_size: int) -> Conditions:
+        """The text conditions of prompts, each for as many videos as it takes."""
+        if self.transformer.sizes.text_hidden_size is None:
+            known = "; ask by `class_labels`" if self.transformer.sizes.num_classes else ""
+            raise ValueError(
+                f"this pipeline was not trained with text: leave out the prompt{known}"
+            )
+        if self.text_encoder is None or self.tokenizer is None:
+            raise ValueError(
+                "this pipeline has no text encoder and tokenizer to read a prompt with"
+            )
+        self._bring(self.text_encoder)
+        reader = TextEncoder(
+            self.text_encoder,
+            self.tokenizer,
+            self.config["text_layer"],
+            self.config["max_text_length"],
+        )
+        encoding = reader.encode(prompts)
+        return Conditions(
+            encoder_hidden_states=repeated_to(encoding.hidden_states, batch_size),
+            encoder_attention_mask=repeated_to(encoding.attention_mask, batch_size),
+        )
+
+    def class_indices(self, labels: int | str | Sequence[int | str] | None) -> list[int] | None:
+        """Classes by number or name as numbers.
+
+        Raises:
+            ValueError: for a class that is not there, with the nearest names.
+        """
+        if labels is None:
+            return None
+        num_classes = self.transformer.sizes.num_classes
+        if num_classes is None:
+            known = "; ask by `prompt`" if self.transformer.sizes.text_hidden_size else ""
+            raise ValueError(
+                f"this pipeline was not trained with classes: leave out the class label{known}"
+            )
+        return class_indices(labels, num_classes, self.config["class_names"])
+
+    def _bring(self, module: Any) -> None:
+        """Moves a module that was offloaded to the device, for a method other than forward."""
+        hook = getattr(module, "_hf_hook", None)
+        if hook is not None:
+            hook.pre_forward(module)
+
+    def _check_parts(self) -> None:
+        """Raises unless the parts belong together."""
+        sizes, latents = self.transformer.sizes, self.autoencoder.sizes
+        for name in NAMES:
+            made, decoded = getattr(sizes, f"{name}_shape"), getattr(latents, f"{name}_shape")
+            if made != decoded:
+                raise ValueError(
+                    f"the transformer makes `{name}` of shape {made} and the autoencoder decodes "
+                    f"{decoded}; they do not belong together"
+                )
+        channels = (latents.structure_channels, latents.dynamics_channels)
+        stats = self.latent_stats.config
+        if (stats.structure_channels, stats.dynamics_channels) != channels:
+            raise ValueError(
+                f"the latent statistics are of {stats.structure_channels} and "
+                f"{stats.dynamics_channels} channels, the autoencoder has {channels}"
+            )
+        width = sizes.text_hidden_size
+        if self.text_encoder is not None and self.text_encoder.config.hidden_size != width:
+            raise ValueError(
+                f"the transformer was made for text states of width {width}, the text encoder's "
+                f"have {self.text_encoder.config.hidden_size}"
+            )
+        names = self.config["class_names"]
+        if names is not None and len(names) != sizes.num_classes:
+            raise ValueError(
+                f"`class_names` must be one for each of the {sizes.num_classes} classes, "
+                f"got {len(names)}"
+            )
+        self._check_scheduler()
+
+    def _check_scheduler(self) -> None:
+        """Raises unless the scheduler, which may have been exchanged, fits the transformer."""
+        found = prediction_of(self.scheduler)
+        expected = self.config["prediction"]
+        if found != expected:
+            raise ValueError(
+                f"the transformer predicts {self.config['prediction']}, and the scheduler "
+                f"{type(self.scheduler).__name__} is for {found}; "
+                "diffusion.schedulers.build_scheduler makes one that fits"
+            )
+
+
+def as_output(videos: Tensor, output_type: str) -> Any:
+    """Videos in [-1, 1] as the caller wants them, in [0, 1]; see `VidTwinPipelineOutput`."""
+    videos = ((videos + 1) / 2).clamp(0, 1)
+    if output_type == "pt":
+        return videos
+    frames = rearrange(videos, "b c t h w -> b t h w c").cpu().numpy()
+    if output_type == "np":
+        return frames
+    levels = (frames * 255).round().astype(np.uint8)
+    return [[Image.fromarray(frame) for frame in video] for video in levels]

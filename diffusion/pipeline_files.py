@@ -1,0 +1,137 @@
+"""What a saved pipeline's folder must hold, and how it is loaded without running foreign code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from diffusion.language.text_encoder import _load_model as load_text_model
+
+__all__ = ["check_pipeline_folder", "load_parts"]
+
+INDEX = "model_index.json"
+CLASS_NAME = "VidTwinPipeline"
+# Where the class of a component may come from: diffusers imports the module that the index names,
+# so a foreign name in it would be foreign code.
+REQUIRED = {
+    "autoencoder": ("vidtwin.autoencoder", "VidTwinAutoencoder"),
+    "transformer": ("diffusion.dit", "TwinDiT"),
+    "latent_stats": ("diffusion.latent_stats", "LatentStats"),
+    "scheduler": ("diffusers", None),
+}
+OPTIONAL = {"text_encoder": ("transformers", None), "tokenizer": ("transformers", None)}
+PARTS = (*REQUIRED, *OPTIONAL)
+DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+
+
+def check_pipeline_folder(folder: Path, passed: Collection[str] = ()) -> dict[str, Any]:
+    """The index of a pipeline's folder, if all its parts are there and are what they should be.
+
+    Args:
+        folder: written by `VidTwinPipeline.save_pretrained`.
+        passed: the components that are given from elsewhere.
+    Returns:
+        dict: component -> (module, class) or (None, None), and the pipeline's own config.
+    Raises:
+        ValueError: naming the first part that is missing or is something else.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        raise ValueError(
+            f"{folder} holds no pipeline: there is no {INDEX} in it; name a folder written by "
+            "save_pretrained"
+        )
+    try:
+        entries = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{index} is not JSON: {error}") from error
+    if not isinstance(entries, dict) or entries.get("_class_name") != CLASS_NAME:
+        found = entries.get("_class_name") if isinstance(entries, dict) else entries
+        raise ValueError(f"{folder} holds another pipeline: expected {CLASS_NAME}, got {found!r}")
+    for name, (module, class_name) in (REQUIRED | OPTIONAL).items():
+        if name in passed:
+            continue
+        came = entries.get(name) or [None, None]
+        if came[0] is None:
+            if name in REQUIRED:
+                raise ValueError(f"the pipeline {folder} has no {name} in its {INDEX}")
+            continue
+        if came[0] != module or class_name not in (None, came[1]):
+            wanted = f"a class of {module}" if class_name is None else f"{module}.{class_name}"
+            raise ValueError(f"{index}: {name} must be {wanted}, got {'.'.join(map(str, came))}")
+        if not (folder / name).is_dir():
+            raise ValueError(f"the pipeline {folder} is not whole: the folder {name!r} is missing")
+        if any((folder / name).glob("*.py")):  # which some versions of diffusers would run
+            raise ValueError(f"the pipeline {folder} has code in its folder {name!r}; remove it")
+    return entries
+
+
+def load_parts(
+    pipeline_class: Any,
+    load: Callable[..., Any],
+    name: str | PathLike[str],
+    options: dict[str, Any],
+) -> Any:
+    """The pipeline of a folder or hub id, float32 unless the options say otherwise.
+
+    Args:
+        pipeline_class: VidTwinPipeline.
+        load: `from_pretrained` of its base class.
+        name: the folder or hub id.
+        options: of `from_pretrained`.
+    Raises:
+        ValueError: in one line, naming the part that is missing or does not fit.
+    """
+    if options.get("use_safetensors") not in (None, True):
+        raise ValueError("weights are read from safetensors files only; drop `use_safetensors`")
+    for option in ("custom_pipeline", "trust_remote_code"):
+        if options.get(option):
+            raise ValueError(f"a pipeline is loaded without foreign code; drop `{option}`")
+    if "dtype" not in options:
+        options = {"torch_dtype": torch.float32} | options
+    options = options | {"use_safetensors": True}
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if folder.is_absolute() or str(name).count("/") != 1:
+            raise ValueError(f"the pipeline {name} does not exist: expected a folder or a hub id")
+        asked = {key: options[key] for key in DOWNLOAD_OPTIONS if key in options}
+        folder = Path(pipeline_class.download(str(name), use_safetensors=True, **asked))
+    entries = check_pipeline_folder(folder, [part for part in options if part in PARTS])
+    try:
+        if "text_encoder" not in options and (entries.get("text_encoder") or [None])[0]:
+            options["text_encoder"] = _load_text_encoder(folder / "text_encoder", options)
+        pipeline = load(folder, **options)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"the pipeline {folder} can't be loaded: {error}") from error
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            _align(part)
+    return pipeline
+
+
+@torch.no_grad()
+def _align(module: torch.nn.Module) -> None:
+    """Moves weights out of the mapped file, where they lie at any address.
+
+    Matrix products on the CPU differ in their last bits by the alignment of what they read, and a
+    pipeline should make the same video before and after it was saved.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone()
+
+
+def _load_text_encoder(folder: Path, options: dict[str, Any]) -> Any:
+    """The text encoder; transformers alone would only warn of weights that are missing."""
+    dtype = options.get("dtype", options.get("torch_dtype"))
+    if isinstance(dtype, dict):
+        dtype = dtype.get("text_encoder", dtype.get("default", torch.float32))
+    try:
+        return load_text_model(str(folder), local_files_only=True).to(dtype=dtype)
+    except SafetensorError as error:
+        raise ValueError(f"the text_encoder in {folder} can't be loaded: {error}") from error

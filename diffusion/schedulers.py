@@ -1,0 +1,171 @@
+"""Which of diffusers' schedulers fit a model's objective, and how they step latents.
+
+A model predicts the velocity (flow matching: x = (1 - sigma) latents + sigma noise, timestep
+1000 x sigma), or epsilon or v on a schedule of betas (timesteps 0 to 999).
+Axes: B batch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+)
+from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+from torch import Tensor
+
+__all__ = ["SCHEDULERS", "build_scheduler", "prediction_of", "scheduler_names"]
+
+PREDICTIONS = ("velocity", "epsilon", "v_prediction")
+# Name -> class for flow matching, class for schedules of betas.
+SCHEDULERS: dict[str, tuple[Any, Any]] = {
+    "euler": (FlowMatchEulerDiscreteScheduler, EulerDiscreteScheduler),
+    "heun": (FlowMatchHeunDiscreteScheduler, None),
+    "dpm++": (DPMSolverMultistepScheduler, DPMSolverMultistepScheduler),
+    "unipc": (UniPCMultistepScheduler, UniPCMultistepScheduler),
+    "ddim": (None, DDIMScheduler),
+    "ddpm": (None, DDPMScheduler),
+}
+
+
+def prediction_of(scheduler: Any) -> str:
+    """What a scheduler takes the model's output for: "velocity", "epsilon" or "v_prediction".
+
+    Raises:
+        ValueError: if the scheduler can't step whitened latents, each sample by itself.
+    """
+    config, name = scheduler.config, type(scheduler).__name__
+    for option in ("clip_sample", "thresholding"):
+        if config.get(option):
+            raise ValueError(
+                f"the scheduler {name} has {option}=True, which would cut the latents; "
+                f"make it with {option}=False"
+            )
+    for option in ("stochastic_sampling", "use_dynamic_shifting"):
+        if config.get(option):
+            raise ValueError(f"the scheduler {name} must be made with {option}=False here")
+    if hasattr(scheduler, "noise_sampler"):
+        raise ValueError(
+            f"the scheduler {name} draws one noise for the whole batch, so a video would depend "
+            'on the others; take "sde-dpmsolver++" of DPMSolverMultistepScheduler'
+        )
+    if name.startswith("FlowMatch"):
+        return "velocity"
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction == "flow_prediction" and config.get("use_flow_sigmas"):
+        return "velocity"
+    if prediction not in PREDICTIONS[1:] or config.get("use_flow_sigmas"):
+        raise ValueError(
+            f"the scheduler {name} has prediction_type={prediction!r} and use_flow_sigmas="
+            f"{bool(config.get('use_flow_sigmas'))}; expected flow_prediction with flow sigmas, or "
+            "epsilon or v_prediction without"
+        )
+    return str(prediction)
+
+
+def scheduler_names(prediction: str) -> list[str]:
+    """The names that `build_scheduler` knows for this objective."""
+    return [name for name, kinds in SCHEDULERS.items() if kinds[prediction != "velocity"]]
+
+
+def build_scheduler(name: str, like: Any) -> Any:
+    """A scheduler by its short name, with the noise schedule of another.
+
+    Args:
+        name: see `SCHEDULERS`.
+        like: the scheduler that came with the model.
+    Raises:
+        ValueError: if there is none of that name for the model's objective.
+    """
+    prediction = prediction_of(like)
+    names = scheduler_names(prediction)
+    if name not in names:
+        raise ValueError(
+            f"the schedulers for a model that predicts {prediction} are {', '.join(names)}; "
+            f"got {name!r}"
+        )
+    flow, diffusion = SCHEDULERS[name]
+    if prediction != "velocity":
+        # The default spacing of most would begin far below the last step, at half-clean noise.
+        options = {"clip_sample": False, "timestep_spacing": "trailing"}
+        accepted = inspect.signature(diffusion).parameters
+        options = {key: value for key, value in options.items() if key in accepted}
+        return diffusion.from_config(like.config, **options)
+    shift = like.config.get("shift", like.config.get("flow_shift", 1.0))
+    if flow in (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler):
+        return flow(shift=shift)
+    return flow(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+
+
+class LatentSolver:
+    """One run of a scheduler over (B, values) samples, each with its own noise.
+
+    Args:
+        scheduler: that fits, see `prediction_of`.
+        num_inference_steps: solver steps; some schedulers call the model twice in a step.
+        device: of the samples.
+        generators: for schedulers that add noise: one for each sample, or one for all.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        num_inference_steps: int,
+        device: torch.device,
+        generators: Sequence[torch.Generator] | torch.Generator,
+    ) -> None:
+        self.scheduler = scheduler
+        self.is_flow = prediction_of(scheduler) == "velocity"
+        scheduler.set_timesteps(num_inference_steps, device=device)
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)
+        self.timesteps: Tensor = scheduler.timesteps
+        self.options: dict[str, Any] = {"return_dict": False}
+        if "generator" in inspect.signature(scheduler.step).parameters:
+            self.options["generator"] = generators
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def start(self, noise: Tensor) -> Tensor:
+        """The sample to start from."""
+        return noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
+
+    def timestep(self, index: int) -> Tensor:
+        """What the model is told of the noise level at a step, a float without axes."""
+        # Some schedulers round a flow's timesteps to whole numbers, but never its sigmas.
+        if self.is_flow:
+            return self.scheduler.sigmas[index].float() * self.scheduler.config.num_train_timesteps
+        return self.timesteps[index].float()
+
+    def model_input(self, sample: Tensor, index: int) -> Tensor:
+        """The sample as the model was trained to see it."""
+        if hasattr(self.scheduler, "scale_model_input"):
+            scaled: Tensor = self.scheduler.scale_model_input(sample, self.timesteps[index])
+            return scaled
+        return sample
+
+    def noised(self, clean: Tensor, noise: Tensor, index: int) -> Tensor:
+        """Known values at the noise level of a step."""
+        if self.is_flow:
+            sigma = self.scheduler.sigmas[index].to(clean)
+            return clean + sigma * (noise - clean)
+        levels = self.timesteps[index].expand(len(clean))
+        noisy: Tensor = self.scheduler.add_noise(clean, noise, levels)
+        return noisy
+
+    def step(self, prediction: Tensor, sample: Tensor, index: int) -> Tensor:
+        """The sample at the next, lower noise level."""
+        stepped: Tensor = self.scheduler.step(
+            prediction, self.timesteps[index], sample, **self.options
+        )[0]
+        return stepped

@@ -1,0 +1,279 @@
+"""Encodes a data set once, into a latent cache that train_diffusion.py reads.
+
+    python encode.py --config configs/encode/shapes.yaml output=outputs/shapes_latents
+    accelerate launch encode.py --config configs/encode/clips.yaml data.path=FOLDER autoencoder=RUN
+
+Writes output/train and output/validation; see `diffusion.cache` for the files in them. Run the
+same command again and it goes on where it stopped; any number of processes writes the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+import runtime
+from diffusion.cache import DTYPES, STORES
+from diffusion.cache_writer import CacheWriter
+from vidtwin import DiagonalGaussian, VidTwinAutoencoder, VidTwinPosterior
+from vidtwin.data import (
+    BadFileLog,
+    DataConfig,
+    FileDataset,
+    SkippedFile,
+    TooManyBadFiles,
+    VideoDataset,
+    build_dataset,
+    iterate_variants,
+)
+from vidtwin.reconstruction import load_autoencoder, software_versions, weights_digest
+
+PARTS = ("train", "validation", "all")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncodeConfig:
+    """What is encoded, by which autoencoder, and how it is stored.
+
+    Args:
+        autoencoder: a `save_pretrained` folder, a run folder of train_ae.py, or a released file.
+        output: folder that gets one cache for each part.
+        parts: of the data: "train", "validation" (centered windows and crops), or "all".
+        max_samples: clips of each part, the first ones; null for all.
+        max_validation_samples: the same for "validation" alone; null for `max_samples`.
+        variants: random windows, crops and flips of each clip, those of as many epochs.
+        caption_variants: wordings of each caption, where the data set has several.
+        store: "moments" (mean and logvar: training draws from the posterior) or "mode".
+        dtype: of the stored latents: "float16" or "float32".
+        shard_size: clips in a shard: what a process that is killed has to do again.
+        batch_size: clips per forward pass of each process.
+        num_workers: processes that read, for each process that encodes.
+        mixed_precision: "no" or "bf16"; null leaves it to `accelerate launch`.
+        data: its num_frames, height and width follow the autoencoder's, its part is `parts`.
+    """
+
+    autoencoder: str = "checkpoints/shapes/autoencoder"
+    output: str = "outputs/latents"
+    parts: tuple[str, ...] = ("train", "validation")
+    max_samples: int | None = None
+    max_validation_samples: int | None = None
+    variants: int = 1
+    caption_variants: int = 1
+    store: str = "moments"
+    dtype: str = "float16"
+    shard_size: int = 512
+    batch_size: int = 32
+    num_workers: int = 1
+    mixed_precision: str | None = None
+    data: DataConfig = DataConfig()
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("store", STORES), ("dtype", DTYPES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
+                )
+        for name in ("variants", "caption_variants", "shard_size", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        for name in ("max_samples", "max_validation_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1 or null, got {value}")
+        if self.num_workers < 0:
+            raise ValueError(f"`num_workers` must not be negative, got {self.num_workers}")
+        if self.mixed_precision not in (None, "no", "bf16"):
+            raise ValueError(
+                f'`mixed_precision` must be "no", "bf16" or null, got {self.mixed_precision!r}'
+            )
+        unknown = [part for part in self.parts if part not in PARTS]
+        if unknown or not self.parts or len(set(self.parts)) < len(self.parts):
+            raise ValueError(
+                f"`parts` must name some of {', '.join(PARTS)}, each once, got {list(self.parts)}"
+            )
+        data = self.data
+        if data.part != "train":
+            raise ValueError(
+                f"data.part follows `parts`, got data.part={data.part}; set parts=[{data.part}]"
+            )
+        random = data.start == "random" or data.crop == "random" or data.flip
+        if self.variants > 1 and (data.source == "shapes" or not random):
+            why = "the moving shapes have no other windows, crops or flips; set caption_variants"
+            if data.source != "shapes":
+                why = "nothing is random in data.start, data.crop and data.flip"
+            raise ValueError(f"variants={self.variants} would store the same pixels again: {why}")
+
+    def data_of(self, part: str, model: VidTwinAutoencoder) -> DataConfig:
+        """The clips of a part in the autoencoder's sizes."""
+        data = self.data.centered() if part == "validation" else self.data
+        sizes = model.sizes
+        return dataclasses.replace(data, part=part).sized(
+            sizes.num_frames, sizes.height, sizes.width
+        )
+
+    def limit_of(self, part: str) -> int | None:
+        """The number of clips of a part, None for all."""
+        limit = self.max_validation_samples if part == "validation" else None
+        return limit or self.max_samples
+
+
+def main() -> None:
+    """Reads the command line, then describes the caches or writes them."""
+    runtime.configure_logging()
+    arguments = runtime.parse_arguments("Encodes a data set into a latent cache.", training=False)
+    config = runtime.load_config(EncodeConfig, arguments.config, arguments.overrides)
+    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    if accelerator.mixed_precision not in ("no", "bf16"):
+        raise ValueError(
+            f'accelerate is configured for mixed precision "{accelerator.mixed_precision}"; '
+            'expected "no" or "bf16": set mixed_precision=bf16'
+        )
+    model, found = load_autoencoder(config.autoencoder)
+    about = {"autoencoder": str(found), "device": accelerator.device.type}
+    digest = weights_digest(model)
+    caches = []
+    for part in config.parts:
+        dataset = build_dataset(config.data_of(part, model))
+        writer = CacheWriter(
+            Path(config.output) / part,
+            autoencoder_config=model.sizes,
+            autoencoder_digest=digest,
+            data=runtime.config_to_dict(dataset.config),
+            num_clips=min(len(dataset), config.limit_of(part) or len(dataset)),
+            label_names=dataset.label_names,
+            clips_digest=listing_digest(dataset),
+            store=config.store,
+            dtype=config.dtype,
+            shard_size=config.shard_size,
+            options={
+                "variants": 1 if part == "validation" else config.variants,
+                "caption_variants": config.caption_variants,
+                "mixed_precision": accelerator.mixed_precision,
+            },
+            versions=software_versions(),
+            about=about,
+        )
+        writer.check()
+        caches.append((writer, dataset))
+    if arguments.dry_run:
+        if accelerator.is_main_process:
+            describe(config, [writer for writer, _ in caches], f"{found}, digest {digest}")
+        return
+    if accelerator.is_main_process:
+        for writer, _ in caches:  # all of them before the work of any
+            writer.claim()
+    accelerator.wait_for_everyone()
+    model.to(accelerator.device).requires_grad_(False)
+    for writer, dataset in caches:
+        encode(writer, dataset, model, accelerator, config)
+
+
+def listing_digest(dataset: VideoDataset) -> str | None:
+    """Tells apart lists of files; where they lie does not matter. None without files."""
+    if not isinstance(dataset, FileDataset):
+        return None
+    listing = [(clip.name, clip.label, clip.caption) for clip in dataset.clips]
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
+
+
+def describe(config: EncodeConfig, writers: Sequence[CacheWriter], autoencoder: str) -> None:
+    """Prints what would be done."""
+    print(runtime.format_config(config))
+    print(f"autoencoder: {autoencoder}")
+    for writer in writers:
+        identity = writer.identity
+        values = sum(math.prod(shape) for shape in identity["shapes"].values())
+        size = values * int(identity["dtype"][-2:]) // 8 * identity["variants"] * writer.num_clips
+        print(
+            f"{writer.folder}: {writer.num_clips:,} clips, shapes {identity['shapes']}, "
+            f"{size / 1e6:,.1f} MB, {len(writer.missing())} of {len(writer.shards)} shards to do"
+        )
+
+
+def encode(
+    writer: CacheWriter,
+    dataset: VideoDataset,
+    model: VidTwinAutoencoder,
+    accelerator: Accelerator,
+    config: EncodeConfig,
+) -> None:
+    """Makes the shards that are missing, each process its share, then the manifest."""
+    if writer.complete():
+        if accelerator.is_main_process:
+            print(f"{writer.folder} is complete: {writer.num_clips:,} clips")
+        accelerator.wait_for_everyone()
+        return
+    missing = writer.missing()
+    accelerator.wait_for_everyone()  # all have looked before the first shard is written
+    bad_files = BadFileLog(writer.num_clips, dataset.config.max_bad_fraction)
+    bad_files.add(SkippedFile(*item) for item in writer.skipped())
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    plan = writer.batches(mine, writer.identity["variants"], config.batch_size)
+    batches = iterate_variants(
+        dataset,
+        [keys for _, keys, _ in plan],
+        captions=config.caption_variants,
+        num_workers=config.num_workers,
+    )
+    bar = tqdm(
+        total=sum(len(keys) for _, keys, _ in plan),
+        desc=str(writer.folder),
+        unit="clip",
+        disable=not accelerator.is_main_process,
+    )
+    posteriors: list[VidTwinPosterior] = []
+    rows: list[dict[str, Any]] = []
+    skipped: list[SkippedFile] = []
+    for (shard, keys, last), batch in zip(plan, batches, strict=True):
+        bad_files.add(batch["skipped"])
+        skipped += batch["skipped"]
+        rows += batch["rows"]
+        if batch["video"] is not None:
+            posteriors.append(encode_batch(model, batch["video"], accelerator))
+        if last:
+            writer.write(shard, rows, posteriors, skipped)
+            posteriors, rows, skipped = [], [], []
+        bar.update(len(keys))
+    bar.close()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        bad_files.add(SkippedFile(*item) for item in writer.skipped())
+        report(writer, writer.finish())
+    accelerator.wait_for_everyone()
+
+
+@torch.inference_mode()
+def encode_batch(
+    model: VidTwinAutoencoder, video: torch.Tensor, accelerator: Accelerator
+) -> VidTwinPosterior:
+    """The posterior of (B, 3, T, H, W) videos, in float32 on the CPU."""
+    with accelerator.autocast():
+        posterior = model.encode(video.to(accelerator.device, non_blocking=True))
+    return VidTwinPosterior(
+        *(
+            DiagonalGaussian(part.mean.float().cpu(), part.logvar.float().cpu())
+            for part in posterior.parts()
+        )
+    )
+
+
+def report(writer: CacheWriter, manifest: dict[str, Any]) -> None:
+    """One line about a finished cache."""
+    print(
+        f"{writer.folder}: {manifest['samples']:,} clips, {manifest['rows']:,} encodings, "
+        f"{manifest['captions']:,} captions, {manifest['bytes'] / 1e6:,.1f} MB, "
+        f"{len(manifest['skipped'])} files skipped"
+    )
+
+
+if __name__ == "__main__":
+    runtime.run_main(main, TooManyBadFiles)

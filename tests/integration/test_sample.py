@@ -1,0 +1,285 @@
+"""sample.py from a saved pipeline to files, and what it says of bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from accelerate import PartialState
+from PIL import Image
+
+from diffusion import VidTwinPipeline
+from vidtwin.media import write_video
+from vidtwin.reconstruction.latent_files import load_windows
+from vidtwin.tiling import decode_windows
+
+SCRIPT = Path(__file__).resolve().parents[2] / "sample.py"
+FRAMES, HEIGHT, WIDTH = 8, 16, 24  # of the tiny pipeline
+ENDINGS = ("mp4", "gif", "latents.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def _one_process():
+    """accelerate keeps its state for the whole process, and so for all tests."""
+    yield
+    PartialState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, build_pipeline) -> Path:
+    """A folder with two pipelines, a video of another size, a short one and a file of text."""
+    folder = tmp_path_factory.mktemp("sample")
+    build_pipeline().save_pretrained(folder / "text")
+    build_pipeline(text=False, classes=True).save_pretrained(folder / "classes")
+    rows, columns = np.mgrid[:30, :50]
+    frames = [(rows * 3 + columns * 2 + 8 * t) % 256 for t in range(20)]
+    video = np.stack([np.stack(frames)] * 3, axis=-1).astype(np.uint8)
+    write_video(folder / "clip.mp4", video, 16)
+    write_video(folder / "short.mp4", video[:4], 16)
+    (folder / "no_video.mp4").write_text("I am not a video.")
+    (folder / "prompts.txt").write_text("a red circle\n\n  a blue square  \n")
+    (folder / "blank.txt").write_text("\n \n")
+    (folder / "file").write_text("not a folder")
+    return folder
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, workdir):
+    """Runs the script in this process; returns exit status, stdout and stderr."""
+
+    def run(*arguments: object, pipeline: str = "text") -> tuple[int, str, str]:
+        monkeypatch.chdir(workdir)
+        argv = [str(argument) for argument in arguments]
+        if pipeline:
+            argv += ["--pipeline", pipeline, "--device", "cpu"]
+        if "--steps" not in argv:
+            argv += ["--steps", "2"]
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *argv])
+        with pytest.raises(SystemExit) as exit_info:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return int(exit_info.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def read_back(path: Path) -> tuple[np.ndarray, float]:
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        rate = float(stream.average_rate or 0)
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+    return np.stack(frames), rate
+
+
+def latents_of(folder: Path, index: int) -> dict[str, torch.Tensor]:
+    window = load_windows(folder / f"sample_{index:04d}.latents.safetensors")[0][0]
+    return dict(zip(("s", "x", "y"), window.latents.tensors(), strict=True))
+
+
+def assert_same_latents(one: Path, other: Path, indices: range) -> None:
+    for index in indices:
+        first, second = latents_of(one, index), latents_of(other, index)
+        assert all(torch.equal(first[name], second[name]) for name in first), index
+
+
+def test_prompts_to_files(call, workdir, tmp_path) -> None:
+    out = tmp_path / "deep" / "out"
+    status, printed, err = call(
+        *("--prompt", "a green star", "--prompts-file", "prompts.txt", "--num-videos", 2),
+        *("--seed", 3, "--output", out, "--guidance-scale", 2, "--scheduler", "unipc"),
+    )
+    assert status == 0, err
+    names = {f"sample_{index:04d}.{ending}" for index in range(6) for ending in ENDINGS}
+    assert {path.name for path in out.iterdir()} == names | {"sheet.png", "sample.json"}
+    assert str(out / "sample_0000.mp4") in printed
+    frames, fps = read_back(out / "sample_0005.mp4")
+    assert (frames.shape, fps) == ((FRAMES, HEIGHT, WIDTH, 3), 8)
+    with Image.open(out / "sample_0005.gif") as gif:
+        assert gif.n_frames == FRAMES
+    with Image.open(out / "sheet.png") as sheet:
+        assert sheet.height > 6 * 128
+    report = json.loads((out / "sample.json").read_text())
+    prompts = [sample["prompt"] for sample in report["samples"]]
+    assert prompts == ["a green star"] * 2 + ["a red circle"] * 2 + ["a blue square"] * 2
+    assert [sample["seed"] for sample in report["samples"]] == list(range(3, 9))
+    made_by = report["made_by"]
+    assert made_by["scheduler"]["class"] == "UniPCMultistepScheduler"
+    assert (made_by["num_inference_steps"], made_by["guidance_scale"]) == (2, 2.0)
+    for part in ("autoencoder", "transformer", "text_encoder", "latent_stats"):
+        assert len(made_by[f"{part}_sha256"]) == 16
+    check_against_the_pipeline(workdir, out)
+
+
+def check_against_the_pipeline(workdir: Path, out: Path) -> None:
+    """The report says enough to make a sample again, and the latents are those of the video."""
+    report = json.loads((out / "sample.json").read_text())
+    made_by, sample = report["made_by"], report["samples"][5]
+    pipeline = VidTwinPipeline.from_pretrained(workdir / made_by["pipeline"])
+    from diffusion.schedulers import build_scheduler
+
+    pipeline.scheduler = build_scheduler("unipc", pipeline.scheduler)
+    again = pipeline(
+        sample["prompt"],
+        seed=sample["seed"],
+        num_inference_steps=made_by["num_inference_steps"],
+        guidance_scale=made_by["guidance_scale"],
+    )
+    saved = latents_of(out, 5)
+    assert torch.equal(saved["s"], again.latents.structure)
+    windows, metadata = load_windows(out / "sample_0005.latents.safetensors")
+    assert metadata["seed"] == str(sample["seed"])
+    decoded = decode_windows(pipeline.autoencoder, windows)[0]
+    levels = ((decoded.clamp(-1, 1) + 1) * 127.5).numpy().transpose(1, 2, 3, 0)
+    assert np.abs(levels - read_back(out / "sample_0005.mp4")[0]).mean() < 20
+
+
+def test_classes_by_name_and_number(call, tmp_path) -> None:
+    out = tmp_path / "out"
+    status, printed, err = call(
+        *("--class-label", "wave", "--class-label", 0, "--num-samples", 3, "--output", out),
+        pipeline="classes",
+    )
+    assert status == 0, err
+    samples = json.loads((out / "sample.json").read_text())["samples"]
+    assert [sample["class_label"] for sample in samples] == [2, 0, 2]
+    assert "wave" in printed
+
+
+def test_long_video_at_another_rate(call, workdir, tmp_path) -> None:
+    out = tmp_path / "out"
+    status, _, err = call("--num-frames", 19, "--fps", 60, "--motion-scale", 1.5, "--output", out)
+    assert status == 0, err
+    frames, fps = read_back(out / "sample_0000.mp4")
+    assert (len(frames), fps) == (19, 60)
+    windows, _ = load_windows(out / "sample_0000.latents.safetensors")
+    assert [window.start[0] for window in windows] == [0, 6, 11]
+    model = VidTwinPipeline.from_pretrained(workdir / "text").autoencoder
+    assert decode_windows(model, windows).shape == (1, 3, 19, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("half", ["structure", "dynamics"])
+def test_half_of_another_video(call, workdir, tmp_path, half) -> None:
+    out = tmp_path / "out"
+    status, _, err = call(f"--{half}-from", "clip.mp4", "--num-videos", 2, "--output", out)
+    assert status == 0, err
+    first, second = latents_of(out, 0), latents_of(out, 1)
+    same = {name for name in first if torch.equal(first[name], second[name])}
+    assert same == ({"s"} if half == "structure" else {"x", "y"})
+    assert json.loads((out / "sample.json").read_text())["made_by"][f"{half}_from"] == "clip.mp4"
+
+
+def test_a_sample_is_the_same_in_any_company(call, tmp_path) -> None:
+    """By itself, among others, and on two processes; in batches of one and of two."""
+    prompts = ("--prompt", "a red circle", "--prompt", "a blue square turns")
+    wanted = (*prompts, "--num-samples", 5)
+    for name, options in {
+        "five": wanted,
+        "three": (*prompts, "--num-samples", 3),
+        "alone": ("--prompt", "a blue square turns", "--seed", 1),
+        "pairs": (*wanted, "--batch-size", 2),
+    }.items():
+        status, _, err = call(*options, "--output", tmp_path / name)
+        assert status == 0, err
+    assert_same_latents(tmp_path / "five", tmp_path / "three", range(3))
+    for name, alone in latents_of(tmp_path / "alone", 0).items():
+        assert torch.equal(latents_of(tmp_path / "five", 1)[name], alone)
+        pair = latents_of(tmp_path / "pairs", 1)[name]
+        torch.testing.assert_close(pair, alone, rtol=1e-4, atol=1e-4)
+
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
+    for name, options in {"five": wanted, "pairs": (*wanted, "--batch-size", 2)}.items():
+        out = tmp_path / f"{name} on two"
+        arguments = ("--output", str(out), "--pipeline", "text", "--steps", "2", *options)
+        subprocess.run(
+            [sys.executable, *launcher, str(SCRIPT), *map(str, arguments)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            check=True,
+            timeout=240,
+        )
+        assert_same_latents(tmp_path / name, out, range(5))
+        report = json.loads((out / "sample.json").read_text())
+        assert report["made_by"]["processes"] == 2
+        assert [sample["index"] for sample in report["samples"]] == list(range(5))
+
+
+BAD_INPUT: dict[str, tuple[tuple[object, ...], str]] = {
+    "empty prompt": (("--prompt", ""), "says something"),
+    "empty prompts file": (("--prompts-file", "blank.txt"), "holds no prompt"),
+    "no prompts file": (("--prompts-file", "nothing.txt"), "nothing.txt"),
+    "unknown class": (("--class-label", "wive"), "nearest names are wave"),
+    "class out of range": (("--class-label", "7"), "0 to 2"),
+    "class to a text-only model": (("--class-label", "0"), "not trained with classes"),
+    "prompt to a class-only model": (("--prompt", "a star"), "not trained with text"),
+    "no steps": (("--steps", "0"), "--steps must be at least 1"),
+    "no videos": (("--num-videos", "0"), "--num-videos must be at least 1"),
+    "both counts": (("--num-videos", "2", "--num-samples", "2"), "give one"),
+    "guidance below 1": (("--guidance-scale", "0.9"), "guidance_scale"),
+    "guidance NaN": (("--guidance-scale", "nan"), "guidance_scale"),
+    "latent's guidance": (("--structure-guidance-scale", "0"), "structure_guidance_scale"),
+    "motion scale": (("--motion-scale", "inf"), "motion_scale"),
+    "negative seed": (("--seed", "-3"), "seed"),
+    "frame rate": (("--fps", "0"), "fps"),
+    "few frames": (("--num-frames", "3"), "at least 8"),
+    "scheduler": (("--scheduler", "ddim"), "euler, heun"),
+    "negative prompt alone": (("--negative-prompt", "a star"), "needs a `prompt`"),
+    "no pipeline": (("--pipeline", "nothing/there/at/all"), "does not exist"),
+    "no video": (("--structure-from", "nothing.mp4"), "is not a file"),
+    "unreadable video": (("--structure-from", "no_video.mp4"), "no_video.mp4"),
+    "short video": (("--dynamics-from", "short.mp4"), "too short"),
+    "both halves": (
+        ("--structure-from", "clip.mp4", "--dynamics-from", "clip.mp4"),
+        "nothing to sample",
+    ),
+    "long with dynamics": (("--dynamics-from", "clip.mp4", "--num-frames", "20"), "num_frames"),
+    "output is a file": (("--output", "file"), "can't write"),
+    "output below a file": (("--output", "file/below"), "can't write"),
+    "device": (("--device", "abacus"), "abacus"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_takes_one_line_and_leaves_nothing(call, tmp_path, case) -> None:
+    arguments, reason = BAD_INPUT[case]
+    out = tmp_path / "out"
+    where = () if "--output" in arguments else ("--output", out)
+    of_classes = "class-only" in case or case in ("unknown class", "class out of range")
+    if "--pipeline" in arguments or "--device" in arguments:
+        given = () if "--pipeline" in arguments else ("--pipeline", "text")
+        status, printed, err = call(*arguments, *given, *where, pipeline="")
+    else:
+        pipeline = "classes" if of_classes else "text"
+        status, printed, err = call(*arguments, *where, pipeline=pipeline)
+    assert status == 2
+    assert reason in err
+    assert len([line for line in err.splitlines() if line.startswith("error: ")]) == 1
+    assert printed == ""
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("part", ["model_index.json", "transformer", "latent_stats", "tokenizer"])
+def test_a_pipeline_with_a_part_missing(call, workdir, tmp_path, part) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(workdir / "text", broken)
+    lost = broken / part
+    shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+    out = tmp_path / "out"
+    status, _, err = call("--prompt", "a star", "--output", out, pipeline=str(broken))
+    assert (status, out.exists()) == (2, False)
+    assert part in err
+
+
+def test_a_long_prompt_is_cut_with_a_warning(call, tmp_path) -> None:
+    prompt = "a red circle moves left " * 5 + "stars"
+    status, _, err = call("--prompt", prompt, "--output", tmp_path / "out")
+    assert status == 0
+    assert "stars" in err

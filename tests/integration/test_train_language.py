@@ -1,0 +1,247 @@
+"""train_language.py as its users run it: on small models, on the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from safetensors.torch import load_file
+
+import runtime
+from diffusion.language import TextEncoder
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs" / "language").glob("*.yaml"))
+DEBUG = "configs/language/shapes_bert_debug.yaml"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+# Families other than BERT need a token for each byte.
+FAMILIES = {"bert": (), "roberta": ("tokenizer.vocabulary_size=400",),
+            "gpt2": ("tokenizer.vocabulary_size=400",)}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def script():
+    """train_language.py as a module."""
+    spec = importlib.util.spec_from_file_location("train_language_script",
+                                                  ROOT / "train_language.py")  # fmt: skip
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(script, monkeypatch, capsys):
+    """Runs the script in this process: its exit code, standard output and standard error."""
+    monkeypatch.chdir(ROOT)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["train_language.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runtime.run_main(script.main)
+        captured = capsys.readouterr()
+        return end.value.code, captured.out, captured.err
+
+    yield call
+    AcceleratorState._reset_state(True)
+    PartialState._reset_state()
+
+
+def command(*arguments: object, launcher: tuple[str, ...] = ()) -> list[str]:
+    return [sys.executable, *launcher, "train_language.py", *map(str, arguments)]
+
+
+def weights(folder: Path, name: str = "language_model") -> dict[str, torch.Tensor]:
+    return load_file(folder / name / "model.safetensors")
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def corpus_file(folder: Path) -> Path:
+    words = ("a red circle", "one blue star", "the ring", "moves left", "and then stops", "twice")
+    rng = random.Random(0)
+    file = folder / "corpus.txt"
+    file.write_text("\n".join(" ".join(rng.sample(words, 4)) for _ in range(300)))
+    return file
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_describes_itself(run, config, tmp_path):
+    code, out, err = run("--config", config, "--dry-run", f"output={tmp_path / 'run'}",
+                         "tokenizer.train_texts=300")  # fmt: skip
+    assert code == 0, err
+    assert re.search(r"bert: [\d,]+ parameters, \d+ tokens in its vocabulary", out)
+    assert "mlm on" in out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains_validates_and_saves(run, family, tmp_path):
+    code, _, err = run("--config", DEBUG, f"output={tmp_path}", f"model.family={family}",
+                       "ema.enabled=true", *FAMILIES[family])  # fmt: skip
+    assert code == 0, err
+    logged = records(tmp_path)
+    training = [record for record in logged if "loss/total" in record]
+    for key in ("training/accuracy", "gradient_norm", "learning_rate", "samples_per_second",
+                "data_wait", "memory_gib", "nonfinite_steps"):  # fmt: skip
+        assert all(key in record for record in training), key
+    validated = [record for record in logged if "validation/accuracy" in record]
+    assert [record["step"] for record in validated] == [6, 12]
+    assert validated[-1]["validation/perplexity"] > 1
+    for folder in ("language_model", "language_model_ema"):
+        encoder = TextEncoder.from_pretrained(tmp_path / folder, local_files_only=True)
+        assert encoder.causal == (family == "gpt2")
+        assert encoder.max_length == 64
+        assert encoder(["a red circle", ""]).hidden_states.shape[2] == 32
+    assert encoder.digest() != TextEncoder.from_pretrained(tmp_path / "language_model").digest()
+
+
+def test_killed_at_any_step_and_run_again_equals_uninterrupted(tmp_path):
+    # Dropout, EMA and a worker: everything that could remember something.
+    options = ("--config", DEBUG, "save_every=2", "steps=14", "model.dropout=0.1", "log_every=1",
+               "validation_samples=0", "num_workers=1", "accumulation=2",
+               "ema.enabled=true")  # fmt: skip
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(
+        command(*options, f"output={whole}"), cwd=ROOT, env=ENVIRONMENT, check=True, timeout=240
+    )
+    stop_at = random.randint(2, 12)
+    process = subprocess.Popen(
+        command(*options, f"output={killed}"), cwd=ROOT, env=ENVIRONMENT, start_new_session=True
+    )
+    log = killed / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while not (log.exists() and len(log.read_text().splitlines()) >= stop_at):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    subprocess.run(
+        command(*options, f"output={killed}"), cwd=ROOT, env=ENVIRONMENT, check=True, timeout=240
+    )
+    for name in ("language_model", "language_model_ema"):
+        expected, came = weights(whole, name), weights(killed, name)
+        assert expected.keys() == came.keys()
+        for key, value in expected.items():
+            assert torch.equal(value, came[key]), f"{key}, killed at step {stop_at}"
+        files = [folder / name / "tokenizer.json" for folder in (whole, killed)]
+        assert files[0].read_text() == files[1].read_text()
+    assert [r["step"] for r in records(killed)] == list(range(1, 15))
+    assert [r["loss/total"] for r in records(killed)] == [r["loss/total"] for r in records(whole)]
+
+
+def test_two_processes_equal_one(run, tmp_path):
+    options = ("--config", DEBUG, "steps=8", "log_every=1", "validate_every=8")
+    one, two = tmp_path / "one", tmp_path / "two"
+    code, _, err = run(*options, f"output={one}")
+    assert code == 0, err
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
+    subprocess.run(
+        command(*options, f"output={two}", launcher=launcher),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        check=True,
+        timeout=240,
+    )
+    progress = json.loads((two / "checkpoints/step_000000008/progress.json").read_text())
+    assert progress["num_processes"] == 2
+    for first, second in zip(records(one), records(two), strict=True):
+        for key, value in first.items():
+            if key.startswith(("loss/", "training/", "validation/", "gradient_norm")):
+                assert second[key] == pytest.approx(value, rel=2e-4, abs=2e-5), key
+    expected, came = weights(one), weights(two)
+    for key, value in expected.items():
+        assert torch.allclose(value, came[key], rtol=1e-3, atol=2e-5), key
+
+
+def test_micro_batches_equal_the_whole_batch(run, tmp_path):
+    for parts in (1, 4):
+        code, _, err = run("--config", DEBUG, "steps=3", "log_every=1", "validation_samples=0",
+                           f"output={tmp_path / str(parts)}", f"accumulation={parts}")  # fmt: skip
+        assert code == 0, err
+    expected, came = weights(tmp_path / "1"), weights(tmp_path / "4")
+    assert all(torch.allclose(v, came[k], rtol=1e-4, atol=1e-5) for k, v in expected.items())
+    losses = [[r["loss/total"] for r in records(tmp_path / str(parts))] for parts in (1, 4)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_overfit_learns_its_texts(run, tmp_path):
+    code, _, err = run(
+        "--config", DEBUG, "--overfit", 2, f"output={tmp_path}", "steps=400", "log_every=10",
+        "validate_every=400", "save_every=400", "optimizer.learning_rate=5e-3",
+    )  # fmt: skip
+    assert code == 0, err
+    losses = [r["loss/total"] for r in records(tmp_path) if "loss/total" in r]
+    assert losses[-1] < 0.3 * losses[0]
+    assert records(tmp_path)[-1]["validation/accuracy"] > 0.6
+
+
+def test_files_and_going_on_with_another_corpus(run, tmp_path):
+    options = ("--config", DEBUG, "corpus.source=text", f"corpus.path={corpus_file(tmp_path)}",
+               "steps=4", "corpus.validation_fraction=0.1", "validate_every=4")  # fmt: skip
+    code, _, err = run(*options, f"output={tmp_path / 'first'}")
+    assert code == 0, err
+    assert records(tmp_path / "first")[-1]["validation/tokens"] > 10
+    code, _, err = run("--config", DEBUG, f"output={tmp_path / 'second'}", "steps=1", "log_every=1",
+                       "optimizer.warmup_steps=0", "optimizer.learning_rate=1e-12",
+                       f"init_from={tmp_path / 'first' / 'language_model'}")  # fmt: skip
+    assert code == 0, err
+    before, after = weights(tmp_path / "first"), weights(tmp_path / "second")
+    assert all(torch.allclose(value, after[key], atol=1e-6) for key, value in before.items())
+
+
+def test_a_tokenizer_without_a_checkpoint_is_made_anew(run, tmp_path):
+    options = ("--config", DEBUG, "steps=2", "validation_samples=0", "optimizer.warmup_steps=0")
+    for size in (300, 200):
+        code, _, err = run(*options, f"output={tmp_path}", f"tokenizer.vocabulary_size={size}")
+        assert code == 0, err
+        table = weights(tmp_path)["bert.embeddings.word_embeddings.weight"]
+        assert len(table) == size
+        for checkpoint in (tmp_path / "checkpoints").iterdir():
+            checkpoint.rename(tmp_path / f"gone-{size}-{checkpoint.name}")
+
+
+class TestBadInput:
+    """One clear line, exit code 2, and nothing written."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["model.hiden_size=32"], r"model.hiden_size.*model\.hidden_size"),
+            (["model.family=ber"], "`family` must be one of bert, roberta, gpt2; got 'ber'"),
+            (["model.num_heads=3"], "`hidden_size` must be a multiple of num_heads=3, got 32"),
+            (["objective.mask_probability=1.5"], r"`mask_probability` must be in \(0, 1\)"),
+            (["corpus.source=text"], "`path` is required for source=text"),
+            (["corpus.source=text", "corpus.path=nowhere.txt"], "nowhere.txt does not exist"),
+            (["corpus.shapes_wordings=none"], "`wordings` must be one of"),
+            (["tokenizer.vocabulary_size=10"], r"set tokenizer\.vocabulary_size=\d+ or more"),
+            (["tokenizer.path=./nowhere"], "no tokenizer in ./nowhere"),
+            (["init_from=./nowhere"], "no tokenizer in ./nowhere"),
+            (["batch_size=3", "accumulation=2"], "`batch_size` must be a multiple of 2"),
+            (["optimizer.warmup_steps=99"], "`warmup_steps` must be less than"),
+            (["--resume", "nowhere"], "checkpoint nowhere does not exist"),
+        ],
+        ids=lambda value: value[-1] if isinstance(value, list) else "",
+    )
+    def test_message(self, run, tmp_path, arguments, message):
+        code, _, err = run("--config", DEBUG, f"output={tmp_path / 'run'}", *arguments)
+        assert code == 2, err
+        assert re.search(message, err), err
+        assert "Traceback" not in err
+        assert not list(tmp_path.rglob("*.safetensors"))

@@ -1,0 +1,644 @@
+"""The pipeline: what it makes follows from what it is asked, saved or not, alone or in a batch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from torch.testing import assert_close
+
+from diffusion import LatentStats, VidTwinPipeline
+from diffusion.inputs import draw_latent_noise, generators_of
+from diffusion.schedulers import SCHEDULERS as SCHEDULER_CLASSES
+from diffusion.schedulers import LatentSolver, build_scheduler, scheduler_names
+from vidtwin import VidTwinLatents, draw_noise
+
+PROMPTS = ["a red circle", "a blue square turns left"]
+NAMES = ("structure", "dynamics_x", "dynamics_y")
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+SCHEDULERS: dict[str, Callable[[], Any]] = {
+    "flow euler": FlowMatchEulerDiscreteScheduler,
+    "flow heun": FlowMatchHeunDiscreteScheduler,
+    "flow dpm": lambda: DPMSolverMultistepScheduler(**FLOW),
+    "flow unipc": lambda: UniPCMultistepScheduler(**FLOW),
+    "flow sde": lambda: DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", **FLOW),
+    "ddim": lambda: DDIMScheduler(clip_sample=False),
+    "ddim v": lambda: DDIMScheduler(clip_sample=False, prediction_type="v_prediction"),
+    "ddpm": lambda: DDPMScheduler(clip_sample=False),
+    "dpm": DPMSolverMultistepScheduler,
+    "euler": EulerDiscreteScheduler,
+}
+
+
+@pytest.fixture(scope="module")
+def text_pipeline(build_pipeline) -> VidTwinPipeline:
+    return build_pipeline()
+
+
+@pytest.fixture(scope="module")
+def class_pipeline(build_pipeline) -> VidTwinPipeline:
+    return build_pipeline(text=False, classes=True)
+
+
+def ask(pipeline: VidTwinPipeline, **changes: Any) -> Any:
+    """Few steps, latents alone."""
+    options = {"num_inference_steps": 3, "seed": 5, "output_type": "latent"}
+    return pipeline(**options | changes)
+
+
+def assert_same(one: VidTwinLatents, other: VidTwinLatents, tolerance: float = 0.0) -> None:
+    for a, b in zip(one.tensors(), other.tensors(), strict=True):
+        assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+class CountedRows:
+    """Counts the rows that the transformer is given."""
+
+    def __init__(self, pipeline: VidTwinPipeline) -> None:
+        self.calls: list[int] = []
+        self.levels: list[tuple[float, float]] = []
+        self.hook = pipeline.transformer.register_forward_pre_hook(self.count)
+
+    def count(self, module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.calls.append(len(inputs[0]))
+        self.levels.append((float(inputs[3][0]), float(inputs[4][0])))
+
+    def __enter__(self) -> CountedRows:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.hook.remove()
+
+
+class TestWhatComesOut:
+    def test_pt(self, text_pipeline) -> None:
+        out = text_pipeline(PROMPTS, num_inference_steps=2, seed=0, num_videos_per_prompt=2)
+        assert out.videos.shape == (4, 3, 8, 16, 24)
+        assert out.videos.dtype == torch.float32
+        assert 0 <= out.videos.min() < out.videos.max() <= 1
+        sizes = text_pipeline.autoencoder.sizes
+        for name, tensor in zip(NAMES, out.latents.tensors(), strict=True):
+            assert tensor.shape == (4, *getattr(sizes, f"{name}_shape"))
+        decoded = text_pipeline.autoencoder.decode(out.latents).detach()
+        assert_close(out.videos, ((decoded + 1) / 2).clamp(0, 1), rtol=0, atol=1e-5)
+
+    def test_the_other_types_show_the_same(self, text_pipeline) -> None:
+        made = {
+            kind: text_pipeline(PROMPTS[0], num_inference_steps=2, seed=0, output_type=kind)
+            for kind in ("pt", "np", "pil", "latent")
+        }
+        frames = made["pt"].videos.permute(0, 2, 3, 4, 1).numpy()
+        assert np.array_equal(made["np"].videos, frames)
+        pictures = made["pil"].videos
+        assert (len(pictures), len(pictures[0]), pictures[0][0].size) == (1, 8, (24, 16))
+        assert np.array_equal(np.asarray(pictures[0][3]), (frames[0, 3] * 255).round())
+        assert made["latent"].videos is None
+        assert_same(made["latent"].latents, made["pt"].latents)
+
+    def test_a_tuple(self, text_pipeline) -> None:
+        videos, latents = text_pipeline(num_inference_steps=1, seed=0, return_dict=False)
+        assert videos.shape[0] == latents.batch_size == 1
+
+    def test_half_precision_is_close(self, build_pipeline, text_pipeline) -> None:
+        half = build_pipeline().to(torch.bfloat16)
+        made = half(PROMPTS[0], num_inference_steps=2, seed=0)
+        assert made.videos.dtype == made.latents.structure.dtype == torch.float32
+        exact = text_pipeline(PROMPTS[0], num_inference_steps=2, seed=0)
+        assert (made.videos - exact.videos).abs().mean() < 0.05
+
+
+class TestSeeds:
+    def test_noise_is_each_samples_own(self, text_pipeline) -> None:
+        sizes = text_pipeline.autoencoder.sizes
+        shapes = {name: getattr(sizes, f"{name}_shape") for name in NAMES}
+        device = torch.device("cpu")
+        drawn = draw_latent_noise(shapes, 3, generators_of(7, None, 3), device)
+        expected = draw_noise(sizes, [7, 8, 9])
+        for name, tensor in drawn.items():
+            assert torch.equal(tensor, getattr(expected, name))
+
+    @pytest.mark.parametrize("name", SCHEDULERS)
+    def test_a_sample_is_the_same_alone_and_in_a_batch(self, build_pipeline, name) -> None:
+        pipeline = build_pipeline(scheduler=SCHEDULERS[name]())
+        prompts = [*PROMPTS, "a star"]
+        batch = ask(pipeline, prompt=prompts, seed=[3, 9, 4], num_inference_steps=4)
+        alone = ask(pipeline, prompt=prompts[1], seed=9, num_inference_steps=4)
+        assert_same(batch.latents[1:2], alone.latents, tolerance=1e-4)
+        assert all(bool(tensor.isfinite().all()) for tensor in batch.latents.tensors())
+        assert not torch.allclose(batch.latents.structure[:1], batch.latents.structure[1:2])
+
+    def test_counts_on(self, text_pipeline) -> None:
+        counted = ask(text_pipeline, prompt=PROMPTS, seed=4)
+        listed = ask(text_pipeline, prompt=PROMPTS, seed=[4, 5])
+        assert_same(counted.latents, listed.latents)
+
+    def test_generators(self, text_pipeline) -> None:
+        own = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+        made = ask(text_pipeline, prompt=PROMPTS, seed=None, generator=own)
+        assert_same(made.latents, ask(text_pipeline, prompt=PROMPTS, seed=5).latents)
+        one = torch.Generator().manual_seed(5)
+        again = torch.Generator().manual_seed(5)
+        first = ask(text_pipeline, prompt=PROMPTS, seed=None, generator=one)
+        assert_same(
+            first.latents, ask(text_pipeline, prompt=PROMPTS, seed=None, generator=again).latents
+        )
+
+    def test_without_a_seed_torch_decides(self, text_pipeline) -> None:
+        torch.manual_seed(1)
+        first, second = (ask(text_pipeline, seed=None).latents for _ in range(2))
+        assert not torch.equal(first.structure, second.structure)
+        torch.manual_seed(1)
+        assert_same(ask(text_pipeline, seed=None).latents, first)
+
+
+class TestSchedulers:
+    @pytest.mark.parametrize("kind", ["velocity", "epsilon", "v_prediction"])
+    @pytest.mark.parametrize("name", SCHEDULER_CLASSES)
+    def test_the_exact_model_of_a_gaussian_samples_it(self, name, kind) -> None:
+        """Latents N(3, 0.5^2) have a known best prediction; noise eps must become 3 + 0.5 eps."""
+        like = FlowMatchEulerDiscreteScheduler()
+        if kind != "velocity":
+            betas = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": kind}
+            like = DDPMScheduler(clip_sample=False, **betas)
+        if name not in scheduler_names(kind):
+            with pytest.raises(ValueError, match=f"got '{name}'".replace("+", r"\+")):
+                build_scheduler(name, like)
+            return
+        generator = torch.Generator().manual_seed(0)
+        solver = LatentSolver(build_scheduler(name, like), 100, torch.device("cpu"), generator)
+        noise = torch.randn(1, 2000, generator=generator)
+        sample = solver.start(noise)
+        for index in range(len(solver)):
+            seen = solver.model_input(sample, index)
+            if kind == "velocity":
+                share = float(solver.timestep(index)) / 1000
+                signal = 1 - share
+            else:
+                step = torch.tensor(float(solver.timestep(index)))
+                levels = like.alphas_cumprod
+                low, high = levels[int(step)], levels[min(int(step) + 1, 999)]
+                level = float(torch.lerp(low, high, step - step.floor()))
+                signal, share = level**0.5, (1 - level) ** 0.5
+            variance = signal**2 * 0.25 + share**2
+            latents = 3 + signal * 0.25 / variance * (seen - signal * 3)
+            eps = (seen - signal * latents) / share
+            prediction = {
+                "velocity": eps - latents,
+                "epsilon": eps,
+                "v_prediction": signal * eps - share * latents,
+            }[kind]
+            sample = solver.step(prediction, sample, index)
+        if name == "ddpm":
+            assert abs(float(sample.mean()) - 3) < 0.05
+            assert abs(float(sample.std()) - 0.5) < 0.05
+        else:
+            assert float((sample - 3 - 0.5 * noise).abs().mean()) < 0.02
+
+    def test_a_shift_is_kept(self) -> None:
+        like = FlowMatchEulerDiscreteScheduler(shift=3.0)
+        assert build_scheduler("heun", like).config.shift == 3.0
+        unipc = build_scheduler("unipc", like)
+        assert unipc.config.flow_shift == 3.0
+        assert build_scheduler("euler", unipc).config.shift == 3.0
+
+    def test_a_used_scheduler_starts_anew(self, build_pipeline) -> None:
+        pipeline = build_pipeline(scheduler=FlowMatchHeunDiscreteScheduler())
+
+        def stop(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            pipe._interrupt = step == 1
+            return {}
+
+        first = ask(pipeline, prompt=PROMPTS[0])
+        ask(pipeline, prompt=PROMPTS[0], callback_on_step_end=stop)
+        assert_same(ask(pipeline, prompt=PROMPTS[0]).latents, first.latents)
+
+    @pytest.mark.parametrize(
+        ("scheduler", "reason"),
+        [
+            (DDIMScheduler(clip_sample=False), "predicts velocity"),
+            (DDPMScheduler(), "clip_sample"),
+            (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "stochastic_sampling"),
+            (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), "use_dynamic_shifting"),
+            (UniPCMultistepScheduler(prediction_type="flow_prediction"), "use_flow_sigmas"),
+            (UniPCMultistepScheduler(prediction_type="sample"), "prediction_type"),
+        ],
+    )
+    def test_one_that_does_not_fit(self, build_pipeline, scheduler, reason) -> None:
+        pipeline = build_pipeline()
+        pipeline.scheduler = scheduler
+        with pytest.raises(ValueError, match=reason):
+            ask(pipeline)
+
+    def test_an_unknown_name(self) -> None:
+        with pytest.raises(ValueError, match=r"euler, heun, dpm\+\+, unipc; got 'ddim'"):
+            build_scheduler("ddim", FlowMatchEulerDiscreteScheduler())
+
+
+class TestGuidance:
+    def test_one_is_off(self, text_pipeline) -> None:
+        with CountedRows(text_pipeline) as off:
+            plain = ask(text_pipeline, prompt=PROMPTS, guidance_scale=1.0)
+        with CountedRows(text_pipeline) as on:
+            guided = ask(text_pipeline, prompt=PROMPTS, guidance_scale=2.0)
+        assert (off.calls, on.calls) == ([2] * 3, [4] * 3)
+        assert not torch.allclose(plain.latents.structure, guided.latents.structure)
+
+    def test_nothing_to_be_guided_by(self, text_pipeline) -> None:
+        with CountedRows(text_pipeline) as counted:
+            ask(text_pipeline, guidance_scale=5.0)
+        assert counted.calls == [1] * 3
+
+    def test_a_negative_prompt_takes_the_place_of_none(self, text_pipeline) -> None:
+        asked = {"prompt": PROMPTS[0], "guidance_scale": 3.0}
+        plain = ask(text_pipeline, **asked).latents
+        steered = ask(text_pipeline, **asked, negative_prompt="two green stars").latents
+        assert not torch.allclose(plain.structure, steered.structure)
+        # Away from what is asked for and towards it at once: guidance without effect.
+        itself = ask(text_pipeline, **asked, negative_prompt=PROMPTS[0]).latents
+        off = ask(text_pipeline, prompt=PROMPTS[0], guidance_scale=1.0).latents
+        assert_same(itself, off, tolerance=1e-4)
+
+    def test_of_each_latent(self, text_pipeline) -> None:
+        """One step from noise: what is not guided comes out as without guidance."""
+        asked = {"prompt": PROMPTS[0], "num_inference_steps": 1}
+        off = ask(text_pipeline, **asked, guidance_scale=1.0).latents
+        on = ask(text_pipeline, **asked, guidance_scale=4.0).latents
+        mixed = ask(
+            text_pipeline, **asked, guidance_scale=1.0, structure_guidance_scale=4.0
+        ).latents
+        assert_close(mixed.structure, on.structure, rtol=1e-4, atol=1e-4)
+        assert_close(mixed.dynamics_x, off.dynamics_x, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(off.structure, on.structure, atol=1e-3)
+
+    def test_by_class(self, class_pipeline) -> None:
+        with CountedRows(class_pipeline) as counted:
+            by_number = ask(class_pipeline, class_labels=[0, 2], guidance_scale=2.0)
+        assert counted.calls == [4] * 3
+        by_name = ask(class_pipeline, class_labels=["bend", "wave"], guidance_scale=2.0)
+        assert_same(by_number.latents, by_name.latents)
+        other = ask(class_pipeline, class_labels=["bend", "2"], guidance_scale=2.0)
+        assert_same(by_number.latents, other.latents)
+        null = ask(class_pipeline, num_videos_per_prompt=2)
+        assert not torch.allclose(null.latents.structure, by_number.latents.structure)
+
+    def test_by_both(self, build_pipeline) -> None:
+        pipeline = build_pipeline(classes=True)
+        with CountedRows(pipeline) as counted:
+            ask(pipeline, prompt=PROMPTS[0], class_labels=1, guidance_scale=2.0)
+            ask(pipeline, prompt=PROMPTS, class_labels=1, class_guidance_scale=1.0)
+        # With one strength for both, nothing is asked for the text alone.
+        assert counted.calls == [2] * 3 + [6] * 3
+
+
+class TestHeld:
+    def test_structure_stays_exactly(self, text_pipeline) -> None:
+        video = torch.rand(1, 3, 8, 16, 24) * 2 - 1
+        given = text_pipeline.autoencoder.encode(video).mode()
+        with CountedRows(text_pipeline) as counted:
+            made = ask(text_pipeline, prompt=PROMPTS, structure=given).latents
+        assert torch.equal(made.structure, given.structure.expand_as(made.structure))
+        assert not torch.allclose(made.dynamics_x[:1], made.dynamics_x[1:])
+        assert [structure for structure, _ in counted.levels] == [0.0] * 3
+        assert counted.levels[0][1] == 1000.0
+        from_video = ask(text_pipeline, prompt=PROMPTS, structure=video).latents
+        assert_same(from_video, made)
+        assert_same(ask(text_pipeline, prompt=PROMPTS, structure=video[0]).latents, made)
+
+    def test_dynamics_stay_exactly(self, text_pipeline) -> None:
+        given = draw_noise(text_pipeline.autoencoder.sizes, [1, 2])
+        made = ask(text_pipeline, dynamics=given, num_videos_per_prompt=2).latents
+        for name in ("dynamics_x", "dynamics_y"):
+            value = getattr(given, name)
+            assert torch.equal(getattr(made, name), value.repeat_interleave(2, dim=0))
+        assert not torch.allclose(made.structure[:1], made.structure[1:2])
+
+    def test_what_is_held_is_seen_scaled(self, text_pipeline) -> None:
+        seen: list[torch.Tensor] = []
+        hook = text_pipeline.transformer.register_forward_pre_hook(
+            lambda module, inputs: seen.append(inputs[0].clone())
+        )
+        given = draw_noise(text_pipeline.autoencoder.sizes, [1])
+        ask(text_pipeline, structure=given)
+        hook.remove()
+        assert_close(seen[0], given.structure - 0.5)  # the mean that the fixture sets
+
+    @pytest.mark.parametrize(
+        ("held", "reason"),
+        [
+            ({"structure": torch.zeros(1, 3, 4, 16, 24)}, "expected a video of shape"),
+            ({"structure": torch.zeros(1, 3, 8, 16, 24, dtype=torch.uint8)}, "float video"),
+            ({"dynamics": torch.full((1, 3, 8, 16, 24), torch.nan)}, "not finite"),
+            ({"structure": torch.zeros(3, 3, 8, 16, 24)}, "as many of each"),
+            (dict.fromkeys(("structure", "dynamics"), torch.zeros(3, 8, 16, 24)), "both given"),
+        ],
+    )
+    def test_what_can_not_be_held(self, text_pipeline, held, reason) -> None:
+        with pytest.raises(ValueError, match=reason):
+            ask(text_pipeline, prompt=PROMPTS, **held)
+
+
+class TestLongVideos:
+    def test_length_structure_and_overlap(self, text_pipeline) -> None:
+        made = text_pipeline(PROMPTS, num_inference_steps=3, seed=5, num_frames=19)
+        assert made.videos.shape == (2, 3, 19, 16, 24)
+        assert made.latents.dynamics_x.shape == (2, 2, 19, 3)
+        first = ask(text_pipeline, prompt=PROMPTS).latents
+        assert torch.equal(made.latents.structure, first.structure)
+        assert_close(made.latents.dynamics_x[:, :, :8], first.dynamics_x)
+        assert bool(made.videos.isfinite().all())
+        start = text_pipeline(PROMPTS, num_inference_steps=3, seed=5).videos
+        assert_close(made.videos[:, :, :6], start[:, :, :6], rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize("name", ["flow euler", "flow heun", "flow dpm", "ddim", "euler"])
+    def test_later_frames_follow_from_the_overlap(self, build_pipeline, name) -> None:
+        """The known frames are at the level of the others when the model sees them."""
+        pipeline = build_pipeline(scheduler=SCHEDULERS[name]())
+        seen: list[torch.Tensor] = []
+        hook = pipeline.transformer.register_forward_pre_hook(
+            lambda module, inputs: seen.append(inputs[1].clone())
+        )
+        made = ask(pipeline, num_frames=14, overlap_frames=2, num_inference_steps=8).latents
+        hook.remove()
+        last = len(seen) // 2
+        known = made.dynamics_x[:, :, 6:8] / 2  # the deviation that the fixture sets
+        errors = [(frames[:, :, :2] - known).abs().mean() for frames in seen[last:]]
+        assert errors[-1] < 0.5 * errors[0]
+        assert made.dynamics_x.shape[2] == 14
+
+    def test_held_structure(self, text_pipeline) -> None:
+        given = draw_noise(text_pipeline.autoencoder.sizes, [1])
+        made = ask(text_pipeline, structure=given, num_frames=12).latents
+        assert torch.equal(made.structure, given.structure)
+
+    def test_same_alone_and_in_a_batch(self, text_pipeline) -> None:
+        batch = ask(text_pipeline, prompt=PROMPTS, num_frames=12).latents
+        alone = ask(text_pipeline, prompt=PROMPTS[1], num_frames=12, seed=6).latents
+        assert_same(batch[1:2], alone, tolerance=1e-4)
+
+    @pytest.mark.parametrize(
+        ("options", "reason"),
+        [
+            ({"num_frames": 7}, "at least 8"),
+            ({"num_frames": 12, "overlap_frames": 8}, "from 0 to 7"),
+            ({"num_frames": 12, "dynamics": torch.zeros(3, 8, 16, 24)}, "8 frames of motion"),
+            ({"num_frames": 12.5}, "whole number"),
+        ],
+    )
+    def test_what_can_not_be_long(self, text_pipeline, options, reason) -> None:
+        with pytest.raises(ValueError, match=reason):
+            ask(text_pipeline, **options)
+
+
+def test_motion_scale(text_pipeline) -> None:
+    plain = ask(text_pipeline, num_frames=12).latents
+    more = ask(text_pipeline, num_frames=12, motion_scale=3.0).latents
+    assert torch.equal(more.structure, plain.structure)
+    for name in ("dynamics_x", "dynamics_y"):
+        one, other = getattr(plain, name), getattr(more, name)
+        assert_close(one.mean(2), other.mean(2))
+        assert_close(3 * one.std(2), other.std(2))
+    still = ask(text_pipeline, motion_scale=0.0).latents
+    assert_close(still.dynamics_x.std(2), torch.zeros(1, 2, 3))
+
+
+class TestCallback:
+    def test_sees_every_step_and_changes_it(self, text_pipeline) -> None:
+        steps: list[tuple[int, float]] = []
+
+        def freeze(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            assert pipe is text_pipeline
+            assert set(tensors) == {"structure"}
+            steps.append((step, float(timestep)))
+            return {"structure": torch.zeros_like(tensors["structure"])}
+
+        made = ask(
+            text_pipeline,
+            callback_on_step_end=freeze,
+            callback_on_step_end_tensor_inputs=["structure"],
+        )
+        assert [step for step, _ in steps] == [0, 1, 2]
+        assert steps[0][1] == 1000
+        assert_close(made.latents.structure, torch.full_like(made.latents.structure, 0.5))
+
+    def test_may_return_nothing(self, text_pipeline) -> None:
+        made = ask(text_pipeline, callback_on_step_end=lambda *arguments: None)
+        assert_same(made.latents, ask(text_pipeline).latents)
+
+    @pytest.mark.parametrize(("at", "calls", "frames"), [(0, 1, 8), (4, 5, 14)])
+    def test_interrupt(self, text_pipeline, at, calls, frames) -> None:
+        """The window at hand is the last one."""
+
+        def stop(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            pipe._interrupt = step == at
+            return tensors
+
+        with CountedRows(text_pipeline) as counted:
+            made = text_pipeline(
+                num_inference_steps=3, seed=0, num_frames=20, callback_on_step_end=stop
+            )
+        assert len(counted.calls) == calls
+        assert made.videos.shape[2] == made.latents.dynamics_x.shape[2] == frames
+        assert ask(text_pipeline).latents.dynamics_x.shape[2] == 8  # and not the next call
+
+    def test_unknown_tensors(self, text_pipeline) -> None:
+        with pytest.raises(ValueError, match="got noise"):
+            ask(
+                text_pipeline,
+                callback_on_step_end=lambda *arguments: {},
+                callback_on_step_end_tensor_inputs=["noise"],
+            )
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"prompt": ""}, "says something"),
+        ({"prompt": ["a star", "  "]}, "says something"),
+        ({"prompt": []}, "empty list"),
+        ({"prompt": 3}, "says something|not iterable"),
+        ({"prompt": PROMPTS, "negative_prompt": ["a", "b", "c"]}, "as many of each"),
+        ({"negative_prompt": "a star"}, "needs a `prompt`"),
+        ({"class_labels": 0}, "not trained with classes"),
+        ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps"),
+        ({"num_videos_per_prompt": 0}, "num_videos_per_prompt"),
+        ({"guidance_scale": 0.5}, "guidance_scale"),
+        ({"guidance_scale": float("nan")}, "guidance_scale"),
+        ({"structure_guidance_scale": 0.0}, "structure_guidance_scale"),
+        ({"motion_scale": float("nan")}, "motion_scale"),
+        ({"output_type": "gif"}, "output_type"),
+        ({"seed": [1, 2]}, "each of the 1 videos"),
+        ({"seed": -1}, "seed"),
+        ({"generator": torch.Generator()}, "got both"),
+        ({"seed": None, "generator": [torch.Generator()] * 2}, "each of the 1 videos"),
+    ],
+)
+def test_what_it_refuses(text_pipeline, options, reason) -> None:
+    with pytest.raises(ValueError, match=reason):
+        ask(text_pipeline, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"prompt": "a star"}, "not trained with text"),
+        ({"class_labels": "wive"}, "nearest names are wave"),
+        ({"class_labels": 3}, "0 to 2"),
+        ({"class_labels": -1}, "0 to 2"),
+        ({"class_labels": []}, "empty list"),
+        ({"class_labels": [0, 1, 2], "seed": [1]}, "each of the 3 videos"),
+    ],
+)
+def test_what_a_model_of_classes_refuses(class_pipeline, options, reason) -> None:
+    with pytest.raises(ValueError, match=reason):
+        ask(class_pipeline, **options)
+
+
+def test_a_long_prompt_is_cut_and_says_so(text_pipeline, caplog) -> None:
+    ask(text_pipeline, prompt="a red circle moves left " * 5 + "stars")
+    assert "stars" in caplog.text
+
+
+class TestFiles:
+    @pytest.mark.parametrize("kind", ["text", "classes", "none"])
+    def test_saved_and_loaded_makes_the_same(self, build_pipeline, tmp_path, kind) -> None:
+        pipeline = build_pipeline(text=kind == "text", classes=kind == "classes")
+        asked = {"text": {"prompt": PROMPTS}, "classes": {"class_labels": "wave"}, "none": {}}
+        first = pipeline(**asked[kind], num_inference_steps=3, seed=1)
+        pipeline.save_pretrained(tmp_path)
+        loaded = VidTwinPipeline.from_pretrained(tmp_path)
+        loaded.set_progress_bar_config(disable=True)
+        again = loaded(**asked[kind], num_inference_steps=3, seed=1)
+        assert torch.equal(first.videos, again.videos)
+        assert_same(first.latents, again.latents)
+        assert loaded.config["fps"] == 8.0
+        assert not list(tmp_path.rglob("*.bin"))
+        loaded.save_pretrained(tmp_path / "again")
+        files = {"model_index.json", "transformer/config.json"}
+        for name in files:
+            assert _without_origin(tmp_path / name) == _without_origin(tmp_path / "again" / name)
+
+    def test_an_exchanged_scheduler_travels(self, build_pipeline, tmp_path) -> None:
+        pipeline = build_pipeline()
+        pipeline.scheduler = build_scheduler("unipc", pipeline.scheduler)
+        pipeline.save_pretrained(tmp_path)
+        loaded = VidTwinPipeline.from_pretrained(tmp_path)
+        assert isinstance(loaded.scheduler, UniPCMultistepScheduler)
+        assert_same(ask(loaded).latents, ask(pipeline).latents)
+
+    def test_stored_in_half_loads_as_float(self, build_pipeline, tmp_path) -> None:
+        build_pipeline().to(torch.float16).save_pretrained(tmp_path)
+        loaded = VidTwinPipeline.from_pretrained(tmp_path)
+        half = VidTwinPipeline.from_pretrained(tmp_path, torch_dtype=torch.float16)
+        for name in ("autoencoder", "transformer", "text_encoder", "latent_stats"):
+            assert {t.dtype for t in getattr(loaded, name).state_dict().values()} <= {
+                torch.float32,
+                torch.int64,
+            }
+        assert half.transformer.dtype == half.text_encoder.dtype == torch.float16
+
+    @pytest.mark.parametrize(
+        "part",
+        ["model_index.json", "autoencoder", "transformer", "scheduler", "latent_stats"]
+        + ["text_encoder", "tokenizer"],
+    )
+    def test_a_missing_part_is_named(self, saved, part) -> None:
+        lost = saved / part
+        shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+        with pytest.raises(ValueError, match=part):
+            VidTwinPipeline.from_pretrained(saved)
+
+    @pytest.mark.parametrize("part", ["autoencoder", "transformer", "text_encoder", "latent_stats"])
+    @pytest.mark.parametrize("file", ["config.json", "weights", "cut"])
+    def test_a_missing_or_cut_file(self, saved, part, file) -> None:
+        weights = next((saved / part).glob("*.safetensors"))
+        lost = saved / part / "config.json" if file == "config.json" else weights
+        if file == "cut":
+            lost.write_bytes(lost.read_bytes()[:-10])
+        else:
+            lost.unlink()
+        with pytest.raises(ValueError, match=part):
+            VidTwinPipeline.from_pretrained(saved)
+
+    @pytest.mark.parametrize(
+        ("part", "entry"),
+        [
+            ("transformer", ["os", "system"]),
+            ("scheduler", ["evil", "Scheduler"]),
+            ("text_encoder", ["diffusion.dit", "TwinDiT"]),
+            ("latent_stats", [None, None]),
+            ("_class_name", "StableDiffusionPipeline"),
+        ],
+    )
+    def test_a_foreign_class_is_refused(self, saved, part, entry) -> None:
+        index = json.loads((saved / "model_index.json").read_text())
+        (saved / "model_index.json").write_text(json.dumps(index | {part: entry}))
+        with pytest.raises(ValueError, match=r"must be|has no|another pipeline"):
+            VidTwinPipeline.from_pretrained(saved)
+
+    def test_code_in_a_folder_is_refused(self, saved) -> None:
+        (saved / "scheduler" / "diffusers.py").write_text("raise SystemExit('ran')")
+        with pytest.raises(ValueError, match="code in its folder"):
+            VidTwinPipeline.from_pretrained(saved)
+
+    def test_no_such_folder(self, tmp_path) -> None:
+        with pytest.raises(ValueError, match="does not exist"):
+            VidTwinPipeline.from_pretrained(tmp_path / "nothing")
+
+    @pytest.fixture
+    def saved(self, build_pipeline, tmp_path):
+        build_pipeline().save_pretrained(tmp_path)
+        return tmp_path
+
+
+def _without_origin(path: Any) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in json.loads(path.read_text()).items()
+        if name != "_name_or_path"
+    }
+
+
+class TestParts:
+    def test_must_belong_together(self, build_pipeline) -> None:
+        parts = build_pipeline().components
+        with pytest.raises(ValueError, match="statistics are of 3 and 2"):
+            VidTwinPipeline(**parts | {"latent_stats": LatentStats(3, 2)})
+        with pytest.raises(ValueError, match="one for each of the None classes"):
+            VidTwinPipeline(**parts, class_names=["one"])
+        with pytest.raises(ValueError, match="predicts epsilon"):
+            VidTwinPipeline(**parts, prediction="epsilon")
+        transformer = build_pipeline(text=False).transformer
+        with pytest.raises(ValueError, match="width None"):
+            VidTwinPipeline(**parts | {"transformer": transformer})
+
+    def test_without_a_reader(self, build_pipeline) -> None:
+        parts = build_pipeline().components
+        pipeline = VidTwinPipeline(**parts | {"text_encoder": None, "tokenizer": None})
+        with pytest.raises(ValueError, match="no text encoder"):
+            ask(pipeline, prompt="a star")
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="offloading needs an accelerator")
+    def test_offloading(self, build_pipeline) -> None:
+        pipeline = build_pipeline()
+        given = torch.zeros(3, 8, 16, 24)
+        asked = {"prompt": PROMPTS, "num_inference_steps": 2, "seed": 0, "structure": given}
+        expected = build_pipeline()(**asked).videos
+        pipeline.enable_model_cpu_offload()
+        for _ in range(2):
+            assert_close(pipeline(**asked).videos.cpu(), expected, rtol=0, atol=1e-3)
+        assert pipeline.transformer.device.type == "cpu"

@@ -1,0 +1,300 @@
+"""Trains a diffusion transformer over the latents of a frozen VidTwin autoencoder.
+
+    python train_diffusion.py --config configs/diffusion/shapes.yaml
+    accelerate launch train_diffusion.py --config configs/diffusion/clips.yaml cache=latents/clips
+
+Run the same command again and it goes on where it stopped. `OUTPUT/pipeline` is ready for
+sample.py after every checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from einops import rearrange
+from tqdm import tqdm
+
+import runtime
+from diffusion import FlowConfig, FlowObjective, VidTwinPipeline
+from diffusion.building import (
+    TransformerConfig,
+    build_sampling_scheduler,
+    build_transformer,
+    describe_transformer,
+)
+from diffusion.conditioning import GuidanceScales
+from diffusion.run_parts import RunParts
+from diffusion.training_batch import losses_of
+from diffusion.validation import measure_losses
+from vidtwin import DataConfig
+from vidtwin.data import TooManyBadFiles
+from vidtwin.media import to_uint8, write_video
+from vidtwin.validation import mean_measures
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(runtime.RunConfig):
+    """One diffusion run; the other keys are `runtime.RunConfig`'s.
+
+    Args:
+        autoencoder: folder of the frozen autoencoder, or the run folder of its training.
+        cache: folder of encode.py with `train` and, for validation, `validation` in it; None
+            encodes the videos of `data` at every step.
+        data: for a run without a cache; its sizes follow the autoencoder's.
+        stats_samples: clips that the latents' statistics are measured on, without a cache.
+        class_conditional: learn the classes of the data set.
+        text_encoder: folder or hub id of the encoder that reads captions; None for no text.
+        text_layer: which of its hidden states; -1 is the last.
+        max_text_length: in tokens; None for what the encoder takes.
+        class_dropout, text_dropout: share of the samples that learn without the condition.
+        held_dropout: the same where structure or dynamics are given clean, if it is larger.
+        init_from: folder of a saved transformer to start from.
+        overfit: learn the first N clips by heart.
+        sample_prompts, sample_classes: of the videos that validation makes, seeds 0, 1, ...
+        sample_steps, sample_guidance_scale: how they are made.
+    """
+
+    output: str = "outputs/diffusion"
+    project: str = "vidtwin-diffusion"
+    autoencoder: str = "checkpoints/shapes/autoencoder"
+    cache: str | None = None
+    data: DataConfig = DataConfig()
+    stats_samples: int = 512
+    class_conditional: bool = False
+    text_encoder: str | None = None
+    text_layer: int = -1
+    max_text_length: int | None = None
+    class_dropout: float = 0.1
+    text_dropout: float = 0.1
+    held_dropout: float = 0.5
+    init_from: str | None = None
+    overfit: int | None = None
+    sample_prompts: tuple[str, ...] = ()
+    sample_classes: tuple[str, ...] = ()
+    sample_steps: int = 30
+    sample_guidance_scale: float = 3.0
+    model: TransformerConfig = TransformerConfig()
+    flow: FlowConfig = FlowConfig()
+    optimizer: runtime.OptimizerConfig = runtime.OptimizerConfig(weight_decay=0.0)
+    ema: runtime.EMAConfig = runtime.EMAConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("class_dropout", "text_dropout", "held_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}")
+        for name in ("stats_samples", "sample_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        GuidanceScales(self.sample_guidance_scale)
+        for name, needed in (("prompts", "text_encoder"), ("classes", "class_conditional")):
+            if getattr(self, f"sample_{name}") and not getattr(self, needed):
+                raise ValueError(
+                    f"`sample_{name}` are asked of a run without {needed}; set sample_{name}=[]"
+                )
+        if self.overfit and self.cache is None:
+            object.__setattr__(self, "data", self.data.first(self.overfit))
+
+
+# Where files lie and what is shown may change while a run goes on.
+MAY_CHANGE = ("autoencoder", "cache", "text_encoder", "data.path", "data.root", "sample_*")
+
+
+def main() -> None:
+    """Reads the command line, then describes the run or trains."""
+    runtime.configure_logging()
+    arguments = runtime.parse_arguments("Trains a diffusion transformer over VidTwin latents.")
+    config = runtime.load_config(TrainConfig, arguments.config, arguments.overrides)
+    if arguments.overfit:
+        config = dataclasses.replace(config, overfit=arguments.overfit)
+    if arguments.dry_run:
+        parts = find_parts(config, torch.device("cpu"))
+        print(runtime.format_config(config))
+        print(describe_transformer(parts.sizes))
+        print(f"clips: {len(parts.dataset):,}; classes: {', '.join(parts.class_names) or 'none'}")
+        return
+    accelerator, folder = runtime.start_run(config, (*MAY_CHANGE, "init_from"))
+    torch.manual_seed(config.seed)
+    train(Run(config, accelerator, folder, arguments.resume))
+
+
+def find_parts(config: TrainConfig, device: torch.device) -> RunParts:
+    """The frozen models and the data of a run."""
+    parts = RunParts(
+        autoencoder=config.autoencoder,
+        cache=config.cache,
+        data=config.data,
+        overfit=config.overfit,
+        validates=config.validation_samples > 0,
+        class_conditional=config.class_conditional,
+        text_encoder=config.text_encoder,
+        text_layer=config.text_layer,
+        max_text_length=config.max_text_length,
+        transformer=config.model,
+        device=device,
+    )
+    parts.check_classes(config.sample_classes)
+    return parts
+
+
+class Run:
+    """Everything of a run that is made before its first step, and what happens beside the steps."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        folder: runtime.RunFolder,
+        resume: str | None,
+    ) -> None:
+        self.config, self.accelerator, self.folder = config, accelerator, folder
+        self.ranks = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+        self.parts = parts = find_parts(config, accelerator.device)
+        self.objective = FlowObjective(config.flow)
+        self.plain = build_transformer(parts.sizes, config.init_from)
+        if config.gradient_checkpointing:
+            self.plain.enable_gradient_checkpointing()
+        self.plain.to(accelerator.device)
+        model = runtime.compiled(self.plain) if config.compile else self.plain
+        optimizer = runtime.build_optimizer(self.plain.parameters(), config.optimizer)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.scheduler = runtime.build_scheduler(self.optimizer, config.optimizer, config.steps)
+        self.ema = runtime.build_ema(self.plain, config.ema)
+        self.guard = runtime.NonFiniteGuard(config.max_nonfinite_steps)
+        accelerator.register_for_checkpointing(
+            self.guard, self.scheduler, parts, *([] if self.ema is None else [self.ema])
+        )
+        self.start = runtime.resume(accelerator, folder, resume)
+        if not self.start:
+            parts.measure_stats(config.stats_samples, config.validation_batch_size)
+        self.pipeline = self.build_pipeline()
+        self.reader = parts.reader(
+            self.objective,
+            class_dropout=config.class_dropout,
+            text_dropout=config.text_dropout,
+            held_dropout=config.held_dropout,
+        )
+        self.batches = parts.training_batches(
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_batch=self.start,
+            num_workers=config.num_workers,
+            **self.ranks,
+        )
+        self.trackers = runtime.start_trackers(
+            accelerator, config, folder, start_step=self.start, video_writer=write_video
+        )
+
+    def build_pipeline(self) -> VidTwinPipeline:
+        """The pipeline around the model; its frozen parts are written once, before training."""
+        folder = self.folder.path / "pipeline"
+        pipeline = self.parts.pipeline(self.plain, build_sampling_scheduler(self.config.flow))
+        # A run that goes on from another's checkpoint has none yet; the index is written last.
+        begun = self.folder.checkpoints.latest() and (folder / "model_index.json").is_file()
+        if self.accelerator.is_main_process and not begun:
+            pipeline.save_pretrained(folder)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def save(self, step: int) -> None:
+        """Writes a checkpoint, and the averaged weights into the pipeline."""
+        self.folder.checkpoints.save(self.accelerator, step, {})
+        self.export()
+
+    def export(self) -> None:
+        """Puts the averaged weights into the pipeline's folder."""
+        if self.accelerator.is_main_process:
+            with runtime.ema_weights(self.ema, self.plain):
+                runtime.replace_weights(self.folder.path / "pipeline" / "transformer", self.plain)
+
+    def validate(self, step: int) -> None:
+        """Held-out losses of the averaged weights, and videos for fixed prompts and seeds."""
+        with runtime.ema_weights(self.ema, self.plain):
+            if self.config.validation_samples:
+                held_out = self.parts.held_out_batches(
+                    batch_size=self.config.validation_batch_size,
+                    max_samples=self.config.validation_samples,
+                    **self.ranks,
+                )
+                autocast = self.accelerator.autocast
+                rows = measure_losses(self.plain, self.reader, held_out, autocast=autocast)
+                means = mean_measures(runtime.gather_rows(self.accelerator, rows))
+                self.trackers.log({f"validation/{n}": value for n, value in means.items()}, step)
+                tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in means.items()))
+            if self.accelerator.is_main_process:
+                self.sample("prompt", self.config.sample_prompts, step)
+                self.sample("class_labels", self.config.sample_classes, step)
+
+    def sample(self, condition: str, asked: Sequence[str], step: int) -> None:
+        """One video for each, side by side."""
+        if not asked:
+            return
+        config = self.config
+        make: Any = self.pipeline
+        videos = make(
+            **{condition: list(asked)},
+            num_inference_steps=config.sample_steps,
+            guidance_scale=config.sample_guidance_scale,
+            seed=list(range(len(asked))),
+        ).videos
+        row = rearrange(2 * videos - 1, "b c t h w -> c t h (b w)")
+        self.trackers.log_video(f"validation/{condition}", to_uint8(row), step, self.parts.fps)
+
+
+def train(run: Run) -> None:
+    """The steps that are left."""
+    config, accelerator = run.config, run.accelerator
+    mean = runtime.mean_over_processes(accelerator)
+    timer = runtime.StepTimer()
+    hidden = not accelerator.is_main_process
+    bar = runtime.progress_bar(config.steps, run.start, hidden, "diffusion")
+    batches = iter(run.batches)
+    if run.start >= config.steps:
+        run.export()  # a kill may have come between the last checkpoint and its export
+
+    for step in range(run.start, config.steps):
+        with timer.data():
+            batch = next(batches)
+        # After the loader, whose start draws a number.
+        runtime.seed_step(config.seed, accelerator.process_index, step)
+        logs: dict[str, Any] = {"learning_rate": run.optimizer.param_groups[0]["lr"]}
+        size = len(batch["index"]) // config.accumulation
+        for index in range(config.accumulation):
+            part = run.reader.read(batch, slice(index * size, (index + 1) * size))
+            with runtime.sync_on_last(accelerator, run.model, index, config.accumulation):
+                with accelerator.autocast():
+                    losses = losses_of(run.model, run.objective, part)
+                accelerator.backward(losses.total.mean() / config.accumulation)
+            terms = {name: value.detach().mean() for name, value in losses._asdict().items()}
+            runtime.add_share(logs, "loss", terms, config.accumulation)
+        max_norm = config.optimizer.max_grad_norm
+        norm = runtime.clip_gradients(accelerator, run.plain.parameters(), max_norm)
+        if run.guard.ok(accelerator, logs["loss/total"], norm):
+            run.optimizer.step()
+            if run.ema is not None:
+                run.ema.step(run.plain.parameters())
+        run.optimizer.zero_grad()
+        run.scheduler.step()
+        timer.step(config.batch_size)
+        bar.update()
+        done = step + 1
+        last = done == config.steps
+        if last or done % config.log_every == 0:
+            logs = {name: mean(value) for name, value in (logs | {"gradient_norm": norm}).items()}
+            logs["nonfinite_steps"] = run.guard.total
+            run.trackers.log(logs | timer.report(), done)
+            bar.set_postfix(loss=f"{float(logs['loss/total']):.4g}")
+        if last or done % config.save_every == 0:
+            run.save(done)
+        if last or done % config.validate_every == 0:
+            run.validate(done)
+    bar.close()
+    run.trackers.finish()
+
+
+if __name__ == "__main__":
+    runtime.run_main(main, TooManyBadFiles)

@@ -1,0 +1,300 @@
+"""Trains a small reader of prompts on text: it fills gaps (BERT, RoBERTa) or goes on (GPT-2).
+
+    python train_language.py --config configs/language/shapes_bert.yaml output=outputs/bert
+    accelerate launch train_language.py --config ... corpus.source=text corpus.path=texts
+
+Run the same command again and it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import shutil
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+import runtime
+from diffusion.language.corpus import (
+    TEXT_STREAM,
+    Corpus,
+    CorpusConfig,
+    FileCorpus,
+    FirstTexts,
+    TokenizedCorpus,
+    read_texts,
+)
+from diffusion.language.models import (
+    LanguageModelConfig,
+    LanguageModelFiles,
+    build_language_model,
+    describe_language_model,
+)
+from diffusion.language.objectives import IGNORED, Objective, ObjectiveConfig, summed_loss
+from diffusion.language.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
+from diffusion.language.validation import mean_measures, measure_language_model
+from vidtwin.data.loading import GlobalBatchSampler, worker_arguments
+from vidtwin.media import write_video
+from vidtwin.shapes import ShapesAttributes, caption, draw_attributes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(runtime.RunConfig):
+    """One language model's run; the other keys are `runtime.RunConfig`'s.
+
+    Args:
+        init_from: a saved language model's folder or hub id to train on, with its tokenizer; the
+            model's own sizes then hold.
+        overfit: learn the first N samples by heart, and validate on them.
+    """
+
+    output: str = "outputs/language"
+    project: str = "vidtwin-language"
+    num_workers: int = 0
+    validation_samples: int = 1000
+    validation_batch_size: int = 64
+    init_from: str | None = None
+    overfit: int | None = None
+    corpus: CorpusConfig = CorpusConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: LanguageModelConfig = LanguageModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: runtime.OptimizerConfig = runtime.OptimizerConfig(weight_decay=0.01)
+    ema: runtime.EMAConfig = runtime.EMAConfig(enabled=False)
+
+
+# Where the texts lie may change while a run goes on, which they are may not.
+TEXTS_MAY_CHANGE = ("corpus.path", "corpus.validation_path", "init_from", "tokenizer.path")
+
+
+class ShapesCaptions:
+    """Captions of random moving shapes; sample (epoch, index) follows from the seed alone."""
+
+    def __init__(self, config: CorpusConfig, seed: int, part: str, size: int) -> None:
+        self.config, self.size = config, size
+        self.stream = [seed, TEXT_STREAM, ("train", "validation").index(part)]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def texts(self, index: int, epoch: int) -> tuple[str, ...]:
+        """One caption, or two of the same clip in which the objects' order may differ."""
+        rng = np.random.default_rng([*self.stream, epoch, index])
+        shown = draw_attributes(rng, "all", self.config.shapes_two_object_fraction)
+        first = caption(shown, rng, self.config.shapes_wordings)
+        if rng.random() >= self.config.shapes_pair_fraction:
+            return (first,)
+        if rng.random() < 0.5:
+            shown = ShapesAttributes(shown.objects[::-1], shown.background, shown.texture)
+        return first, caption(shown, rng, self.config.shapes_wordings)
+
+
+def build_corpus(config: TrainConfig, part: str) -> Corpus:
+    """The texts of "train" or "validation"."""
+    if config.overfit:
+        whole = build_corpus(dataclasses.replace(config, overfit=None), "train")
+        return FirstTexts(whole, config.overfit)
+    if config.corpus.source != "shapes":
+        return FileCorpus(config.corpus, part)
+    size = config.corpus.shapes_size if part == "train" else max(1, config.validation_samples)
+    return ShapesCaptions(config.corpus, config.seed, part, size)
+
+
+def build_tokenizer(config: TrainConfig, corpus: Corpus) -> Any:
+    """The tokenizer of the config: loaded, or trained on the corpus."""
+    given = config.init_from or config.tokenizer.path
+    if given is not None:
+        return load_tokenizer(given)
+    kind = config.tokenizer.kind or config.model.tokenizer_kind
+    texts = read_texts(corpus, config.tokenizer.train_texts)
+    return train_tokenizer(texts, kind, config.tokenizer, config.model.max_positions)
+
+
+def main() -> None:
+    """Reads the command line, then describes the run or trains."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads would outlive a fork
+    runtime.configure_logging()
+    # It warns of the tied weights of every checkpoint, which loading ties again.
+    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
+    arguments = runtime.parse_arguments("Trains a small language model.")
+    config = runtime.load_config(TrainConfig, arguments.config, arguments.overrides)
+    if arguments.overfit:
+        config = dataclasses.replace(config, overfit=arguments.overfit)
+    if arguments.dry_run:
+        print(runtime.format_config(config))
+        corpus = build_corpus(config, "train")
+        tokenizer = build_tokenizer(config, corpus)
+        model = build_language_model(config.model, tokenizer, config.init_from)
+        print(describe_language_model(model, tokenizer))
+        print(f"{config.model.objective} on {len(corpus):,} samples an epoch")
+        return
+    accelerator, folder = runtime.start_run(config, TEXTS_MAY_CHANGE)
+    torch.manual_seed(config.seed)
+    train(Run(config, accelerator, folder, arguments.resume))
+
+
+class Run:
+    """Everything of a run that is made before its first step, and what happens beside the steps."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        folder: runtime.RunFolder,
+        resume: str | None,
+    ) -> None:
+        self.config, self.accelerator, self.folder = config, accelerator, folder
+        corpus = build_corpus(config, "train")
+        self.tokenizer = self.own_tokenizer(corpus)
+        self.objective = Objective(config.model.objective, config.objective, self.tokenizer)
+        self.plain = build_language_model(config.model, self.tokenizer, config.init_from)
+        if config.gradient_checkpointing:
+            self.plain.gradient_checkpointing_enable()
+        self.plain.to(accelerator.device)
+        model = runtime.compiled(self.plain) if config.compile else self.plain
+        optimizer = runtime.build_optimizer(self.plain.parameters(), config.optimizer)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.scheduler = runtime.build_scheduler(self.optimizer, config.optimizer, config.steps)
+        self.ema = runtime.build_ema(self.plain, config.ema)
+        self.guard = runtime.NonFiniteGuard(config.max_nonfinite_steps)
+        accelerator.register_for_checkpointing(
+            self.guard, self.scheduler, *([] if self.ema is None else [self.ema])
+        )
+        self.start = runtime.resume(accelerator, folder, resume)
+        self.loader = self.build_loader(corpus)
+        self.validation = None
+        if config.validation_samples:
+            self.validation = self.tokenized(build_corpus(config, "validation"))
+        self.trackers = runtime.start_trackers(
+            accelerator, config, folder, start_step=self.start, video_writer=write_video
+        )
+
+    def own_tokenizer(self, corpus: Corpus) -> Any:
+        """The run's tokenizer: made before the first checkpoint, and read back after it."""
+        path = self.folder.path / "tokenizer"
+        begun = path.exists() and self.folder.checkpoints.latest() is not None
+        if self.accelerator.is_main_process and not begun:
+            writing = path.with_name(".tokenizer.writing")
+            shutil.rmtree(path, ignore_errors=True)
+            build_tokenizer(self.config, corpus).save_pretrained(writing)
+            writing.rename(path)
+        self.accelerator.wait_for_everyone()
+        return load_tokenizer(str(path))
+
+    def tokenized(self, corpus: Corpus) -> TokenizedCorpus:
+        """The corpus as the model reads it."""
+        length = self.config.model.max_positions
+        return TokenizedCorpus(corpus, self.tokenizer, length, self.config.seed)
+
+    def build_loader(self, corpus: Corpus) -> DataLoader[Any]:
+        """The endless stream of this process's samples, each list of them with its gaps."""
+        config, accelerator = self.config, self.accelerator
+        place = (accelerator.process_index, accelerator.num_processes, self.start)
+        sampler = GlobalBatchSampler(len(corpus), config.batch_size, config.seed, *place)
+        return DataLoader(
+            self.tokenized(corpus),
+            batch_sampler=sampler,
+            collate_fn=self.objective.hide_all,
+            **worker_arguments(config.num_workers),
+        )
+
+    def save(self, step: int) -> None:
+        """Writes a checkpoint, and the model for use."""
+        self.folder.checkpoints.save(self.accelerator, step, {})
+        self.export()
+
+    def export(self) -> None:
+        """Writes model and tokenizer for `TextEncoder.from_pretrained`."""
+        if self.accelerator.is_main_process:
+            files = LanguageModelFiles(self.plain, self.tokenizer)
+            runtime.export_weights(self.folder, "language_model", files, self.ema)
+
+    def validate(self, step: int) -> None:
+        """Measures the averaged weights on texts that are not trained on."""
+        if self.validation is None:
+            return
+        accelerator = self.accelerator
+        count = min(self.config.validation_samples, len(self.validation))
+        with runtime.ema_weights(self.ema, self.plain):
+            rows = measure_language_model(
+                self.plain,
+                self.objective,
+                self.validation,
+                range(accelerator.process_index, count, accelerator.num_processes),
+                batch_size=self.config.validation_batch_size,
+                autocast=accelerator.autocast,
+            )
+        means = mean_measures(runtime.gather_rows(accelerator, rows))
+        self.trackers.log({f"validation/{name}": value for name, value in means.items()}, step)
+        if accelerator.is_main_process:
+            tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in means.items()))
+
+
+def train(run: Run) -> None:
+    """The steps that are left."""
+    config, accelerator = run.config, run.accelerator
+    mean = runtime.mean_over_processes(accelerator)
+    timer = runtime.StepTimer()
+    hidden = not accelerator.is_main_process
+    bar = runtime.progress_bar(config.steps, run.start, hidden, config.model.family)
+    batches = iter(run.loader)
+    run.model.train()
+    if run.start >= config.steps:
+        run.export()  # a kill may have come between the last checkpoint and its export
+
+    for step in range(run.start, config.steps):
+        with timer.data():
+            samples = next(batches)
+        # After the loader, whose start draws a number.
+        runtime.seed_step(config.seed, accelerator.process_index, step)
+        logs: dict[str, Any] = {"learning_rate": run.optimizer.param_groups[0]["lr"]}
+        # Of alike length, so that little is padded. The loss is the mean over the tokens of the
+        # whole batch, however they are spread over micro-batches and processes.
+        samples.sort(key=lambda sample: len(sample["input_ids"]))
+        wanted = sum(label != IGNORED for sample in samples for label in sample["labels"])
+        mean_tokens = mean(torch.tensor(float(wanted), device=accelerator.device)).clamp_min(1)
+        size = len(samples) // config.accumulation
+        for index in range(config.accumulation):
+            batch = run.objective.batch(samples[index * size : (index + 1) * size])
+            batch = {name: value.to(accelerator.device) for name, value in batch.items()}
+            with runtime.sync_on_last(accelerator, run.model, index, config.accumulation):
+                with accelerator.autocast():
+                    logits, labels = run.objective.logits(run.model, batch)
+                loss = summed_loss(logits, labels) / mean_tokens
+                accelerator.backward(loss)
+            right = ((logits.argmax(-1) == labels) & (labels != IGNORED)).sum() / mean_tokens
+            runtime.add_share(logs, "loss", {"total": loss.detach()}, 1)
+            runtime.add_share(logs, "training", {"accuracy": right}, 1)
+        max_norm = config.optimizer.max_grad_norm
+        norm = runtime.clip_gradients(accelerator, run.plain.parameters(), max_norm)
+        if run.guard.ok(accelerator, logs["loss/total"], norm):
+            run.optimizer.step()
+            if run.ema is not None:
+                run.ema.step(run.plain.parameters())
+        run.optimizer.zero_grad()
+        run.scheduler.step()
+        timer.step(config.batch_size)
+        bar.update()
+        done = step + 1
+        last = done == config.steps
+        if last or done % config.log_every == 0:
+            logs = {name: mean(value) for name, value in (logs | {"gradient_norm": norm}).items()}
+            logs["nonfinite_steps"] = run.guard.total
+            run.trackers.log(logs | timer.report(), done)
+            bar.set_postfix(loss=f"{float(logs['loss/total']):.4g}")
+        if last or done % config.save_every == 0:
+            run.save(done)
+        if last or done % config.validate_every == 0:
+            run.validate(done)
+    bar.close()
+    run.trackers.finish()
+
+
+if __name__ == "__main__":
+    runtime.run_main(main)
