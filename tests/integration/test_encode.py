@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def run(script, monkeypatch, capsys):
     """Runs the script in this process: its exit code, standard output and standard error."""
     monkeypatch.chdir(ROOT)
 
-    def call(*arguments: object) -> tuple[int, str, str]:
+    def call(*arguments: object) -> tuple[Any, str, str]:
         monkeypatch.setattr(sys, "argv", ["encode.py", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
             runtime.run_main(script.main, TooManyBadFiles)
@@ -126,7 +127,7 @@ def test_a_sample_is_what_encoding_it_anew_gives(run, autoencoder, tmp_path):
     assert code == 0, err
     assert "train: 16 clips, 16 encodings, 48 captions" in out
     model = VidTwinAutoencoder.from_pretrained(autoencoder)
-    sized = {"num_frames": 4, "height": 16, "width": 16, "shapes_size": 200000}
+    sized: dict[str, Any] = {"num_frames": 4, "height": 16, "width": 16, "shapes_size": 200000}
     for part, count in (("train", 16), ("validation", 4)):
         cache = LatentCache(tmp_path / part)
         assert len(cache) == count

@@ -18,6 +18,7 @@ from accelerate import PartialState
 from PIL import Image
 
 from diffusion import VidTwinPipeline
+from diffusion.schedulers import build_scheduler
 from vidtwin.media import write_video
 from vidtwin.reconstruction.latent_files import load_windows
 from vidtwin.tiling import decode_windows
@@ -125,8 +126,6 @@ def check_against_the_pipeline(workdir: Path, out: Path) -> None:
     report = json.loads((out / "sample.json").read_text())
     made_by, sample = report["made_by"], report["samples"][5]
     pipeline = VidTwinPipeline.from_pretrained(workdir / made_by["pipeline"])
-    from diffusion.schedulers import build_scheduler
-
     pipeline.scheduler = build_scheduler("unipc", pipeline.scheduler)
     again = pipeline(
         sample["prompt"],
@@ -139,8 +138,9 @@ def check_against_the_pipeline(workdir: Path, out: Path) -> None:
     windows, metadata = load_windows(out / "sample_0005.latents.safetensors")
     assert metadata["seed"] == str(sample["seed"])
     decoded = decode_windows(pipeline.autoencoder, windows)[0]
-    levels = ((decoded.clamp(-1, 1) + 1) * 127.5).numpy().transpose(1, 2, 3, 0)
-    assert np.abs(levels - read_back(out / "sample_0005.mp4")[0]).mean() < 20
+    # Random colours lose their chroma in the file, not their brightness.
+    shown = read_back(out / "sample_0005.mp4")[0].mean(-1).ravel()
+    assert np.corrcoef(decoded.clamp(-1, 1).mean(0).numpy().ravel(), shown)[0, 1] > 0.6
 
 
 def test_classes_by_name_and_number(call, tmp_path) -> None:
@@ -278,8 +278,8 @@ def test_a_pipeline_with_a_part_missing(call, workdir, tmp_path, part) -> None:
     assert part in err
 
 
-def test_a_long_prompt_is_cut_with_a_warning(call, tmp_path) -> None:
+def test_a_long_prompt_is_cut_with_a_warning(call, caplog, tmp_path) -> None:
     prompt = "a red circle moves left " * 5 + "stars"
     status, _, err = call("--prompt", prompt, "--output", tmp_path / "out")
-    assert status == 0
-    assert "stars" in err
+    assert status == 0, err
+    assert "stars" in caplog.text

@@ -30,6 +30,7 @@ from vidtwin.media import write_video
 from vidtwin.shapes import MovingShapes, ShapesConfig
 
 ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs" / "diffusion").glob("*.yaml"))
 DEBUG = "configs/diffusion/shapes_debug.yaml"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 CONDITIONS = {"class": (), "text": ("class_conditional=false", "sample_classes=[]")}
@@ -127,6 +128,11 @@ def cache(models, tmp_path_factory) -> Path:
 
 
 class TestRuns:
+    @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+    def test_every_config_is_read(self, config) -> None:
+        train_config = script("train_diffusion").TrainConfig
+        assert runtime.load_config(train_config, config, ["steps=99999"]).steps == 99999
+
     def test_dry_run_describes_and_writes_nothing(self, run, models, tmp_path) -> None:
         text = f"text_encoder={models / 'text'}"
         code, out, err = run("--dry-run", f"output={tmp_path / 'run'}", text)
@@ -162,7 +168,7 @@ class TestRuns:
     def test_leaves_a_pipeline_that_samples_by_prompt(self, run, models, cache, tmp_path) -> None:
         options = (*CONDITIONS["text"], f"text_encoder={models / 'text'}", f"cache={cache}",
                    "sample_prompts=[a red circle, a blue square]", "steps=3", "validate_every=3",
-                   "optimizer.warmup_steps=1", "data.shapes_size=20000")  # fmt: skip
+                   "optimizer.warmup_steps=1")  # fmt: skip
         code, _, err = run(f"output={tmp_path}", *options)
         assert code == 0, err
         assert any("validation/structure_q1" in record for record in records(tmp_path))
@@ -234,8 +240,7 @@ class TestTheSameRun:
 
     def test_two_processes_equal_one(self, run, models, cache, tmp_path) -> None:
         options = ("steps=6", "log_every=1", "validate_every=6", f"cache={cache}",
-                   f"text_encoder={models / 'text'}", "validation_samples=3",
-                   "data.shapes_size=20000")  # fmt: skip
+                   f"text_encoder={models / 'text'}", "validation_samples=3")  # fmt: skip
         one, two = tmp_path / "one", tmp_path / "two"
         code, _, err = run(*options, f"output={one}")
         assert code == 0, err

@@ -358,13 +358,13 @@ class TestKilled:
         for path, time in before.items():
             assert ("shard-00001" in str(path)) == (path.stat().st_mtime_ns != time)
 
-    def test_the_order_of_the_shards_does_not_matter(self, made, tmp_path):
+    def test_the_order_of_the_shards_does_not_matter(self, made, tmp_path, monkeypatch):
         writer = writer_for(tmp_path)
         writer.claim()
-        missing = writer.missing()
-        for shard in reversed(missing):
-            writer.missing = lambda shard=shard: [shard]  # type: ignore[method-assign]
-            encode(writer, batch_size=5)
+        for shard in reversed(writer.missing()):
+            with monkeypatch.context() as patch:
+                patch.setattr(writer, "missing", partial(list, [shard]))
+                encode(writer, batch_size=5)
         writer.finish()
         assert content(tmp_path) == content(made)
 
