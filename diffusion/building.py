@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,11 +67,17 @@ def build_transformer(sizes: DiTConfig, init_from: str | None = None) -> TwinDiT
     """A transformer in training mode, new or with a saved one's weights.
 
     Raises:
-        ValueError: if the saved one has other sizes.
+        ValueError: if there is none in that folder, or it has other sizes.
     """
     if init_from is None:
         return TwinDiT(**vars(sizes)).train()
-    model: TwinDiT = TwinDiT.from_pretrained(init_from)
+    folder = Path(init_from).expanduser()
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"init_from={init_from} holds no transformer: expected a folder of save_pretrained, "
+            "such as RUN/pipeline/transformer"
+        )
+    model: TwinDiT = TwinDiT.from_pretrained(folder, local_files_only=True)
     others = [
         f"{name}={getattr(model.sizes, name)}, expected {value}"
         for name, value in vars(sizes).items()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -60,7 +60,8 @@ def class_indices(
     Raises:
         ValueError: for a class that is not there, with the nearest names.
     """
-    given = [labels] if isinstance(labels, (int, str)) else list(labels)
+    alone = isinstance(labels, str) or not isinstance(labels, Iterable)
+    given = [labels] if alone else list(labels)
     if not given:
         raise ValueError("`class_labels` is an empty list; give at least one class, or None")
     return [_class_index(label, num_classes, list(names or [])) for label in given]
@@ -125,16 +126,12 @@ def generators_of(
         return list(generator)
     if seed is None:
         seeds = torch.randint(2**62, (batch_size,)).tolist()
-    elif (first := _whole(seed)) is not None:
-        seeds = [first + index for index in range(batch_size)]
+    elif isinstance(seed, Iterable):
+        seeds = [_checked_seed(one) for one in seed]
+        _check_length("seed", len(seeds), batch_size)
     else:
-        assert isinstance(seed, Sequence)
-        _check_length("seed", len(seed), batch_size)
-        seeds = list(seed)
-    for one in seeds:
-        if not 0 <= one < 2**63:
-            raise ValueError(f"`seed` must be from 0 to 2**63 - 1, got {one}")
-    return [torch.Generator().manual_seed(int(one)) for one in seeds]
+        seeds = [_checked_seed(seed) + index for index in range(batch_size)]
+    return [torch.Generator().manual_seed(one) for one in seeds]
 
 
 def draw_latent_noise(
@@ -153,6 +150,14 @@ def draw_latent_noise(
         )
         for name, shape in shapes.items()
     }
+
+
+def _checked_seed(seed: Any) -> int:
+    number = _whole(seed)
+    # A margin below what a generator takes, for those that count on.
+    if number is None or not 0 <= number < 2**63:
+        raise ValueError(f"`seed` must be a whole number from 0 to 2**63 - 1, got {seed!r}")
+    return number
 
 
 def _check_length(name: str, length: int, batch_size: int) -> None:

@@ -6,6 +6,7 @@ tokens.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -94,11 +95,11 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         latent_stats: LatentStats,
         text_encoder: Any = None,
         tokenizer: Any = None,
-        class_names: Any = None,
+        class_names: Sequence[str] | None = None,
         text_layer: int = -1,
-        max_text_length: Any = None,
-        fps: Any = None,
-        prediction: Any = None,
+        max_text_length: int | None = None,
+        fps: float | None = None,
+        prediction: str | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -133,6 +134,13 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             ValueError: naming the part that is missing, or does not belong.
         """
         return load_parts(cls, super().from_pretrained, pretrained_model_name_or_path, kwargs)
+
+    @classmethod
+    def _get_signature_types(cls) -> dict[str, tuple[Any, ...]]:
+        """No types for diffusers to warn by: it reads few kinds of annotations, other ones in each
+        version, and the constructor checks the parts itself."""
+        empty = inspect.Signature.empty
+        return {name: (empty,) for name in inspect.signature(cls.__init__).parameters}
 
     @property
     def interrupt(self) -> bool:

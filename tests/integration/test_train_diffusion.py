@@ -93,6 +93,7 @@ def tiny(models: Path) -> tuple[str, ...]:
     return (
         "--config", DEBUG, f"autoencoder={models / 'autoencoder'}", "model.hidden_size=16",
         "model.depth=1", "model.structure_patch_size=1",
+        "model.dynamics_patch_size=1",
     )  # fmt: skip
 
 
@@ -117,14 +118,17 @@ def assert_same_weights(one: Path, other: Path, rtol: float = 0.0, atol: float =
         assert_close(came[key], value, rtol=rtol, atol=atol, msg=lambda text, key=key: key + text)
 
 
+def encode(models: Path, folder: Path, *arguments: object) -> Path:
+    """The latents of some of the shapes."""
+    options = ("--config", "configs/encode/shapes_debug.yaml", f"output={folder}", *arguments)
+    assert call("encode", *options, f"autoencoder={models / 'autoencoder'}") == 0
+    return folder
+
+
 @pytest.fixture(scope="module")
 def cache(models, tmp_path_factory) -> Path:
-    """The latents of some of the shapes; two captions each."""
-    folder = tmp_path_factory.mktemp("latents")
-    config = "configs/encode/shapes_debug.yaml"
-    autoencoder = f"autoencoder={models / 'autoencoder'}"
-    assert call("encode", "--config", config, autoencoder, f"output={folder}") == 0
-    return folder
+    """Posteriors of 16 clips, and of 4 to validate on."""
+    return encode(models, tmp_path_factory.mktemp("latents"))
 
 
 class TestRuns:
@@ -137,7 +141,7 @@ class TestRuns:
         text = f"text_encoder={models / 'text'}"
         code, out, err = run("--dry-run", f"output={tmp_path / 'run'}", text)
         assert code == 0, err
-        # 2 queries on a grid of 2 x 3; 8 frames of 3 columns and of 2 rows.
+        # 2 queries on a grid of 2 x 3, 8 frames of 3 columns and of 2 rows.
         assert "52 tokens: structure 12, dynamics_x 24, dynamics_y 16" in out
         assert re.search(r"clips: 32; classes: .*moving left", out)
         assert not list(tmp_path.iterdir())
@@ -191,24 +195,27 @@ class TestRuns:
         out = pipeline(num_inference_steps=2, seed=0, output_type="latent")
         assert out.latents.structure.isfinite().all()
 
-    def test_overfit_learns_its_clips(self, run, tmp_path) -> None:
+    def test_overfit_learns_its_clips(self, run, models, tmp_path) -> None:
+        # At their mode: what is drawn from a posterior can't be known by heart.
+        cache = encode(models, tmp_path / "latents", "store=mode", "parts=[train]")
         code, _, err = run(
-            "--overfit", 2, f"output={tmp_path}", "steps=150", "batch_size=16", "log_every=1",
-            "optimizer.learning_rate=0.01", "validate_every=150", "save_every=150",
-            "model.hidden_size=32", "class_conditional=false",
-            "sample_classes=[]", "ema.decay=0.9",
+            "--overfit", 2, f"output={tmp_path / 'run'}", f"cache={cache}", "steps=100",
+            "batch_size=16", "log_every=1", "validate_every=100", "optimizer.learning_rate=0.01",
+            "model.hidden_size=32", "ema.decay=0.9", "sample_classes=[]",
         )  # fmt: skip
         assert code == 0, err
-        losses = [r["loss/total"] for r in records(tmp_path) if "loss/total" in r]
-        assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
-        assert records(tmp_path)[-1]["validation/clips"] == 2
+        logged = records(tmp_path / "run")
+        losses = [record["loss/total"] for record in logged if "loss/total" in record]
+        assert sum(losses[-10:]) < 0.3 * sum(losses[:10])
+        assert logged[-1]["validation/clips"] == 2
+        assert logged[-1]["validation/structure"] < 0.3
 
 
 class TestTheSameRun:
-    def test_killed_at_any_step_and_run_again(self, run, models, tmp_path) -> None:
+    def test_killed_at_any_step_and_run_again(self, run, models, cache, tmp_path) -> None:
         # Classes, text, dropout, EMA, accumulation and a worker: all that could remember.
         options = (f"text_encoder={models / 'text'}", "save_every=2", "steps=40", "accumulation=2",
-                   "num_workers=1", *QUIET)  # fmt: skip
+                   f"cache={cache}", "num_workers=1", *QUIET)  # fmt: skip
         whole, killed = tmp_path / "whole", tmp_path / "killed"
         code, _, err = run(*options, f"output={whole}")
         assert code == 0, err
@@ -283,7 +290,7 @@ class TestTheSameRun:
 
     def test_resume_from_another_run_then_from_its_own(self, run, tmp_path) -> None:
         """The other run's statistics come along, and the pipeline is whole."""
-        first, second, through = tmp_path / "first", tmp_path / "second", tmp_path / "through"
+        first, second = tmp_path / "first", tmp_path / "second"
         options = ("save_every=2", *QUIET)
         assert run(*options, "steps=4", f"output={first}", "stats_samples=3")[0] == 0
         again = (*options, "steps=6", f"output={second}", "--resume", first, "stats_samples=3")
@@ -296,7 +303,6 @@ class TestTheSameRun:
         for key, value in load_file(first / name).items():
             assert torch.equal(load_file(second / name)[key], value)
         VidTwinPipeline.from_pretrained(second / "pipeline")
-        assert not through.exists()
 
     def test_a_pipeline_that_was_begun_by_a_killed_run_is_replaced(
         self, run, models, tmp_path
@@ -329,7 +335,7 @@ class TestBadInput:
             (["data.height=99"], "data.height=99 differs"),
             (["batch_size=3", "accumulation=2"], "`batch_size` must be a multiple of 2"),
             (["optimizer.warmup_steps=99"], "`warmup_steps` must be less than"),
-            (["init_from=nowhere"], "nowhere"),
+            (["init_from=nowhere"], "init_from=nowhere holds no transformer"),
             (["sample_prompts=[a red circle]"], "`sample_prompts` are asked of a run without text"),
             (["class_conditional=false"], "`sample_classes` are asked of a run without class_cond"),
             (["sample_classes=[growin]"], "no class 'growin'; the nearest names are growing"),

@@ -290,8 +290,9 @@ class TestGuidance:
         assert counted.calls == [4] * 3
         by_name = ask(class_pipeline, class_labels=["bend", "wave"], guidance_scale=2.0)
         assert_same(by_number.latents, by_name.latents)
-        other = ask(class_pipeline, class_labels=["bend", "2"], guidance_scale=2.0)
-        assert_same(by_number.latents, other.latents)
+        for labels in (["bend", "2"], torch.tensor([0, 2]), np.array([0, 2])):
+            other = ask(class_pipeline, class_labels=labels, guidance_scale=2.0)
+            assert_same(by_number.latents, other.latents)
         null = ask(class_pipeline, num_videos_per_prompt=2)
         assert not torch.allclose(null.latents.structure, by_number.latents.structure)
 
@@ -482,7 +483,9 @@ class TestCallback:
         ({"motion_scale": float("nan")}, "motion_scale"),
         ({"output_type": "gif"}, "output_type"),
         ({"seed": [1, 2]}, "each of the 1 videos"),
-        ({"seed": -1}, "seed"),
+        ({"seed": -1}, "whole number from 0"),
+        ({"seed": 1.5}, "whole number from 0"),
+        ({"seed": ["a"]}, "whole number from 0"),
         ({"generator": torch.Generator()}, "got both"),
         ({"seed": None, "generator": [torch.Generator()] * 2}, "each of the 1 videos"),
     ],
@@ -632,13 +635,16 @@ class TestParts:
         with pytest.raises(ValueError, match="no text encoder"):
             ask(pipeline, prompt="a star")
 
-    @pytest.mark.skipif(not torch.cuda.is_available(), reason="offloading needs an accelerator")
-    def test_offloading(self, build_pipeline) -> None:
+    @pytest.mark.parametrize("device", ["cpu", "cuda"])
+    def test_offloading(self, build_pipeline, device) -> None:
+        """To the CPU itself, which only shows that the hooks are met, or an accelerator."""
+        if device == "cuda" and not torch.cuda.is_available():
+            pytest.skip("offloading needs an accelerator")
         pipeline = build_pipeline()
         given = torch.zeros(3, 8, 16, 24)
         asked = {"prompt": PROMPTS, "num_inference_steps": 2, "seed": 0, "structure": given}
         expected = build_pipeline()(**asked).videos
-        pipeline.enable_model_cpu_offload()
+        pipeline.enable_model_cpu_offload(device=device)
         for _ in range(2):
             assert_close(pipeline(**asked).videos.cpu(), expected, rtol=0, atol=1e-3)
         assert pipeline.transformer.device.type == "cpu"

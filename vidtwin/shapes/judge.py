@@ -354,23 +354,25 @@ def _judge_object(opacity: Array, track: _Track) -> tuple[str | None, str | None
     return shape, motion if known else None
 
 
-def _fit(basis: Sequence[np.ndarray], values: np.ndarray) -> tuple[np.ndarray, float]:
-    """Least squares of values (T,) on functions (T,) and a constant: factors, squared error."""
-    matrix = np.stack([*basis, np.ones_like(values)], axis=1)
-    factors, *_ = np.linalg.lstsq(matrix, values, rcond=None)
-    return factors, float(np.square(values - matrix @ factors).sum())
+def _fit(functions: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least squares of values (T,) on a constant and each function (..., T) by itself: the
+    function's factor, and the squared error, both (...)."""
+    functions = functions - functions.mean(-1, keepdims=True)
+    values = values - values.mean()
+    factors = functions @ values / np.maximum(np.square(functions).sum(-1), 1e-9)
+    return factors, np.square(values - factors[..., None] * functions).sum(-1)
 
 
 def _fit_axis(values: np.ndarray, progress: np.ndarray) -> tuple[str, float, float]:
     """How a coordinate moves: "line" or "bounce", pixels that it moves, squared error."""
-    (slope, _), line_error = _fit([progress], values)
-    kind, amount, error = "line", float(slope), line_error
-    for phase in np.arange(NUM_PHASES) / NUM_PHASES:
-        wave = 1 - np.abs(2 * ((progress + phase) % 1) - 1)
-        (height, _), bounce_error = _fit([wave], values)
-        if height > 0 and bounce_error < error:
-            kind, amount, error = "bounce", float(height), bounce_error
-    return kind, amount, error
+    slope, line_error = _fit(progress, values)
+    phases = np.arange(NUM_PHASES)[:, None] / NUM_PHASES
+    heights, errors = _fit(1 - np.abs(2 * ((progress + phases) % 1) - 1), values)
+    errors[heights <= 0] = math.inf
+    best = int(errors.argmin())
+    if errors[best] < line_error:
+        return "bounce", float(heights[best]), float(errors[best])
+    return "line", float(slope), float(line_error)
 
 
 _MOVES = {
@@ -392,7 +394,7 @@ def _judge_path(track: _Track, sides: tuple[int, ...]) -> tuple[str, bool]:
     amounts = [
         abs(fit[1]) / (MIN_TRAVEL * side) for fit, side in zip(fits, reversed(sides), strict=True)
     ]
-    (growth, _), _ = _fit([progress], np.log(track.size[seen].astype(np.float64)))
+    growth = float(_fit(progress, np.log(track.size[seen].astype(np.float64)))[0])
     amounts.append(abs(growth) / -math.log(SHRUNK_RATIO[1]))
     largest = int(np.argmax(amounts))
     # Only the axis that moves is explained by its path; the other one must stay where it is.
