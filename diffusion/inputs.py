@@ -61,7 +61,8 @@ def class_indices(
         ValueError: for a class that is not there, with the nearest names.
     """
     alone = isinstance(labels, str) or not isinstance(labels, Iterable)
-    given = [labels] if alone else list(labels)
+    several: Any = [labels] if alone else labels
+    given = list(several)
     if not given:
         raise ValueError("`class_labels` is an empty list; give at least one class, or None")
     return [_class_index(label, num_classes, list(names or [])) for label in given]

@@ -108,7 +108,7 @@ class TextEncoder:
         Raises:
             ValueError: if there is none, or weights are missing.
         """
-        model = _load_model(str(name_or_folder), local_files_only)
+        model = load_text_model(str(name_or_folder), local_files_only)
         try:
             with quiet():
                 tokenizer = AutoTokenizer.from_pretrained(
@@ -394,7 +394,7 @@ class CachedTextEncoder:
         return row
 
 
-def _load_model(name: str, local_files_only: bool) -> Any:
+def load_text_model(name: str, local_files_only: bool) -> Any:
     """The encoder alone, every weight of it from the file."""
     try:
         with quiet():

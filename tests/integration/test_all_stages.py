@@ -1,4 +1,4 @@
-"""From moving shapes to videos by prompt and by class, through every script, as a user runs them."""
+"""From moving shapes to videos by prompt and by class, through every script as users run it."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def class_pipeline(build_pipeline) -> VidTwinPipeline:
 
 def ask(pipeline: VidTwinPipeline, **changes: Any) -> Any:
     """Few steps, latents alone."""
-    options = {"num_inference_steps": 3, "seed": 5, "output_type": "latent"}
+    options: dict[str, Any] = {"num_inference_steps": 3, "seed": 5, "output_type": "latent"}
     return pipeline(**options | changes)
 
 
@@ -170,7 +170,7 @@ class TestSchedulers:
     @pytest.mark.parametrize("name", SCHEDULER_CLASSES)
     def test_the_exact_model_of_a_gaussian_samples_it(self, name, kind) -> None:
         """Latents N(3, 0.5^2) have a known best prediction; noise eps must become 3 + 0.5 eps."""
-        like = FlowMatchEulerDiscreteScheduler()
+        like: Any = FlowMatchEulerDiscreteScheduler()
         if kind != "velocity":
             betas = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": kind}
             like = DDPMScheduler(clip_sample=False, **betas)
@@ -520,7 +520,11 @@ class TestFiles:
     @pytest.mark.parametrize("kind", ["text", "classes", "none"])
     def test_saved_and_loaded_makes_the_same(self, build_pipeline, tmp_path, kind) -> None:
         pipeline = build_pipeline(text=kind == "text", classes=kind == "classes")
-        asked = {"text": {"prompt": PROMPTS}, "classes": {"class_labels": "wave"}, "none": {}}
+        asked: dict[str, Any] = {
+            "text": {"prompt": PROMPTS},
+            "classes": {"class_labels": "wave"},
+            "none": {},
+        }
         first = pipeline(**asked[kind], num_inference_steps=3, seed=1)
         pipeline.save_pretrained(tmp_path)
         loaded = VidTwinPipeline.from_pretrained(tmp_path)

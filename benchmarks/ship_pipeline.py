@@ -1,0 +1,41 @@
+"""Writes a trained pipeline in half precision and without the paths it came from, to be shipped.
+
+python benchmarks/ship_pipeline.py --pipeline outputs/diffusion_shapes/pipeline \
+    --output checkpoints/shapes
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+import runtime
+from diffusion import VidTwinPipeline
+
+
+def main() -> None:
+    """Writes the pipeline."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pipeline", required=True, help="folder")
+    parser.add_argument("--output", type=Path, required=True, help="folder")
+    arguments = parser.parse_args()
+    pipeline = VidTwinPipeline.from_pretrained(arguments.pipeline)
+    # The statistics stay float32: a few numbers that every latent is multiplied by.
+    for name in ("autoencoder", "transformer", "text_encoder"):
+        part = getattr(pipeline, name)
+        if part is not None:
+            part.to(torch.float16)
+    pipeline.save_pretrained(arguments.output)
+    for path in arguments.output.rglob("*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    size = sum(path.stat().st_size for path in arguments.output.rglob("*") if path.is_file())
+    print(f"{arguments.output}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    runtime.run_main(main)
