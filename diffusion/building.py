@@ -92,13 +92,16 @@ def build_sampling_scheduler(config: FlowConfig) -> Any:
     """diffusers' scheduler that samples what the objective trains, to go into the pipeline."""
     if config.prediction == "velocity":
         return FlowMatchEulerDiscreteScheduler(NUM_TIMESTEPS)
+    # From the last step that training saw, unless nothing of the latents is left there: a little
+    # error of epsilon, divided by what is left, would be the whole sample.
+    lost = config.prediction == "epsilon" and config.beta_schedule == "squaredcos_cap_v2"
+    spacing = "leading" if lost else "trailing"
     return DDIMScheduler(
         NUM_TIMESTEPS,
         beta_schedule=config.beta_schedule,
         prediction_type="epsilon" if config.prediction == "epsilon" else "v_prediction",
         clip_sample=False,
-        # Training saw every step up to the last; the spacing must begin there.
-        timestep_spacing="trailing",
+        timestep_spacing=spacing,
     )
 
 

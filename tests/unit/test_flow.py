@@ -69,6 +69,26 @@ def best_predictions(objective: FlowObjective, noised: Latents, levels: Levels) 
     return found[0], found[1], found[2]
 
 
+def sampling_error(prediction: str, betas: str, steps: int, factor: float = 1.0) -> float:
+    """How far samples made with `factor` times the best predictions lie from where they should."""
+    objective = objective_of(prediction, beta_schedule=betas)
+    scheduler = build_sampling_scheduler(objective.config)
+    scheduler.set_timesteps(steps)
+    # Rows: noise. Columns: the data of each latent.
+    noise = torch.tensor([0.0, 1.0, -1.0])[:, None].expand(3, 3)
+    mean, std = torch.tensor(MEANS), torch.tensor(STDS)
+    sample = noise
+    for timestep in scheduler.timesteps:
+        # The level whose timestep this is, which is what the model would be told.
+        level = timestep / 1000 if prediction == "velocity" else (timestep + 0.5) / 1000
+        sigma = level.float().expand(3)
+        told = objective.timesteps(Levels(sigma, sigma))[0]
+        assert_close(told, timestep.float().expand(3), rtol=0, atol=1e-3)
+        predicted = factor * best_prediction(objective, sample, sigma, mean, std)
+        sample = scheduler.step(predicted, timestep, sample).prev_sample
+    return float((sample - (mean + std * noise)).abs().max())
+
+
 class TestGaussianData:
     @pytest.mark.parametrize("prediction", PREDICTIONS)
     def test_least_squares_finds_the_exact_prediction(self, prediction) -> None:
@@ -113,28 +133,22 @@ class TestGaussianData:
             assert other.dynamics.mean() > lowest.dynamics.mean()
             assert other.total.mean() > lowest.total.mean()
 
-    @pytest.mark.parametrize("prediction", PREDICTIONS)
-    def test_a_perfect_model_samples_the_data(self, prediction) -> None:
+    @pytest.mark.parametrize(
+        ("prediction", "betas"), [("velocity", "linear"), ("epsilon", "linear"), ("v", "linear"),
+                                  ("v", "squaredcos_cap_v2")]
+    )  # fmt: skip
+    def test_a_perfect_model_samples_the_data(self, prediction, betas) -> None:
         """diffusers' scheduler, told nothing but our predictions, maps noise to the data.
 
         For Gaussian data that map is a line: noise 0 becomes the mean, noise +-1 the mean +- std.
         """
-        objective = objective_of(prediction)
-        scheduler = build_sampling_scheduler(objective.config)
-        scheduler.set_timesteps(250)
-        # Rows: noise. Columns: the data of each latent.
-        noise = torch.tensor([0.0, 1.0, -1.0])[:, None].expand(3, 3)
-        mean, std = torch.tensor(MEANS), torch.tensor(STDS)
-        sample = noise
-        for timestep in scheduler.timesteps:
-            # The level whose timestep this is, which is what the model would be told.
-            level = timestep / 1000 if prediction == "velocity" else (timestep + 0.5) / 1000
-            sigma = level.float().expand(3)
-            told = objective.timesteps(Levels(sigma, sigma))[0]
-            assert_close(told, timestep.float().expand(3), rtol=0, atol=1e-3)
-            predicted = best_prediction(objective, sample, sigma, mean, std)
-            sample = scheduler.step(predicted, timestep, sample).prev_sample
-        assert_close(sample, mean + std * noise, rtol=0, atol=0.02)
+        assert sampling_error(prediction, betas, steps=250) < 0.02
+
+    @pytest.mark.parametrize("betas", BETAS)
+    @pytest.mark.parametrize("prediction", PREDICTIONS)
+    def test_small_errors_stay_small(self, prediction, betas) -> None:
+        """Whatever is set: predictions that are 2 % too large, in as many steps as one takes."""
+        assert sampling_error(prediction, betas, steps=30, factor=1.02) < 0.3
 
 
 class TestAgreesWithDiffusers:
