@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -65,6 +66,8 @@ def parse_arguments(
 def configure_logging() -> None:
     """Warnings of every process, and what our own packages tell on the main one, to stderr."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    # The oldest diffusers we support does not know the new name of this argument.
+    warnings.filterwarnings("ignore", message=".*`torch_dtype` is deprecated")
     if os.environ.get("RANK", "0") == "0":
         for package in ("runtime", "vidtwin", "diffusion"):
             logging.getLogger(package).setLevel(logging.INFO)
