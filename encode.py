@@ -91,10 +91,7 @@ class EncodeConfig:
                 raise ValueError(f"`{name}` must be at least 1 or null, got {value}")
         if self.num_workers < 0:
             raise ValueError(f"`num_workers` must not be negative, got {self.num_workers}")
-        if self.mixed_precision not in (None, "no", "bf16"):
-            raise ValueError(
-                f'`mixed_precision` must be "no", "bf16" or null, got {self.mixed_precision!r}'
-            )
+        runtime.check_precision(self.mixed_precision)
         unknown = [part for part in self.parts if part not in PARTS]
         if unknown or not self.parts or len(set(self.parts)) < len(self.parts):
             raise ValueError(
@@ -132,11 +129,7 @@ def main() -> None:
     arguments = runtime.parse_arguments("Encodes a data set into a latent cache.", training=False)
     config = runtime.load_config(EncodeConfig, arguments.config, arguments.overrides)
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    if accelerator.mixed_precision not in ("no", "bf16"):
-        raise ValueError(
-            f'accelerate is configured for mixed precision "{accelerator.mixed_precision}"; '
-            'expected "no" or "bf16": set mixed_precision=bf16'
-        )
+    runtime.check_launched_precision(accelerator)
     model, found = load_autoencoder(config.autoencoder)
     about = {"autoencoder": str(found), "device": accelerator.device.type}
     digest = weights_digest(model)

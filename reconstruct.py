@@ -15,8 +15,6 @@ Exit status: 0, or 2 if an argument or any of the videos was bad (the others are
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -38,6 +36,7 @@ from vidtwin.reconstruction import (
     weights_digest,
 )
 from vidtwin.reconstruction.jobs import Job, check_writable, find_jobs
+from vidtwin.results import write_json
 from vidtwin.shapes import unseen_clip
 from vidtwin.tiling import Layout, tile_starts
 
@@ -280,9 +279,7 @@ def write_report(
         "videos": records,
         "failed": [{"video": name, "reason": reason} for name, reason in failed],
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_json(path, report)
 
 
 def reason_of(error: Exception) -> str:

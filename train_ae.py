@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
 import runtime
 from vidtwin import AutoencoderConfig
@@ -165,12 +164,10 @@ class Run:
                 lpips=self.objective.lpips,
             )
         means = mean_measures(runtime.gather_rows(self.accelerator, rows))
-        self.trackers.log({f"validation/{name}": value for name, value in means.items()}, step)
+        self.trackers.log_validation(means, step)
         if sheet is not None:
             name = "validation/input_both_structure_dynamics"
             self.trackers.log_video(name, sheet, step, self.config.data.fps or 8.0)
-        if self.accelerator.is_main_process:
-            tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in means.items()))
 
 
 def train(run: Run) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from einops import rearrange
-from tqdm import tqdm
 
 import runtime
 from diffusion import FlowConfig, FlowObjective, VidTwinPipeline
@@ -101,7 +100,8 @@ class TrainConfig(runtime.RunConfig):
 
 
 # Where files lie and what is shown may change while a run goes on.
-MAY_CHANGE = ("autoencoder", "cache", "text_encoder", "data.path", "data.root", "sample_*")
+MODELS_MAY_MOVE = ("autoencoder", "text_encoder", "init_from")
+MAY_CHANGE = (*MODELS_MAY_MOVE, "cache", "data.path", "data.root", "sample_*")
 
 
 def main() -> None:
@@ -117,7 +117,7 @@ def main() -> None:
         print(describe_transformer(parts.sizes))
         print(f"clips: {len(parts.dataset):,}; classes: {', '.join(parts.class_names) or 'none'}")
         return
-    accelerator, folder = runtime.start_run(config, (*MAY_CHANGE, "init_from"))
+    accelerator, folder = runtime.start_run(config, MAY_CHANGE)
     torch.manual_seed(config.seed)
     train(Run(config, accelerator, folder, arguments.resume))
 
@@ -223,8 +223,7 @@ class Run:
                 autocast = self.accelerator.autocast
                 rows = measure_losses(self.plain, self.reader, held_out, autocast=autocast)
                 means = mean_measures(runtime.gather_rows(self.accelerator, rows))
-                self.trackers.log({f"validation/{n}": value for n, value in means.items()}, step)
-                tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in means.items()))
+                self.trackers.log_validation(means, step)
             if self.accelerator.is_main_process:
                 self.sample("prompt", self.config.sample_prompts, step)
                 self.sample("class_labels", self.config.sample_classes, step)

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 import runtime
 from diffusion.language.corpus import (
@@ -231,9 +230,7 @@ class Run:
                 autocast=accelerator.autocast,
             )
         means = mean_measures(runtime.gather_rows(accelerator, rows))
-        self.trackers.log({f"validation/{name}": value for name, value in means.items()}, step)
-        if accelerator.is_main_process:
-            tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in means.items()))
+        self.trackers.log_validation(means, step)
 
 
 def train(run: Run) -> None:

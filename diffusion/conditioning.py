@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-Latents = tuple[Tensor, Tensor, Tensor]
+from diffusion.flow import Latents
 
 
 @dataclass(frozen=True)

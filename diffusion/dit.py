@@ -17,7 +17,7 @@ the marginal distributions. The joint tokens are this project's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffusion.config import DiTConfig
+from vidtwin import StrictLoading
 
 NORM_EPSILON = 1e-6
 TIMESTEP_CHANNELS = 256
@@ -181,7 +182,7 @@ class TextProjection(nn.Module):
         return text, mask, self.pooled(mean)
 
 
-class TwinDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class TwinDiT(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Diffusion transformer over structure, dynamics_x and dynamics_y; keywords as in `DiTConfig`.
 
     `sizes` is the config as a `DiTConfig`.
@@ -433,37 +434,6 @@ class TwinDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 f"expected `encoder_attention_mask` of shape {tuple(states.shape[:2])} and type "
                 f"bool, got {tuple(mask.shape)} and {mask.dtype}"
             )
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """A saved model in evaluation mode, with every weight from its safetensors file.
-
-        Raises:
-            ValueError: naming the weights that the file lacks or has too much, or keys of its
-                config that mean nothing.
-            OSError: if there is no such folder, or no safetensors file in it.
-        """
-        if kwargs.get("use_safetensors") not in (None, True):
-            raise ValueError("weights are read from safetensors files only; drop `use_safetensors`")
-        wants_report = kwargs.pop("output_loading_info", False)
-        kwargs |= {"use_safetensors": True, "output_loading_info": True}
-        try:
-            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except RuntimeError as error:  # torch, of other shapes
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{pretrained_model_name_or_path}: {reason}") from error
-        model, report = loaded
-        misfits = {name: report[f"{name}_keys"] for name in ("missing", "unexpected", "mismatched")}
-        known = {*DiTConfig.__dataclass_fields__, "quantization_config"}
-        misfits["unknown in config.json"] = [
-            key for key in model.config if key not in known and not key.startswith("_")
-        ]
-        if any(misfits.values()):
-            found = "; ".join(f"{name}: {keys[:5]}" for name, keys in misfits.items() if keys)
-            raise ValueError(
-                f"the weights in {pretrained_model_name_or_path} do not fit their config: {found}"
-            )
-        return loaded if wants_report else model
 
 
 def layer_norm(width: int) -> nn.LayerNorm:

@@ -17,7 +17,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 from typing_extensions import Self
 
-from vidtwin import VidTwinLatents, VidTwinPosterior
+from vidtwin import StrictLoading, VidTwinLatents, VidTwinPosterior
 
 LATENT_NAMES = ("structure", "dynamics_x", "dynamics_y")
 # A channel that varies less than this share of its latent's widest channel carries no signal:
@@ -25,7 +25,7 @@ LATENT_NAMES = ("structure", "dynamics_x", "dynamics_y")
 DEAD_CHANNEL = 1e-3
 
 
-class LatentStats(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class LatentStats(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Mean and standard deviation of each channel: `scale` to whitened latents, `unscale` back.
 
     A new one has mean 0 and deviation 1 and changes nothing; `LatentStats.measure` and
@@ -104,35 +104,15 @@ class LatentStats(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | PathLike[str] | None, **kwargs: Any
     ) -> Self:
-        """Saved statistics, every number from their safetensors file.
+        """As `StrictLoading.from_pretrained`.
 
-        Args:
-            pretrained_model_name_or_path: a folder of `save_pretrained`, or a hub id.
-            kwargs: those of diffusers' `ModelMixin.from_pretrained`.
         Raises:
-            ValueError: naming what the file lacks or has too much, or numbers that can't scale.
-            OSError: if there is no such folder, or no safetensors file in it.
+            ValueError: for numbers that can't scale, too.
         """
-        if kwargs.get("use_safetensors") not in (None, True):
-            raise ValueError("statistics are read from safetensors files only; drop `use_...`")
-        wants_report = kwargs.pop("output_loading_info", False)
-        kwargs |= {"use_safetensors": True, "output_loading_info": True}
-        try:
-            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except RuntimeError as error:  # torch, of other shapes
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{pretrained_model_name_or_path}: {reason}") from error
-        stats, report = loaded
-        misfits = {
-            "missing": report["missing_keys"],
-            "unexpected": report["unexpected_keys"],
-            "other shape": [key for key, *_ in report["mismatched_keys"]],
-        }
-        found = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in misfits.items() if keys)
-        if found:
-            raise ValueError(f"{pretrained_model_name_or_path} does not fit LatentStats: {found}")
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        stats = loaded[0] if kwargs.get("output_loading_info") else loaded
         stats._check()
-        return loaded if wants_report else stats
+        return loaded
 
     def _check(self) -> None:
         for name, value in self.named_buffers():

@@ -33,10 +33,10 @@ from diffusion.inputs import (
     repeated_to,
 )
 from diffusion.language.text_encoder import TextEncoder
-from diffusion.latent_stats import LatentStats
+from diffusion.latent_stats import LATENT_NAMES, LatentStats
 from diffusion.long_video import join_windows, latent_windows, scale_motion, window_starts
 from diffusion.pipeline_files import load_parts
-from diffusion.sampling import NAMES, LatentSampler
+from diffusion.sampling import LatentSampler
 from diffusion.schedulers import prediction_of
 from vidtwin import VidTwinAutoencoder, VidTwinLatents, decode_windows
 
@@ -85,7 +85,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
     # A handful of numbers, used without a forward pass that could bring them over.
     _exclude_from_cpu_offload = ["latent_stats"]  # noqa: RUF012
-    _callback_tensor_inputs: ClassVar[list[str]] = list(NAMES)
+    _callback_tensor_inputs: ClassVar[list[str]] = list(LATENT_NAMES)
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         overlap_frames: int | None = None,
         motion_scale: float = 1.0,
         callback_on_step_end: Callback | PipelineCallback | MultiPipelineCallbacks | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = NAMES,
+        callback_on_step_end_tensor_inputs: Sequence[str] = LATENT_NAMES,
     ) -> Any:
         """Videos.
 
@@ -300,7 +300,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
                 "one out, or decode them with the autoencoder"
             )
         held: dict[str, Tensor] = {}
-        for given, names in ((structure, NAMES[:1]), (dynamics, NAMES[1:])):
+        for given, names in ((structure, LATENT_NAMES[:1]), (dynamics, LATENT_NAMES[1:])):
             if given is None:
                 continue
             latents = given if isinstance(given, VidTwinLatents) else self._encode(given)
@@ -325,7 +325,8 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             return {}
         sizes, like = self.autoencoder.sizes, next(iter(held.values()))
         blank = {
-            name: like.new_zeros(len(like), *getattr(sizes, f"{name}_shape")) for name in NAMES
+            name: like.new_zeros(len(like), *getattr(sizes, f"{name}_shape"))
+            for name in LATENT_NAMES
         }
         scaled = self.latent_stats.scale(VidTwinLatents(**(blank | held)))
         return {name: getattr(scaled, name) for name in held}
@@ -415,7 +416,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
     def _check_parts(self) -> None:
         """Raises unless the parts belong together."""
         sizes, latents = self.transformer.sizes, self.autoencoder.sizes
-        for name in NAMES:
+        for name in LATENT_NAMES:
             made, decoded = getattr(sizes, f"{name}_shape"), getattr(latents, f"{name}_shape")
             if made != decoded:
                 raise ValueError(

@@ -215,5 +215,5 @@ class RunParts:
 
     def _has_captions(self) -> bool:
         if self.cache is not None:
-            return any(self.dataset.all_captions())
+            return any(caption for captions in self.dataset.captions for caption in captions)
         return any(self.dataset.captions(index, 1)[0] for index in range(len(self.dataset)))

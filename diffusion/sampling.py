@@ -17,10 +17,9 @@ from torch import Tensor
 from diffusion.conditioning import Conditions, GuidanceScales, guided_prediction
 from diffusion.dit import TwinDiT
 from diffusion.inputs import Generators, draw_latent_noise
+from diffusion.latent_stats import LATENT_NAMES
 from diffusion.schedulers import LatentSolver
 from vidtwin import VidTwinLatents
-
-NAMES = ("structure", "dynamics_x", "dynamics_y")
 
 
 @dataclass(kw_only=True)
@@ -63,7 +62,7 @@ class LatentSampler:
             starts: the first frame of each window.
             batch_size: B.
         """
-        shapes = {name: getattr(self.transformer.sizes, f"{name}_shape") for name in NAMES}
+        shapes = {name: getattr(self.transformer.sizes, f"{name}_shape") for name in LATENT_NAMES}
         # All noise first: what a scheduler draws on its way then changes no later window's.
         noises = [
             draw_latent_noise(shapes, batch_size, self.generators, self.device) for _ in starts
@@ -92,7 +91,7 @@ class LatentSampler:
             known: first frames of dynamics, made by the window before. They follow the noise
                 level as if they were sampled, and come out as they are.
         """
-        names = [name for name in NAMES if name not in self.held]
+        names = [name for name in LATENT_NAMES if name not in self.held]
         # One tensor for all that is sampled: a solver that remembers its steps does so once.
         flat_noise, shapes = pack([noise[name] for name in names], "b *")
 
@@ -136,7 +135,7 @@ class LatentSampler:
         def predict(conditions: Conditions, variants: int) -> tuple[Tensor, Tensor, Tensor]:
             inputs = [
                 repeat(latents[name], "b ... -> (v b) ...", v=variants).to(self.transformer.dtype)
-                for name in NAMES
+                for name in LATENT_NAMES
             ]
             rows = len(inputs[0])
             structure, dynamics_x, dynamics_y = self.transformer(
@@ -152,7 +151,7 @@ class LatentSampler:
         guided = guided_prediction(
             predict, self.conditions, self.scales, num_classes, self.negative
         )
-        kept = [part for name, part in zip(NAMES, guided, strict=True) if name in sampled]
+        kept = [part for name, part in zip(LATENT_NAMES, guided, strict=True) if name in sampled]
         return packed(kept)
 
     def call_back(self, sampled: dict[str, Tensor], timestep: Tensor) -> Tensor:

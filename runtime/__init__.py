@@ -23,7 +23,13 @@ from runtime.processes import (
     resume,
     sync_on_last,
 )
-from runtime.run import RunConfig, start_run, start_trackers
+from runtime.run import (
+    RunConfig,
+    check_launched_precision,
+    check_precision,
+    start_run,
+    start_trackers,
+)
 from runtime.trackers import TRACKERS, Trackers, build_trackers
 from runtime.training import (
     EMAConfig,
@@ -60,6 +66,8 @@ __all__ = [
     "build_optimizer",
     "build_scheduler",
     "build_trackers",
+    "check_launched_precision",
+    "check_precision",
     "clip_gradients",
     "compiled",
     "config_to_dict",

@@ -82,14 +82,26 @@ class RunConfig:
         for name in ("seed", "num_workers", "validation_samples"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}")
-        if self.mixed_precision not in PRECISIONS:
-            raise ValueError(
-                f'`mixed_precision` must be "no", "bf16" or null, got {self.mixed_precision!r}'
-            )
+        check_precision(self.mixed_precision)
         if self.tracker not in TRACKERS:
             raise ValueError(
                 f"`tracker` must be one of {', '.join(TRACKERS)}; got {self.tracker!r}"
             )
+
+
+def check_precision(mixed_precision: str | None) -> None:
+    """Raises ValueError for a precision that a config can't ask for."""
+    if mixed_precision not in PRECISIONS:
+        raise ValueError(f'`mixed_precision` must be "no", "bf16" or null, got {mixed_precision!r}')
+
+
+def check_launched_precision(accelerator: Accelerator) -> None:
+    """Raises ValueError if accelerate was configured for a precision that we don't have."""
+    if accelerator.mixed_precision not in PRECISIONS:
+        raise ValueError(
+            f'accelerate is configured for mixed precision "{accelerator.mixed_precision}"; '
+            'expected "no" or "bf16": set mixed_precision=bf16'
+        )
 
 
 def start_run(config: RunConfig, changeable: Sequence[str] = ()) -> tuple[Accelerator, RunFolder]:
@@ -113,11 +125,7 @@ def start_run(config: RunConfig, changeable: Sequence[str] = ()) -> tuple[Accele
             f"{accelerator.gradient_accumulation_steps} steps; leave that out and set "
             "accumulation=... of the run instead"
         )
-    if accelerator.mixed_precision not in PRECISIONS:
-        raise ValueError(
-            f'accelerate is configured for mixed precision "{accelerator.mixed_precision}"; '
-            'expected "no" or "bf16": set mixed_precision=bf16'
-        )
+    check_launched_precision(accelerator)
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ValueError(
             f"accelerate is configured for {accelerator.distributed_type.value}; expected one "

@@ -18,6 +18,7 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from runtime.checkpoints import RunFolder
 from runtime.config import config_to_dict, flatten, format_config
@@ -62,6 +63,13 @@ class Trackers:
         self._file.flush()
         if self._tracker is not None:
             self._tracker.log(plain, step=step)
+
+    def log_validation(self, measures: Mapping[str, float], step: int) -> None:
+        """Log the measures of a validation, and tell them beside the progress bar."""
+        self.log({f"validation/{name}": value for name, value in measures.items()}, step)
+        if self._accelerator.is_main_process:
+            told = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())
+            tqdm.write(f"step {step}: {told}")
 
     def log_video(self, name: str, frames: numpy.ndarray, step: int, fps: float) -> Path | None:
         """Write a video into the run folder, and show it where the tracker can.

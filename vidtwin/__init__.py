@@ -12,6 +12,7 @@ from vidtwin.data import (
 )
 from vidtwin.latents import DiagonalGaussian, VidTwinLatents, VidTwinPosterior, draw_noise
 from vidtwin.reconstruction import load_autoencoder, weights_digest
+from vidtwin.strict_loading import StrictLoading
 from vidtwin.tiling import LatentWindow, decode_windows, tile_starts
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "DiagonalGaussian",
     "GlobalBatchSampler",
     "LatentWindow",
+    "StrictLoading",
     "VidTwinAutoencoder",
     "VidTwinLatents",
     "VidTwinPosterior",

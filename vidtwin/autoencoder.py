@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from os import PathLike
-from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,13 +20,11 @@ from torch import nn
 from torch.nn import functional
 
 from vidtwin.config import AutoencoderConfig
-from vidtwin.convert import load_official, refuse_misfits
+from vidtwin.convert import load_official
 from vidtwin.latents import DiagonalGaussian, Generators, Part, VidTwinLatents, VidTwinPosterior
 from vidtwin.qformer import TemporalQFormer
+from vidtwin.strict_loading import StrictLoading
 from vidtwin.transformer import PatchEmbedding, PatchHead, SpaceTimeTransformer
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class StructureEncoder(nn.Module):
@@ -174,7 +171,7 @@ class AutoencoderOutput:
     latents: VidTwinLatents
 
 
-class VidTwinAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
     """The VidTwin autoencoder; keywords as in `vidtwin.config.AutoencoderConfig`.
 
     Source: VidTwin (arXiv 2412.17726); number for number the released model, without its dead
@@ -353,43 +350,6 @@ class VidTwinAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return tiled_reconstruct(
             self, video, tile_overlap=tile_overlap, part=part, tile_batch_size=tile_batch_size
         )
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | PathLike[str] | None, **kwargs: Any
-    ) -> Self:
-        """A saved autoencoder in evaluation mode, with every weight from its safetensors file.
-
-        diffusers alone only warns of weights that are missing, and reads pickles where there is
-        no safetensors file.
-
-        Args:
-            pretrained_model_name_or_path: a folder of `save_pretrained`, or a hub id.
-            kwargs: those of diffusers' `ModelMixin.from_pretrained`, and config overrides.
-        Raises:
-            ValueError: naming what the file lacks or has too much, in weights or config, or if
-                another format is asked for.
-            OSError: if there is no such folder, or no safetensors file in it.
-        """
-        if kwargs.get("use_safetensors") not in (None, True) or kwargs.get("use_flashpack"):
-            raise ValueError("weights are read from safetensors files only; drop `use_...`")
-        wants_report = kwargs.pop("output_loading_info", False)
-        kwargs |= {"use_safetensors": True, "output_loading_info": True}
-        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        model, report = loaded
-        known = {*AutoencoderConfig.__dataclass_fields__, "quantization_config"}
-        refuse_misfits(
-            pretrained_model_name_or_path,
-            {
-                "missing": report["missing_keys"],
-                "unexpected": report["unexpected_keys"],
-                "other shape": [key for key, *_ in report["mismatched_keys"]],
-                "unknown in config.json": [
-                    key for key in model.config if key not in known and not key.startswith("_")
-                ],
-            },
-        )
-        return loaded if wants_report else model
 
     @classmethod
     def from_official(cls, path: str | PathLike[str], **config_overrides) -> VidTwinAutoencoder:

@@ -6,7 +6,6 @@ import logging
 import math
 import pickle
 import re
-from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+
+from vidtwin.strict_loading import refuse_misfits
 
 if TYPE_CHECKING:
     from vidtwin.autoencoder import VidTwinAutoencoder
@@ -141,13 +142,6 @@ def load_official(cls: type[Model], path: str | PathLike[str], **config_override
     )
     model.load_state_dict(ours, strict=True)
     return model.eval()
-
-
-def refuse_misfits(source: object, problems: Mapping[str, Sequence[str]], advice: str = "") -> None:
-    """Raises ValueError if there is any problem: its name and every key that has it."""
-    found = [f"{name}: {', '.join(sorted(keys))}" for name, keys in problems.items() if keys]
-    if found:
-        raise ValueError(f"{source} does not fit this model; {'; '.join(found)}{advice}")
 
 
 def _translate(official: StateDict) -> tuple[StateDict, list[str]]:
