@@ -276,6 +276,16 @@ def test_captions_vary_and_the_test_wording_is_unseen():
     assert not seen & unseen
 
 
+def test_a_share_of_the_captions_can_leave_the_background_out():
+    words = tuple(word for names in BACKGROUND_WORDS.values() for word in names)
+    full = MovingShapes(ShapesConfig(size=600))
+    brief = MovingShapes(dataclasses.replace(full.config, without_background_fraction=0.5))
+    named = [contains(brief.captions(index, 1)[0].lower(), words) for index in range(600)]
+    assert 0.4 < sum(named) / 600 < 0.6
+    assert all(contains(full.captions(index, 1)[0].lower(), words) for index in range(600))
+    assert full.attributes(5) == brief.attributes(5)
+
+
 def test_canonical_caption_of_two_objects():
     items = (
         ShapesObject("star", "orange", "growing"),

@@ -68,8 +68,8 @@ class DataConfig:
         shapes_seed: of the clips of the source "shapes"; `seed` only orders them.
         shapes_split: see `ShapesConfig.split`; None follows `part`: "train" combinations of shape,
             colour and motion, or for "validation" the "test" ones, which "train" never shows.
-        shapes_max_objects, shapes_two_object_fraction, shapes_textured_fraction: see
-            `ShapesConfig`.
+        shapes_max_objects, shapes_two_object_fraction, shapes_textured_fraction,
+            shapes_without_background_fraction: see `ShapesConfig`.
     Raises:
         ValueError: for a value that is out of range; the message names the keyword.
     """
@@ -103,6 +103,7 @@ class DataConfig:
     shapes_max_objects: int = ShapesConfig.max_objects
     shapes_two_object_fraction: float = ShapesConfig.two_object_fraction
     shapes_textured_fraction: float = ShapesConfig.textured_fraction
+    shapes_without_background_fraction: float = ShapesConfig.without_background_fraction
 
     def __post_init__(self) -> None:
         choices = {
@@ -335,6 +336,7 @@ class ShapesDataset(VideoDataset):
                 max_objects=config.shapes_max_objects,
                 two_object_fraction=config.shapes_two_object_fraction,
                 textured_fraction=config.shapes_textured_fraction,
+                without_background_fraction=config.shapes_without_background_fraction,
                 split=config.shapes_split or wordings,
                 wordings=wordings,
             )

@@ -135,6 +135,16 @@ SINGLE_TEMPLATES: tuple[str, ...] = (
     "{thing} that {moves} {on}",
     "{thing} {on} {moves}",
 )
+# Of captions that say nothing of the background, in every wording.
+BARE_TEMPLATES: tuple[str, ...] = (
+    "{doing}",
+    "{doing}",
+    "{does}",
+    "{is_doing}",
+    "there is {doing}",
+    "a video of {doing}",
+    "a clip in which {does}",
+)
 HELD_OUT_TEMPLATES: tuple[str, ...] = (
     "{is_doing}, with {backdrop} behind",
     "{backdrop} on which {does}",
@@ -190,13 +200,19 @@ def canonical_caption(attributes: ShapesAttributes) -> str:
     return f"{' and '.join(things)} on {_article(f'{texture}{attributes.background} background')}"
 
 
-def caption(attributes: ShapesAttributes, rng: np.random.Generator, wordings: str = "train") -> str:
-    """A random caption that names every attribute.
+def caption(
+    attributes: ShapesAttributes,
+    rng: np.random.Generator,
+    wordings: str = "train",
+    without_background_fraction: float = 0.0,
+) -> str:
+    """A random caption that names every attribute, but for the background where it is left out.
 
     Args:
         attributes: what the clip shows.
         rng: the only source of randomness.
         wordings: "train"; "test" for word orders that "train" never has, and some phrases; "all".
+        without_background_fraction: of captions that say nothing of the background.
     Returns:
         One sentence, mostly in lower case and without a full stop.
     Raises:
@@ -208,6 +224,9 @@ def caption(attributes: ShapesAttributes, rng: np.random.Generator, wordings: st
     templates = HELD_OUT_TEMPLATES if held_out else TEMPLATES
     if single:
         templates += HELD_OUT_SINGLE_TEMPLATES if held_out else SINGLE_TEMPLATES
+    # Drawn only where it can matter: other data sets keep their captions.
+    if without_background_fraction and rng.random() < without_background_fraction:
+        templates = BARE_TEMPLATES
     things, phrases = [], []
     for item in attributes.objects:
         things.append(_thing(item, rng))

@@ -28,6 +28,8 @@ from vidtwin.shapes.rendering import (
     stream,
 )
 
+SHARES = ("two_object_fraction", "textured_fraction", "without_background_fraction")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShapesConfig:
@@ -42,6 +44,7 @@ class ShapesConfig:
         textured_fraction: share of the clips whose background is not plain.
         split: "train" never shows the held-out combinations, "test" only those, "all" any.
         wordings: "train" never uses the held-out word orders, "test" only those, "all" any.
+        without_background_fraction: share of the captions that say nothing of the background.
     """
 
     num_frames: int = 16
@@ -54,6 +57,7 @@ class ShapesConfig:
     textured_fraction: float = 0.35
     split: str = "train"
     wordings: str = "train"
+    without_background_fraction: float = 0.0
 
     def __post_init__(self) -> None:
         check_size(self.num_frames, self.height, self.width)
@@ -63,7 +67,7 @@ class ShapesConfig:
             raise ValueError(f"`seed` must not be negative, got {self.seed}")
         if self.max_objects not in (1, 2):
             raise ValueError(f"`max_objects` must be 1 or 2, got {self.max_objects}")
-        for name in ("two_object_fraction", "textured_fraction"):
+        for name in SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}")
         check_choice("split", self.split, SPLITS)
@@ -121,7 +125,9 @@ class MovingShapes:
         return [self._caption(attributes, seed, epoch) for epoch in range(count)]
 
     def _caption(self, attributes: ShapesAttributes, seed: int, epoch: int) -> str:
-        return caption(attributes, stream(seed, CAPTION_STREAM + epoch), self.config.wordings)
+        config = self.config
+        rng = stream(seed, CAPTION_STREAM + epoch)
+        return caption(attributes, rng, config.wordings, config.without_background_fraction)
 
     def clip(self, index: int, epoch: int = 0) -> ShapesClip:
         """Clip `index`; another epoch words its caption otherwise and changes nothing else."""
