@@ -6,7 +6,7 @@ Axes: B batch, C channels, T frames, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 
 from diffusion.building import TransformerConfig
 from diffusion.cache import LatentCache, build_latent_loader, iterate_latents
+from diffusion.cache_writer import DATA_MAY_CHANGE
 from diffusion.dit import TwinDiT
 from diffusion.flow import FlowObjective
 from diffusion.inputs import class_indices
@@ -42,7 +43,8 @@ class RunParts:
         autoencoder: folder of the frozen autoencoder, or the run folder of its training.
         cache: folder of encode.py with `train` and, for validation, `validation` in it; None to
             encode the videos of `data`.
-        data: the clips, without a cache; its sizes follow the autoencoder's.
+        data: the clips, without a cache; its sizes follow the autoencoder's. With a cache, what it
+            says beyond the defaults must be what was encoded.
         overfit: take the first N clips alone, for validation as well.
         validates: whether validation clips are wanted.
         class_conditional: whether the classes of the data are a condition.
@@ -83,6 +85,7 @@ class RunParts:
             self.dataset = build_dataset(self.data)
         else:
             self.dataset = self._open_cache("train")
+            self.dataset.check(data=asked_of(data))
             self.data = DataConfig(**self.dataset.manifest["data"])
             if overfit:
                 self.dataset = self.dataset.first(overfit)
@@ -217,3 +220,11 @@ class RunParts:
         if self.cache is not None:
             return any(caption for captions in self.dataset.captions for caption in captions)
         return any(self.dataset.captions(index, 1)[0] for index in range(len(self.dataset)))
+
+
+def asked_of(data: DataConfig) -> dict[str, Any]:
+    """What a config says of the clips beyond the defaults, but for where they lie now."""
+    asked = {field.name: getattr(data, field.name) for field in fields(DataConfig)}
+    defaults = {field.name: field.default for field in fields(DataConfig)}
+    fixed = asked.keys() - {*DATA_MAY_CHANGE, "part"}
+    return {name: asked[name] for name in sorted(fixed) if asked[name] != defaults[name]}

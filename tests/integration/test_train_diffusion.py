@@ -374,6 +374,14 @@ class TestBadInput:
         assert "the weights of the autoencoder have the digest" in err
         assert not list(tmp_path.rglob("*.safetensors"))
 
+    def test_a_cache_of_other_clips(self, run, cache, tmp_path) -> None:
+        asked = ("data.shapes_textured_fraction=0.9", "data.shapes_seed=0")
+        code, _, err = run(f"output={tmp_path}", f"cache={cache}", *asked)
+        assert code == 2
+        assert re.search(r"data.shapes_textured_fraction .*0\.35.*0\.9", err)
+        assert "shapes_seed" not in err
+        assert not list(tmp_path.rglob("*.safetensors"))
+
     def test_a_cache_without_a_validation_part(self, run, cache, tmp_path) -> None:
         """Said at once, not at the first validation."""
         shutil.copytree(cache / "train", tmp_path / "cache" / "train")
