@@ -28,6 +28,7 @@ from vidtwin.data import (
     build_loader,
 )
 from vidtwin.discriminator import DiscriminatorConfig, PatchDiscriminator
+from vidtwin.frame_shuffle import FrameShuffle
 from vidtwin.latents import draw_noise
 from vidtwin.losses import AutoencoderLoss, LossConfig
 from vidtwin.media import write_video
@@ -42,6 +43,7 @@ class TrainConfig(runtime.RunConfig):
         init_from: weights to start from: a saved autoencoder's folder, or a released
             .ckpt/.safetensors (its discriminator comes along if it is there).
         branch_dropout: how often a clip is decoded without structure or without dynamics.
+        frame_shuffle: how often a clip's structure is read off its frames in shuffled order.
         overfit: learn the first N clips by heart, one window and crop each, and validate on them.
         data: its num_frames, height and width follow the model's.
     """
@@ -50,6 +52,7 @@ class TrainConfig(runtime.RunConfig):
     project: str = "vidtwin-autoencoder"
     init_from: str | None = None
     branch_dropout: BranchDropout = BranchDropout()
+    frame_shuffle: FrameShuffle = FrameShuffle()
     overfit: int | None = None
     model: AutoencoderConfig = AutoencoderConfig()
     data: DataConfig = DataConfig()
@@ -288,6 +291,7 @@ def micro_batches(
         video = batch["video"][part].to(accelerator.device, non_blocking=True)
         noise = draw_noise(config.model, seeds).to(accelerator.device)
         inputs = {"noise": noise, "branch_weights": config.branch_dropout.weights(seeds)}
+        inputs["structure_video"] = config.frame_shuffle.shuffled(video, seeds)
         sync = runtime.sync_on_last(accelerator, model, index, config.accumulation)
         yield video, inputs, sync
 

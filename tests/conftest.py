@@ -1,13 +1,17 @@
-"""A whole tiny pipeline with random weights, for the tests of the pipeline and of its scripts."""
+"""A whole tiny pipeline with random weights, for the tests of the pipeline and of its scripts; and
+sprite sheets, since none come with the repository."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from PIL import Image
 from transformers import BertConfig, BertModel
 
 from diffusion import LatentStats, TwinDiT, VidTwinPipeline
@@ -102,3 +106,49 @@ def build_pipeline() -> Callable[..., VidTwinPipeline]:
         return pipeline
 
     return build
+
+
+SHEET_ROWS, SHEET_COLUMNS, CELL = 21, 13, 64
+# Part of a character -> the rows of a cell that it fills.
+BANDS = {"body": (0, 64), "bottomwear": (36, 48), "topwear": (24, 36), "hair": (0, 16)}
+HUES = ((250, 60, 60), (60, 250, 60), (60, 60, 250), (250, 250, 60), (250, 60, 250), (60, 250, 250))
+
+
+def draw_sheet(part: str, variant: int) -> np.ndarray:
+    """(1344, 832, 4) uint8: bands in the variant's colour. In the body's rows 16 to 24, which
+    nothing covers, stand a bar that moves with the sheet's column, one that moves with its
+    direction, and in the last pixel (row + 1, column + 1, variant + 1)."""
+    top, bottom = BANDS[part]
+    sheet = np.zeros((SHEET_ROWS * CELL, SHEET_COLUMNS * CELL, 4), np.uint8)
+    for row in range(SHEET_ROWS):
+        for column in range(SHEET_COLUMNS):
+            cell = sheet[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
+            cell[top:bottom] = (*HUES[variant], 255)
+            if part == "body":
+                cell[16:24] = (0, 0, 0, 255)
+                cell[16:20, 4 * column : 4 * column + 4] = (255, 255, 255, 255)
+                cell[20:24, 12 * (row % 4) : 12 * (row % 4) + 12] = (255, 255, 255, 255)
+                cell[23, 63] = (row + 1, column + 1, variant + 1, 255)
+    return sheet
+
+
+@pytest.fixture(scope="session")
+def write_sheets() -> Callable[[Path, Mapping[str, int]], Path]:
+    """Writes a folder of sprite sheets: part -> how many variants."""
+
+    def write(folder: Path, counts: Mapping[str, int]) -> Path:
+        for part, number in counts.items():
+            (folder / part).mkdir(parents=True, exist_ok=True)
+            for variant in range(number):
+                image = Image.fromarray(draw_sheet(part, variant))
+                image.save(folder / part / f"{variant}.png", compress_level=1)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def sheets(write_sheets: Callable[[Path, Mapping[str, int]], Path], tmp_path_factory: Any) -> Path:
+    """Sheets of 3 x 2 x 2 x 3 = 36 characters."""
+    counts = {"body": 3, "bottomwear": 2, "topwear": 2, "hair": 3}
+    return write_sheets(tmp_path_factory.mktemp("sheets"), counts)

@@ -243,11 +243,15 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         """Weight of the decoder's last Linear, where the adaptive GAN weight is measured."""
         return self.head.linear.weight
 
-    def encode(self, video: torch.Tensor) -> VidTwinPosterior:
+    def encode(
+        self, video: torch.Tensor, structure_video: torch.Tensor | None = None
+    ) -> VidTwinPosterior:
         """The posterior over the latents of a batch of clips.
 
         Args:
             video: (B, C, T, H, W), float in [-1, 1]; C, T, H, W as in the config.
+            structure_video: what the structure is read off instead; a training may shuffle its
+                frames, see `vidtwin.frame_shuffle`.
         Returns:
             VidTwinPosterior: call `.mode()` or `.sample()` for latents.
         Raises:
@@ -256,6 +260,9 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         self._check_video(video)
         features = self.features(video)
         dynamics_x, dynamics_y = self.dynamics_encoder(features)
+        if structure_video is not None:
+            self._check_video(structure_video)
+            features = self.features(structure_video)
         return VidTwinPosterior(
             structure=DiagonalGaussian.from_moments(self.structure_encoder(features)),
             dynamics_x=DiagonalGaussian.from_moments(dynamics_x),
@@ -314,6 +321,7 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         generator: Generators = None,
         noise: VidTwinLatents | None = None,
         branch_weights: torch.Tensor | None = None,
+        structure_video: torch.Tensor | None = None,
     ) -> AutoencoderOutput:
         """Encodes and decodes.
 
@@ -323,8 +331,9 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
             generator: for drawing: none, one, or one per sample.
             noise: to use instead of drawing, see `vidtwin.latents.draw_noise`.
             branch_weights: as in `decode`.
+            structure_video: as in `encode`.
         """
-        posterior = self.encode(video)
+        posterior = self.encode(video, structure_video)
         latents = posterior.sample(generator, noise) if sample_posterior else posterior.mode()
         reconstruction = self.decode(latents, branch_weights=branch_weights)
         return AutoencoderOutput(reconstruction, posterior, latents)

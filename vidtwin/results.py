@@ -24,11 +24,12 @@ __all__ = ["check_folder", "write_clip", "write_json"]
 MAX_GIF_FPS = 50.0
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, option: str = "--output") -> None:
     """Raises if results could not be written there; makes nothing.
 
     Args:
         folder: where results will go; need not exist yet.
+        option: by which the user chose it, for the message.
     Raises:
         ValueError: naming the folder and the reason.
     """
@@ -39,7 +40,7 @@ def check_folder(folder: Path) -> None:
     except OSError as error:
         raise ValueError(
             f"can't write to the folder {folder} ({error.strerror or error}); "
-            "choose another with --output"
+            f"choose another with {option}"
         ) from error
 
 

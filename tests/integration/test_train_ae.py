@@ -146,6 +146,16 @@ def test_killed_at_any_step_and_run_again_equals_uninterrupted(tmp_path):
     assert [r["loss/total"] for r in records(killed)] == [r["loss/total"] for r in records(whole)]
 
 
+def test_a_structure_off_shuffled_frames_trains_otherwise(run, tmp_path):
+    options = ("--config", DEBUG, "steps=4", "validation_samples=0")
+    for name, share in (("plain", 0), ("shuffled", 1)):
+        code, _, err = run(*options, f"output={tmp_path / name}", f"frame_shuffle.share={share}")
+        assert code == 0, err
+    plain, shuffled = weights(tmp_path / "plain"), weights(tmp_path / "shuffled")
+    assert plain.keys() == shuffled.keys()
+    assert any(not torch.equal(value, shuffled[key]) for key, value in plain.items())
+
+
 def test_two_processes_equal_one(run, tmp_path):
     options = ("--config", DEBUG, "steps=8", "batch_size=4", "log_every=1", "model.query_dropout=0",
                "loss.learn_logvar=true", "loss.lecam_weight=0.01", "validate_every=8")  # fmt: skip

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -21,14 +21,34 @@ from einops import rearrange
 from torch.utils.data import Dataset, get_worker_info
 
 from vidtwin.data.bad_files import BadFileLog, SkippedFile, UnusableVideo
+from vidtwin.data.factors import Factors
 from vidtwin.data.frames import fit_frame, frames_by_stride, frames_by_time, frames_repeating_last
 from vidtwin.data.readers import VideoInfo, read_clip
-from vidtwin.data.sources import SOURCES, Clip, find_clips, nearest_name, split_clips
-from vidtwin.shapes import LABELS, MovingShapes, ShapesConfig
+from vidtwin.data.sources import (
+    SOURCES,
+    Clip,
+    ClipList,
+    find_clips,
+    nearest_name,
+    split_clips,
+)
+from vidtwin.shapes import (
+    BACKGROUNDS,
+    COLORS,
+    LABELS,
+    MOTIONS,
+    SHAPES,
+    MovingShapes,
+    ShapesConfig,
+)
+from vidtwin.sprites import LABELS as SPRITES_LABELS
+from vidtwin.sprites import PARTS, TEST_FRACTION, Sprites, SpritesConfig
 
 logger = logging.getLogger(__name__)
 
 START_POSITIONS = {"first": 0.0, "center": 0.5}
+PARTS_OF_DATA = ("train", "validation", "all", "test")
+FACTOR_KEYS = ("content_factors", "motion_factors")
 MAX_ATTEMPTS = 100
 VALIDATION_SEED = 1_000_003
 
@@ -38,18 +58,23 @@ class DataConfig:
     """Which clips, and how they are read.
 
     Args:
-        source: "shapes" (procedural, needs no files), "csv", "classes", "folder", "glob", "ucf101"
-            or "files"; see `vidtwin.data.sources.find_clips`.
+        source: "shapes" (procedural, needs no files), "sprites" (drawn from a folder of sheets),
+            "csv", "classes", "folder", "glob", "ucf101" or "files"; see
+            `vidtwin.data.sources.find_clips`.
         path: the CSV file, folder, pattern or file of the source.
         files: the videos of the source "files", when there are several.
         root: folder that relative paths of a CSV start from; None is the CSV's own folder.
         captions: for folders, patterns and files: a JSON file of path -> caption, or None for the
             `.txt` beside each clip where there is one.
         split: official split of UCF-101: 1, 2 or 3.
-        part: "train", "validation" or "all".
+        part: "train", "validation" or "all"; for sprites also "test".
         max_clips: use the first n clips alone; None for all.
         validation_fraction: share of the clips that is the validation part, chosen by a digest of
-            the clip's path. Leave it 0 for "shapes" and "ucf101", which have parts of their own.
+            the clip's path; for sprites, of the characters that are not for testing. Leave it 0
+            for "shapes" and "ucf101", which have parts of their own.
+        content_factors, motion_factors: for a CSV its columns, for "classes" and "ucf101" the word
+            "class": which labels say what a clip shows, and which what happens in it; see
+            `vidtwin.data.factors`.
         num_frames: T, frames of a clip.
         height: H in pixels.
         width: W in pixels.
@@ -70,6 +95,10 @@ class DataConfig:
             colour and motion, or for "validation" the "test" ones, which "train" never shows.
         shapes_max_objects, shapes_two_object_fraction, shapes_textured_fraction,
             shapes_without_background_fraction: see `ShapesConfig`.
+        sprites_actions, sprites_directions, sprites_variants, sprites_split, sprites_shoes: see
+            `vidtwin.sprites.SpritesConfig`.
+        sprites_label: what a clip's label is: "motion" (action and direction), "action",
+            "direction", "skin", "bottomwear", "topwear" or "hair".
     Raises:
         ValueError: for a value that is out of range; the message names the keyword.
     """
@@ -82,6 +111,8 @@ class DataConfig:
     split: int | None = None
     part: str = "train"
     validation_fraction: float = 0.0
+    content_factors: tuple[str, ...] = ()
+    motion_factors: tuple[str, ...] = ()
     max_clips: int | None = None
     num_frames: int = 16
     height: int = 224
@@ -104,16 +135,23 @@ class DataConfig:
     shapes_two_object_fraction: float = ShapesConfig.two_object_fraction
     shapes_textured_fraction: float = ShapesConfig.textured_fraction
     shapes_without_background_fraction: float = ShapesConfig.without_background_fraction
+    sprites_actions: tuple[str, ...] = SpritesConfig.actions
+    sprites_directions: tuple[str, ...] = SpritesConfig.directions
+    sprites_variants: int | None = SpritesConfig.variants
+    sprites_split: str = SpritesConfig.split
+    sprites_shoes: bool = SpritesConfig.shoes
+    sprites_label: str = "motion"
 
     def __post_init__(self) -> None:
         choices = {
-            "source": ("shapes", *SOURCES),
-            "part": ("train", "validation", "all"),
+            "source": ("shapes", "sprites", *SOURCES),
+            "part": PARTS_OF_DATA if self.source == "sprites" else PARTS_OF_DATA[:3],
             "start": ("random", "first", "center"),
             "short": ("skip", "error", "repeat_last"),
             "resize": ("cover", "stretch"),
             "crop": ("random", "center"),
             "backend": ("auto", "decord", "pyav"),
+            "sprites_label": SPRITES_LABELS,
         }
         for name, allowed in choices.items():
             value = getattr(self, name)
@@ -153,6 +191,13 @@ class DataConfig:
             )
         if self.source == "shapes":
             self._check_shapes()
+        if self.source == "sprites":
+            self._check_sprites()
+        if self.source in ("shapes", "sprites") and self.flip:
+            raise ValueError(
+                f"data.flip=true would make the captions and labels of the moving {self.source} "
+                "untrue (left and right); set data.flip=false"
+            )
 
     def _check_shapes(self) -> None:
         if self.validation_fraction > 0:
@@ -160,17 +205,45 @@ class DataConfig:
                 "data.validation_fraction is for files: the moving shapes have a validation part "
                 f"of their own, got {self.validation_fraction}; set it to 0"
             )
-        for name in ("path", "files", "root", "captions", "split"):
+        for name in ("path", "files", "root", "captions", "split", *FACTOR_KEYS):
             if getattr(self, name):
                 raise ValueError(
                     f"data.source=shapes reads no files, got data.{name}={getattr(self, name)!r}; "
                     f"set data.source to one of {', '.join(SOURCES)}"
                 )
-        if self.flip:
+
+    def _check_sprites(self) -> None:
+        for name in ("files", "root", "captions", "split", *FACTOR_KEYS):
+            if getattr(self, name):
+                raise ValueError(
+                    f"data.source=sprites takes a folder of sheets alone, got data.{name}="
+                    f"{getattr(self, name)!r}; remove it"
+                )
+        if not self.path:
             raise ValueError(
-                "data.flip=true would make the captions and labels of the moving shapes untrue "
-                "(left and right); set data.flip=false"
+                f"data.path must name a folder of sprite sheets ({', '.join(PARTS.values())}), "
+                f"got {self.path!r}"
             )
+        self.sprites_config()
+        if self.part == "validation" and self.validation_fraction == 0:
+            raise ValueError(
+                "the validation part of data.source=sprites is a share of the characters that are "
+                "not for testing; set data.validation_fraction=0.05, or data.part=test"
+            )
+
+    def sprites_config(self) -> SpritesConfig:
+        """Which clips of the sprites, but for their size, which may not be known yet.
+
+        Raises:
+            ValueError: for a value that is out of range.
+        """
+        return SpritesConfig(
+            actions=self.sprites_actions,
+            directions=self.sprites_directions,
+            variants=self.sprites_variants,
+            split=self.sprites_split,
+            shoes=self.sprites_shoes,
+        )
 
     def sized(self, num_frames: int, height: int, width: int) -> DataConfig:
         """The same clips in a model's sizes.
@@ -252,6 +325,26 @@ class VideoDataset(Dataset[dict[str, Any]], ABC):
             index: of the clip, from 0.
             count: number of epochs, at least 1.
         """
+
+    def factor_classes(self) -> Factors:
+        """The factors of content and motion with their classes; see `vidtwin.data.factors`."""
+        return Factors()
+
+    def factors(self, index: int) -> dict[str, int]:
+        """Factor -> class of one clip, without making its video; -1 where it is not known.
+
+        Args:
+            index: of the clip, from 0.
+        """
+        return {}
+
+    def label_factors(self, label: int) -> dict[str, int]:
+        """What a label alone says: factor -> class; nothing for -1.
+
+        Args:
+            label: index into `label_names`, or -1.
+        """
+        return {}
 
     def get(self, index: int, epoch: int = 0) -> dict[str, Any]:
         """The sample of exactly this clip.
@@ -359,6 +452,129 @@ class ShapesDataset(VideoDataset):
         """The wordings of a clip's caption in the first epochs, without rendering it."""
         return self.shapes.captions(index, count)
 
+    def factor_classes(self) -> Factors:
+        """Those of the one object.
+
+        Raises:
+            ValueError: if a clip may have two.
+        """
+        config = self.shapes.config
+        if config.max_objects > 1 and config.two_object_fraction > 0:
+            raise ValueError(
+                "labels of content and motion are those of one object, but some clips of the "
+                "shapes have two; set data.shapes_max_objects=1"
+            )
+        return Factors(
+            content={
+                "color": tuple(COLORS),
+                "shape": tuple(SHAPES),
+                "background": tuple(BACKGROUNDS),
+            },
+            motion={"motion": tuple(MOTIONS)},
+        )
+
+    def factors(self, index: int) -> dict[str, int]:
+        """Those of the one object, and the background."""
+        attributes = self.shapes.attributes(index)
+        seen = {**vars(attributes.objects[0]), "background": attributes.background}
+        classes = self.factor_classes().all
+        return {name: names.index(seen[name]) for name, names in classes.items()}
+
+    def label_factors(self, label: int) -> dict[str, int]:
+        """The motion."""
+        return {"motion": label} if label >= 0 else {}
+
+
+class SpritesDataset(VideoDataset):
+    """Every motion of every character of a part; labelled, captioned, and never unusable.
+
+    A character comes with all its motions one after another; the order of the characters is mixed,
+    so that the first clips show all there is.
+    """
+
+    def __init__(self, config: DataConfig):
+        assert config.path is not None
+        sizes = {name: getattr(config, name) for name in ("num_frames", "height", "width")}
+        self.sprites = Sprites(config.path, replace(config.sprites_config(), **sizes))
+        self.characters = self._characters(config)
+        total = len(self.characters) * len(self.sprites.motions)
+        super().__init__(config, min(total, config.max_clips or total))
+        labels = {"motion": [" ".join(motion) for motion in self.sprites.motions]}
+        self.label_names = list((labels | self.factor_classes().all)[config.sprites_label])
+
+    def _characters(self, config: DataConfig) -> list[tuple[int, ...]]:
+        """The characters of the config's part."""
+
+        def split(keys: Sequence[str], name: str, fraction: float) -> list[list[str]]:
+            # With its name: the digests that fall below one fraction must not decide the other.
+            clips = [Clip(path=key, name=f"{name}/{key}") for key in keys]
+            sides = (split_clips(clips, part, fraction) for part in ("train", "validation"))
+            return [[clip.path for clip in side] for side in sides]
+
+        by_key = {self.sprites.key(one): one for one in self.sprites.characters}
+        if config.part == "all":
+            return list(by_key.values())
+        if config.sprites_split == "published":
+            train, test = (
+                [self.sprites.key(one) for one in side] for side in self.sprites.published_sides()
+            )
+        else:
+            train, test = split(list(by_key), "test", TEST_FRACTION)
+        validation: list[str] = []
+        if config.validation_fraction > 0:
+            train, validation = split(train, "validation", config.validation_fraction)
+        chosen = {"train": train, "validation": validation, "test": test}[config.part]
+        return [by_key[key] for key in chosen]
+
+    def describe(self, index: int) -> tuple[tuple[int, ...], int]:
+        """The character of a clip, and the number of its motion."""
+        character, motion = divmod(index, len(self.sprites.motions))
+        return self.characters[character], motion
+
+    def load(self, index: int, draws: Draws) -> dict[str, Any]:
+        character, number = self.describe(index)
+        motion = self.sprites.motions[number]
+        frames = torch.from_numpy(self.sprites.clip(character, motion)).float()
+        labels = {**self.factors(index), "motion": number}
+        return {
+            "video": rearrange(frames, "T H W C -> C T H W").contiguous() / 127.5 - 1,
+            "caption": self.sprites.caption(character, motion),
+            "label": labels[self.config.sprites_label],
+            "index": index,
+            "path": f"sprites/{self.sprites.key(character)}/{'-'.join(motion)}",
+            "fps": self.config.fps or 8.0,
+            "frame_indices": torch.arange(self.config.num_frames),
+        }
+
+    def captions(self, index: int, count: int) -> list[str]:
+        """The one caption of a clip."""
+        character, number = self.describe(index)
+        return [self.sprites.caption(character, self.sprites.motions[number])]
+
+    def factor_classes(self) -> Factors:
+        """Content: what the character is and wears; motion: action and direction."""
+        config = self.sprites.config
+        return Factors(
+            content={factor: self.sprites.sheets.names(factor) for factor in PARTS},
+            motion={"action": config.actions, "direction": config.directions},
+        )
+
+    def factors(self, index: int) -> dict[str, int]:
+        """What the character is and wears, what it does and in which direction."""
+        character, number = self.describe(index)
+        action, direction = divmod(number, len(self.sprites.config.directions))
+        worn = dict(zip(PARTS, character, strict=True))
+        return {**worn, "action": action, "direction": direction}
+
+    def label_factors(self, label: int) -> dict[str, int]:
+        """Action and direction, or the one factor that `sprites_label` names."""
+        if label < 0:
+            return {}
+        if self.config.sprites_label != "motion":
+            return {self.config.sprites_label: label}
+        action, direction = divmod(label, len(self.sprites.config.directions))
+        return {"action": action, "direction": direction}
+
 
 class FileDataset(VideoDataset):
     """Clips read from video files.
@@ -367,12 +583,20 @@ class FileDataset(VideoDataset):
         config: how they are read.
         clips: which they are.
         label_names: the name of each label.
+        factors: of content and motion, that the clips have.
     """
 
-    def __init__(self, config: DataConfig, clips: Sequence[Clip], label_names: Sequence[str]):
+    def __init__(
+        self,
+        config: DataConfig,
+        clips: Sequence[Clip],
+        label_names: Sequence[str],
+        factors: Factors | None = None,
+    ):
         super().__init__(config, len(clips))
         self.clips = list(clips)
         self.label_names = list(label_names)
+        self._factor_classes = factors or Factors()
 
     def choose_frames(self, info: VideoInfo, draws: Draws) -> np.ndarray:
         """The frames of the sample's window.
@@ -405,16 +629,38 @@ class FileDataset(VideoDataset):
 
     def load(self, index: int, draws: Draws) -> dict[str, Any]:
         """The sample of one clip; raises UnusableVideo for a file that can't give it."""
+        return self.read(
+            index,
+            lambda info: self.choose_frames(info, draws),
+            (0.5, 0.5) if self.config.crop == "center" else (draws.top, draws.left),
+            self.config.flip and draws.flip < 0.5,
+        )
+
+    def read(
+        self,
+        index: int,
+        choose: Callable[[VideoInfo], np.ndarray],
+        crop: tuple[float, float] = (0.5, 0.5),
+        flip: bool = False,
+    ) -> dict[str, Any]:
+        """The sample of one clip from frames of one's own choice.
+
+        Args:
+            index: of the clip, from 0.
+            choose: gives the (T,) indices, from what is known about the video.
+            crop: see `fit_frame`.
+            flip: mirror left and right.
+        Raises:
+            UnusableVideo: if the file can't be used.
+        """
         clip, config = self.clips[index], self.config
-        crop = (0.5, 0.5) if config.crop == "center" else (draws.top, draws.left)
-        flip = config.flip and draws.flip < 0.5
 
         def fit(frame: np.ndarray) -> torch.Tensor:
             return fit_frame(frame, config.height, config.width, config.resize, crop, flip)
 
         info, indices, frames = read_clip(
             clip.path,
-            lambda info: self.choose_frames(info, draws),
+            choose,
             fit,
             backend=config.backend,
             timeout=config.timeout,
@@ -427,12 +673,63 @@ class FileDataset(VideoDataset):
             "index": index,
             "path": clip.path,
             "fps": float(fps or 0),
+            "backend": info.backend,
             "frame_indices": torch.from_numpy(indices.astype(np.int64)),
         }
 
     def captions(self, index: int, count: int) -> list[str]:
         """The one caption of a clip."""
         return [self.clips[index].caption]
+
+    def factor_classes(self) -> Factors:
+        """Those that the config names."""
+        return self._factor_classes
+
+    def factors(self, index: int) -> dict[str, int]:
+        """Those of the clip's row or folder."""
+        values = self.clips[index].factors
+        return {
+            name: names.index(values[name]) if values.get(name) else -1
+            for name, names in self._factor_classes.all.items()
+        }
+
+    def label_factors(self, label: int) -> dict[str, int]:
+        """The class, or the column `label` of a CSV, where it is one of the factors."""
+        return {
+            name: names.index(self.label_names[label])
+            for name, names in self._factor_classes.all.items()
+            if label >= 0 and name in ("class", "label") and self.label_names[label] in names
+        }
+
+
+def _factors_of(config: DataConfig, listing: ClipList) -> Factors:
+    """The factors that a config names, with the classes that the clips of a list have.
+
+    Raises:
+        ValueError: for a factor that is named twice, or that the source does not have.
+    """
+    content, motion = config.content_factors, config.motion_factors
+    classes: dict[str, tuple[str, ...]] = {"class": tuple(listing.label_names)}
+    if config.source == "csv":
+        classes = {
+            name: tuple(sorted({clip.factors[name] for clip in listing.clips} - {""}))
+            for name in (*content, *motion)
+        }
+    elif not listing.label_names:
+        classes = {}
+    elif not content and not motion:
+        motion = ("class",)
+    named = (*content, *motion)
+    if len(set(named)) < len(named) or not set(named) <= set(classes):
+        raise ValueError(
+            "data.content_factors and data.motion_factors must name columns of a CSV, or the word "
+            f"class for class folders and UCF-101, each once; got {list(named)} with "
+            f"data.source={config.source}"
+        )
+    return Factors(
+        content={name: classes[name] for name in content},
+        motion={name: classes[name] for name in motion},
+    )
 
 
 def build_dataset(config: DataConfig) -> VideoDataset:
@@ -443,6 +740,8 @@ def build_dataset(config: DataConfig) -> VideoDataset:
     """
     if config.source == "shapes":
         return ShapesDataset(config)
+    if config.source == "sprites":
+        return SpritesDataset(config)
     listing = find_clips(
         config.source,
         config.path,
@@ -451,6 +750,7 @@ def build_dataset(config: DataConfig) -> VideoDataset:
         captions=config.captions,
         split=config.split,
         part=config.part,
+        columns=(*config.content_factors, *config.motion_factors),
     )
     if config.source == "ucf101" and config.validation_fraction > 0:
         raise ValueError(
@@ -461,4 +761,5 @@ def build_dataset(config: DataConfig) -> VideoDataset:
     if config.part == "validation" and config.validation_fraction == 0 and not own_parts:
         logger.warning("data.validation_fraction is 0: the validation clips are the training clips")
     clips = split_clips(listing.clips, config.part, config.validation_fraction)
-    return FileDataset(config, clips[: config.max_clips], listing.label_names)
+    factors = _factors_of(config, listing)
+    return FileDataset(config, clips[: config.max_clips], listing.label_names, factors)

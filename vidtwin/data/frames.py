@@ -78,6 +78,36 @@ def frames_repeating_last(
     return nearest_frames(timestamps, np.arange(num_frames) / fps)
 
 
+def consecutive_windows(
+    timestamps: NDArray[np.float64],
+    duration: float,
+    num_frames: int,
+    fps: float | None,
+    stride: int | None,
+) -> NDArray[np.intp]:
+    """Every whole window from the first frame on, one after another, none overlapping.
+
+    Args:
+        timestamps: (N,) seconds, increasing from 0.
+        duration: seconds, to the end of the last frame.
+        num_frames: T, of a window.
+        fps: take the frames nearest to instants 1 / fps apart; or None, and `stride`:
+        stride: take every n-th frame.
+    Returns:
+        (W, T) indices; W is 0 where the video is shorter than one window.
+    """
+    if stride is not None:
+        taken = np.arange(0, len(timestamps), stride, dtype=np.intp)
+    else:
+        assert fps is not None
+        # As for one window: the last instant lies at most half a frame after the last frame.
+        latest = timestamps[-1] + (duration - timestamps[-1]) / 2
+        number = int((latest + TIME_TOLERANCE) * fps) + 1
+        taken = nearest_frames(timestamps, np.arange(number) / fps)
+    whole = len(taken) // num_frames * num_frames
+    return rearrange(taken[:whole], "(w t) -> w t", t=num_frames)
+
+
 def fit_frame(
     frame: NDArray[np.uint8],
     height: int,

@@ -12,8 +12,8 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -41,12 +41,14 @@ class Clip:
         name: the path within the data set, with "/": what splits go by.
         caption: "" for none.
         label: index into the label names, -1 for none.
+        factors: name of a factor -> class, "" where it is not known; see `vidtwin.data.factors`.
     """
 
     path: str
     name: str
     caption: str = ""
     label: int = -1
+    factors: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +206,7 @@ class SourceOptions:
     captions: str | None
     split: int | None
     part: str
+    columns: tuple[str, ...] = ()
 
 
 def _from_csv(options: SourceOptions) -> ClipList:
@@ -219,6 +222,12 @@ def _from_csv(options: SourceOptions) -> ClipList:
                 f"{file} must have a column 'videos' with the paths (and may have 'caption' and "
                 f"'label'), got the columns {columns}"
             )
+        missing = [column for column in options.columns if column not in columns]
+        if missing:
+            raise ValueError(
+                f"{file} must have the columns that data.content_factors and data.motion_factors "
+                f"name, but lacks {', '.join(missing)}; it has {columns}"
+            )
         rows = [row for row in reader if (row["videos"] or "").strip()]
     if not rows:
         raise ValueError(f"no videos found in {file}: its column 'videos' is empty")
@@ -229,6 +238,7 @@ def _from_csv(options: SourceOptions) -> ClipList:
             name=Path(row["videos"].strip()).as_posix(),
             caption=(row.get("caption") or "").strip(),
             label=label,
+            factors={name: (row[name] or "").strip() for name in options.columns},
         )
         for row, label in zip(rows, labels, strict=True)
     ]
@@ -249,7 +259,12 @@ def _from_classes(options: SourceOptions) -> ClipList:
         logger.warning("class folders of %s without a video: %s", root, ", ".join(empty))
     label_names = [name for name in found if found[name]]
     clips = [
-        Clip(path=str(path), name=path.relative_to(root).as_posix(), label=label)
+        Clip(
+            path=str(path),
+            name=path.relative_to(root).as_posix(),
+            label=label,
+            factors={"class": name},
+        )
         for label, name in enumerate(label_names)
         for path in found[name]
     ]
@@ -337,7 +352,12 @@ def _from_ucf101(options: SourceOptions) -> ClipList:
     if unknown:
         raise ValueError(f"labels of {lists[0]} that classInd.txt lacks: {', '.join(unknown)}")
     clips = [
-        Clip(path=str(videos / name), name=name, label=label_names.index(label))
+        Clip(
+            path=str(videos / name),
+            name=name,
+            label=label_names.index(label),
+            factors={"class": label},
+        )
         for name, label in zip(names, labels, strict=True)
     ]
     _check_listed(clips, str(lists[0]))
@@ -363,6 +383,7 @@ def find_clips(
     captions: str | None = None,
     split: int | None = None,
     part: str = "all",
+    columns: Sequence[str] = (),
 ) -> ClipList:
     """The clips of a source.
 
@@ -403,7 +424,13 @@ def find_clips(
                 f"{source!r}; remove it"
             )
     options = SourceOptions(
-        path=path, files=tuple(files), root=root, captions=captions, split=split, part=part
+        path=path,
+        files=tuple(files),
+        root=root,
+        captions=captions,
+        split=split,
+        part=part,
+        columns=tuple(columns),
     )
     return SOURCES[source](options)
 

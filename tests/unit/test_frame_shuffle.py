@@ -1,0 +1,76 @@
+"""The structure read off shuffled frames: which clips, in what order, and what it changes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vidtwin.frame_shuffle import FrameShuffle
+
+
+def numbered(batch: int, frames: int) -> torch.Tensor:
+    """Videos whose pixels are the number of their frame."""
+    return torch.arange(frames).float().expand(batch, 3, 2, 2, frames).movedim(-1, 2)
+
+
+def test_off_by_default_and_then_nothing_is_made():
+    assert FrameShuffle().shuffled(numbered(2, 4), [0, 1]) is None
+
+
+def test_every_clip_keeps_its_frames_and_changes_their_order():
+    video = numbered(8, 16)
+    shuffled = FrameShuffle(share=1.0).shuffled(video, range(8))
+    assert torch.equal(shuffled.sort(dim=2).values, video)
+    orders = {tuple(clip[0, :, 0, 0].tolist()) for clip in shuffled}
+    assert len(orders) == 8 and tuple(range(16)) not in orders
+
+
+def test_a_clip_s_order_follows_from_its_own_seed_alone():
+    video, shuffle = numbered(4, 16), FrameShuffle(share=0.5)
+    together = shuffle.shuffled(video, [5, 6, 7, 8])
+    for place, seed in enumerate([5, 6, 7, 8]):
+        assert torch.equal(shuffle.shuffled(video[:1], [seed])[0], together[place])
+
+
+def test_about_the_asked_share_is_shuffled():
+    video = numbered(400, 8)
+    shuffled = FrameShuffle(share=0.25).shuffled(video, range(400))
+    changed = (shuffled != video).flatten(1).any(1).float().mean()
+    assert 0.17 < float(changed) < 0.33
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_is_a_share(share):
+    with pytest.raises(ValueError, match=r"frame_shuffle\.share"):
+        FrameShuffle(share=share)
+
+
+@torch.no_grad()
+def test_the_dynamics_are_read_off_the_video_itself(build_tiny, random_video):
+    model = build_tiny()
+    video = random_video(model)
+    other = video.flip(2)
+    mixed, plain, turned = model.encode(video, other), model.encode(video), model.encode(other)
+    assert torch.equal(mixed.structure.mean, turned.structure.mean)
+    assert torch.equal(mixed.dynamics_x.mean, plain.dynamics_x.mean)
+    assert torch.equal(mixed.dynamics_y.mean, plain.dynamics_y.mean)
+    assert not torch.allclose(mixed.structure.mean, plain.structure.mean)
+    output = model(video, structure_video=other)
+    assert torch.equal(output.reconstruction, model.decode(mixed.mode()))
+
+
+@torch.no_grad()
+def test_shuffling_the_encoder_s_features_would_change_nothing(build_tiny, random_video):
+    """Why frames are shuffled and not features, as the released code's `shuffle_content` does."""
+    model = build_tiny().double()
+    features = model.features(random_video(model).double())
+    order = torch.tensor([2, 0, 1])
+    one, other = (model.structure_encoder(each) for each in (features, features[:, :, order]))
+    assert float((one - other).abs().max()) <= 1e-12 * float(one.abs().max())
+
+
+def test_a_structure_video_of_another_size_is_refused(build_tiny, random_video):
+    model = build_tiny()
+    video = random_video(model)
+    with pytest.raises(ValueError, match="expected a video of shape"):
+        model.encode(video, video[:, :, :2])

@@ -1,0 +1,54 @@
+"""Reading the structure off a clip's frames in shuffled order, so that it can't tell the movement.
+
+What the order of the frames says then reaches the decoder through the dynamics alone.
+
+Axes: B batch, C channels, T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+STREAM = 4  # apart from the noise and the branch dropout that the same seed draws
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameShuffle:
+    """How often a training shows the structure branch shuffled frames.
+
+    Args:
+        share: of the clips; the dynamics branch always sees the frames in order. Above 0, every
+            clip is encoded twice.
+    Source: `shuffle_content_ratio` of the released VidTwin code, 0.5 there where it is used. Its
+        `shuffle_content`, which shuffles the encoder's features, changes nothing: the Q-Former
+        reads the frames of a position as a set.
+    """
+
+    share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"frame_shuffle.share must be in [0, 1], got {self.share}")
+
+    def shuffled(self, video: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor | None:
+        """What the structure branch sees; None if it always sees the video itself.
+
+        Args:
+            video: (B, C, T, H, W).
+            seeds: one per sample; its order follows from its own seed alone.
+        Returns:
+            (B, C, T, H, W): a share of the clips with their frames in another order.
+        """
+        if not self.share:
+            return None
+        frames = np.arange(video.shape[2])
+        orders = []
+        for seed in seeds:
+            rng = np.random.default_rng([int(seed), STREAM])
+            orders.append(rng.permutation(frames) if rng.random() < self.share else frames)
+        chosen = zip(video, orders, strict=True)
+        return torch.stack([clip[:, torch.from_numpy(order)] for clip, order in chosen])
