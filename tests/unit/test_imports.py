@@ -12,10 +12,14 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(ROOT.glob("*.py"))
 PACKAGES = sorted(path.parent for path in ROOT.glob("*/__init__.py"))
 SOURCES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
+OURS = {package.name for package in PACKAGES}
 FOLDERS = ("tests", "benchmarks")
 ALL = SOURCES + SCRIPTS + sorted(path for name in FOLDERS for path in (ROOT / name).rglob("*.py"))
 # Not `runtime` either: it would bring accelerate and argparse at second hand.
-FORBIDDEN_IN_VIDTWIN = {"diffusion", "accelerate", "wandb", "argparse", "runtime"}
+FORBIDDEN_IN_VIDTWIN = {"diffusion", "evaluation", "accelerate", "wandb", "argparse", "runtime"}
+FORBIDDEN_IN_EVALUATION = {"accelerate", "wandb", "argparse", "runtime"}
+# What evaluation may use of vidtwin besides the names that the package itself gives.
+PUBLIC_MODULES = {"data", "media", "metrics", "reconstruction", "results", "shapes", "sprites"}
 
 
 def imports(path: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -75,6 +79,24 @@ def test_diffusion_uses_public_names_of_vidtwin() -> None:
             if module.split(".")[0] == "vidtwin":
                 assert module == "vidtwin", f"{name_of(path)} imports {module}"
                 assert set(names) <= public, f"{name_of(path)} imports {names}"
+
+
+@pytest.mark.parametrize("path", inside("evaluation"), ids=name_of)
+def test_evaluation_needs_no_command_line_and_no_secrets(path: Path) -> None:
+    assert not imported_packages(path) & FORBIDDEN_IN_EVALUATION
+    public = set(ast.literal_eval(_assigned(ROOT / "vidtwin" / "__init__.py", "__all__")))
+    for module, names in imports(path):
+        package, _, rest = module.partition(".")
+        if package == "vidtwin":
+            allowed = not rest or rest.split(".")[0] in PUBLIC_MODULES
+            assert allowed, f"{name_of(path)} imports {module}"
+            assert rest or set(names) <= public, f"{name_of(path)} imports {names}"
+        assert not [name for name in names if package in OURS and name.startswith("_")]
+
+
+@pytest.mark.parametrize("path", inside("diffusion"), ids=name_of)
+def test_nothing_below_imports_the_evaluation(path: Path) -> None:
+    assert "evaluation" not in imported_packages(path)
 
 
 @pytest.mark.parametrize("path", ALL, ids=name_of)

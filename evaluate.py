@@ -1,0 +1,107 @@
+"""Measures autoencoders and pipelines, and says how.
+
+    python evaluate.py NAME --config configs/evaluation/X.yaml key=value ... [--dry-run]
+    accelerate launch evaluate.py NAME --config configs/evaluation/X.yaml key=value ...
+
+NAME:
+    reconstruction   PSNR, SSIM, LPIPS, rFVD, bits, against H.264 at the same size
+    generation       FVD, KVD, IS of a pipeline, samples or latents against a data set
+    disentanglement  what a split into structure and dynamics is worth
+    adherence        how much of a prompt a pipeline shows, on the moving shapes
+    classifier       trains the judge of content and motion on real clips
+    accuracy         classes of generated videos, by that judge
+
+Writes NAME.json (the numbers and their protocol), NAME.csv (a line for each video), NAME.png and
+NAME.md (a row of a table) into the folder of `output`. Any number of processes writes the same.
+
+Exit status: 0, or 2 with one line for what the user can mend.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from accelerate import Accelerator
+
+import runtime
+from evaluation import Processes, Report, write_report
+from evaluation.report import markdown_table, rounded
+from vidtwin.data import TooManyBadFiles
+from vidtwin.results import check_folder
+
+
+class Measurement(NamedTuple):
+    """Where a measurement is: its module, and there its config, `describe` and `measure`."""
+
+    module: str
+    config: str
+
+
+# Named, not imported: a measurement needs the packages of its own module alone.
+MEASUREMENTS = {
+    "reconstruction": Measurement("evaluation.reconstruction", "ReconstructionConfig"),
+    "generation": Measurement("evaluation.generation", "GenerationConfig"),
+    "disentanglement": Measurement("evaluation.disentanglement", "DisentanglementConfig"),
+    "adherence": Measurement("evaluation.adherence", "AdherenceConfig"),
+    "classifier": Measurement("evaluation.classifier", "ClassifierConfig"),
+    "accuracy": Measurement("evaluation.accuracy", "AccuracyConfig"),
+}
+
+
+def parse_arguments(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
+    """The name of the measurement, and the arguments that every script with a config takes."""
+    about, _, details = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=about, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", choices=MEASUREMENTS, metavar="NAME", help="what to measure")
+    name: str = parser.parse_args(argv[:1]).name
+    rest = runtime.parse_arguments(f"{about} ({name})", argv[1:], training=False)
+    return name, rest
+
+
+def main() -> None:
+    """Reads the command line, then describes the measurement or makes it."""
+    runtime.configure_logging()
+    name, arguments = parse_arguments(sys.argv[1:])
+    chosen = MEASUREMENTS[name]
+    module = importlib.import_module(chosen.module)
+    config: Any = runtime.load_config(
+        getattr(module, chosen.config), arguments.config, arguments.overrides
+    )
+    accelerator = Accelerator(mixed_precision="no")
+    runtime.check_launched_precision(accelerator)
+    check_folder(Path(config.output), "output=FOLDER")
+    if arguments.dry_run:
+        plan = module.describe(config)
+        if accelerator.is_main_process:
+            print(runtime.format_config(config))
+            print(yaml.safe_dump({"plan": rounded(plan)}, sort_keys=False, allow_unicode=True))
+        return
+    processes = Processes(
+        rank=accelerator.process_index,
+        count=accelerator.num_processes,
+        device=accelerator.device,
+        gather=functools.partial(runtime.gather_rows, accelerator),
+    )
+    report: Report = module.measure(config, processes)
+    if processes.main:
+        written = write_report(report, config.output)
+        for path in written:
+            print(path)
+        if report.skipped:
+            print(f"{len(report.skipped)} files skipped, named in {written[0]}", file=sys.stderr)
+        if report.markdown:
+            print(markdown_table([report.markdown]), end="")
+    accelerator.wait_for_everyone()
+
+
+if __name__ == "__main__":
+    runtime.run_main(main, TooManyBadFiles)

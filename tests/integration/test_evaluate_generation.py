@@ -1,0 +1,301 @@
+"""evaluate.py generation: clips and a pipeline to four files, and what it says of bad input."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import PartialState
+from PIL import Image
+
+from runtime import load_config
+from vidtwin.media import write_video
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "evaluate.py"
+CLASSES = ["bend", "jump", "wave"]
+FRAMES, HEIGHT, WIDTH = 8, 16, 24  # of the tiny pipeline
+SAMPLES, CLIPS = 9, 12
+RANDOM = "evaluation.features:random_convolutions"
+NAME = f"FVD@{SAMPLES}[{RANDOM}]"
+
+FEATURES = """
+import torch
+
+class Judge(torch.nn.Module):
+    probabilities = True
+
+    def forward(self, video):
+        colours = video.mean((2, 3, 4))
+        return colours, (8 * colours).softmax(1)
+
+def judge():
+    return Judge()
+
+def breaks_on_bright():
+    def run(video):
+        colours = video.mean((2, 3, 4))
+        return torch.where(colours > 0.95, torch.nan, colours)
+    return run
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_process():
+    """accelerate keeps its state for the whole process, and so for all tests."""
+    yield
+    PartialState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, build_pipeline) -> Path:
+    """A folder with a pipeline of three classes, clips of them and a module of features."""
+    folder = tmp_path_factory.mktemp("generation")
+    build_pipeline(text=False, classes=True).save_pretrained(folder / "pipeline")
+    rng = np.random.default_rng(0)
+    for index in range(CLIPS):
+        low = rng.integers(0, 200, 3)
+        video = rng.integers(low, low + 50, (FRAMES + 2, HEIGHT, WIDTH, 3)).astype(np.uint8)
+        target = folder / "clips" / CLASSES[index % 3] / f"{index}.mp4"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_video(target, video, 8)
+    bright = np.full((FRAMES, HEIGHT, WIDTH, 3), 255, np.uint8)
+    (folder / "bright" / "bend").mkdir(parents=True)
+    for name in ("0", "1"):
+        write_video(folder / "bright" / "bend" / f"{name}.mp4", bright, 8)
+    (folder / "my_features.py").write_text(FEATURES)
+    (folder / "config.yaml").write_text(
+        f"""
+data: {{source: classes, path: clips, part: all, start: first, crop: center,
+       num_frames: {FRAMES}, height: {HEIGHT}, width: {WIDTH}}}
+generated: {{path: pipeline, num_inference_steps: 2, guidance_scale: 2.0}}
+features: {{name: "{RANDOM}", path: "5"}}
+metrics: [fvd, kvd, fvd_per_class]
+num_videos: {SAMPLES}
+num_real: {CLIPS}
+allow_few: true
+batch_size: 2
+bootstrap: 10
+cache: null
+"""
+    )
+    return folder
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, workdir):
+    """Runs a script in this process; returns exit status, stdout and stderr."""
+
+    def run(*arguments: object, script: Path = SCRIPT) -> tuple[int, str, str]:
+        monkeypatch.chdir(workdir)
+        monkeypatch.syspath_prepend(workdir)
+        argv = [str(argument) for argument in arguments]
+        if script is SCRIPT:
+            argv = ["generation", "--config", "config.yaml", *argv]
+        monkeypatch.setattr(sys, "argv", [str(script), *argv])
+        with pytest.raises(SystemExit) as exit_info:
+            runpy.run_path(str(script), run_name="__main__")
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        PartialState._reset_state()
+        return int(exit_info.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def result(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "generation.json").read_text())
+
+
+def test_four_files_with_numbers_and_protocol(call, tmp_path) -> None:
+    status, printed, err = call(f"output={tmp_path}", "reencode=h264@40", "eight_bit=true")
+    assert status == 0, err
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"generation.{ending}" for ending in ("json", "csv", "md", "png")
+    }
+    assert NAME in printed
+    report = result(tmp_path)
+    fvd, kvd = report["found"][NAME], report["found"][NAME.replace("FVD", "KVD")]
+    assert fvd["low"] <= fvd["value"] <= fvd["high"] and fvd["n"] == SAMPLES
+    assert kvd["low"] < kvd["value"] < kvd["high"]
+    classes = report["found"]["FVD per class"]["classes"]
+    assert list(classes) == CLASSES
+    assert {(each["n"], each["n_real"]) for each in classes.values()} == {(3, 4)}
+    assert report["found"]["reencoded"][NAME]["change"] != 0
+    protocol = report["protocol"]
+    real, generated = protocol["real"], protocol["generated"]
+    assert (real["n"], real["resolution"], real["frames"]) == (CLIPS, [HEIGHT, WIDTH], FRAMES)
+    assert real["reader"]["backend"] == "auto" and real["start"] == "first"
+    assert generated["seeds"] == [0, SAMPLES - 1] and generated["classes"] == "balanced"
+    assert set(generated["weights_digests"]) == {"autoencoder", "transformer", "latent_stats"}
+    assert protocol["features"]["name"] == RANDOM and protocol["features"]["size"] == 5
+    assert "rounded to 8 bits" in protocol["values"]
+    lines = (tmp_path / "generation.csv").read_text().splitlines()
+    assert len(lines) == SAMPLES + 1
+    assert "class jump" in lines[2] and "clips/" in lines[2]
+    with Image.open(tmp_path / "generation.png") as figure:
+        assert figure.width > figure.height
+
+
+def test_one_and_two_processes_write_the_same(call, workdir, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the two processes have
+    (workdir / "clips" / "bend" / "broken.mp4").write_text("not a video")
+    options = ("num_real=null", "data.max_bad_fraction=0.5", f"cache={tmp_path / 'cache'}")
+    status, _, err = call(f"output={tmp_path / 'one'}", *options)
+    assert status == 0, err
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    status, _, err = call(f"output={tmp_path / 'cached'}", *options)
+    assert status == 0, err
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"),
+            *(str(SCRIPT), "generation", "--config", "config.yaml", f"output={tmp_path / 'two'}"),
+            *(*options[:2], f"cache={tmp_path / 'other cache'}"),
+        ],
+        cwd=workdir,
+        check=True,
+        timeout=400,
+    )
+    torch.set_num_threads(threads)
+    (workdir / "clips" / "bend" / "broken.mp4").unlink()
+    skipped = result(tmp_path / "one")["skipped"]
+    assert skipped["n"] == 1 and skipped["files"][0]["path"].endswith("broken.mp4")
+    for name in ("cached", "two"):
+        for ending in ("json", "csv", "md"):
+            file = f"generation.{ending}"
+            assert (tmp_path / name / file).read_text() == (tmp_path / "one" / file).read_text()
+    names = [path.name for path in (tmp_path / "cache").iterdir()]
+    assert names == [path.name for path in (tmp_path / "other cache").iterdir()]
+
+
+def test_saved_samples_are_as_good_as_new_ones(call, workdir, tmp_path) -> None:
+    """The latents that sample.py wrote give the distance of the same samples made on the fly."""
+    samples = tmp_path / "samples"
+    status, _, err = call(
+        *("--pipeline", "pipeline", "--num-samples", SAMPLES, "--steps", 2, "--output", samples),
+        *("--guidance-scale", 2, "--device", "cpu", "--batch-size", 2),
+        *(word for name in CLASSES for word in ("--class-label", name)),
+        script=ROOT / "sample.py",
+    )
+    assert status == 0, err
+    values = {}
+    for kind in ("pipeline", "latents", "videos"):
+        path = "pipeline" if kind == "pipeline" else samples
+        status, _, err = call(
+            *(f"output={tmp_path / kind}", f"generated.kind={kind}", f"generated.path={path}"),
+            "generated.autoencoder=pipeline",
+        )
+        assert status == 0, err
+        values[kind] = result(tmp_path / kind)["found"]
+    for name in (NAME, NAME.replace("FVD", "KVD")):
+        expected = values["pipeline"][name]["value"]
+        assert values["latents"][name]["value"] == pytest.approx(expected, rel=1e-3)
+        assert values["videos"][name]["value"] == pytest.approx(expected, rel=0.5)
+    per_class = [values[kind]["FVD per class"]["mean"] for kind in ("pipeline", "latents")]
+    assert per_class[1] == pytest.approx(per_class[0], rel=1e-3)
+    made_by = result(tmp_path / "latents")["protocol"]["generated"]["made_by"]
+    assert made_by["num_inference_steps"] == 2 and "seconds" not in made_by
+
+
+def test_real_videos_against_themselves_are_at_zero(call, tmp_path) -> None:
+    same = "{source: classes, path: clips, part: all, start: first, crop: center}"
+    status, _, err = call(
+        *(f"output={tmp_path}", "generated.kind=data", "generated.path=null"),
+        *(f"generated.data={same}", f"num_videos={CLIPS}", "metrics=[fvd,is]"),
+        *("features.name=my_features:judge", "features.path=null", "is_splits=2"),
+    )
+    assert status == 0, err
+    found = result(tmp_path)["found"]
+    assert found[f"FVD@{CLIPS}[my_features:judge]"]["value"] == pytest.approx(0, abs=1e-9)
+    score = found[f"IS@{CLIPS}[my_features:judge]"]
+    assert 1 < score["value"] < 3 and score["one_split"]["low"] >= 1
+    rows = (tmp_path / "generation.csv").read_text().splitlines()[1:]
+    assert all(float(row.rsplit(",", 1)[1]) < 1e-5 for row in rows)  # each is its own nearest
+
+
+def test_memory_is_flat_for_the_distance_alone(call, tmp_path) -> None:
+    status, _, err = call(f"output={tmp_path}", "metrics=[fvd]", "bootstrap=0")
+    assert status == 0, err
+    report = result(tmp_path)
+    assert set(report["found"][NAME]) == {"value", "n"}
+    assert not (tmp_path / "generation.png").exists()
+    status, _, err = call(f"output={tmp_path / 'kept'}")
+    kept = result(tmp_path / "kept")["found"][NAME]
+    assert kept["value"] == report["found"][NAME]["value"]
+
+
+def test_dry_run_says_what_would_be_done(call, tmp_path) -> None:
+    status, printed, err = call(f"output={tmp_path / 'out'}", "--dry-run", "protocol=ucf101-tats")
+    assert status == 0, err
+    assert f"clips: {CLIPS}" in printed and "ucf101-tats" in printed
+    assert f"data.height is {HEIGHT}, the protocol has 128" in printed
+    assert "missing: []" in printed
+    away = ("data.path=away", "features.name=i3d", "features.path=away.pt")
+    status, printed, err = call(f"output={tmp_path / 'out'}", "--dry-run", *away)
+    assert status == 0, err
+    assert "data.path=away is not there" in printed and "dropbox" in printed
+    assert not (tmp_path / "out").exists()
+
+
+BAD_INPUT: dict[str, tuple[tuple[str, ...], str]] = {
+    "too few": (("allow_few=false",), "set allow_few=true"),
+    "fewer real than asked": (("num_real=13",), "there are 12"),
+    "fewer samples than asked": (
+        ("generated.kind=videos", "generated.path=bright", "num_videos=3"),
+        "there are 2",
+    ),
+    "unequal sizes": (("data.height=32",), "differs from model.height=16"),
+    "unequal sizes of files": (
+        ("generated.kind=videos", "generated.path=clips", "data.width=32", "metrics=[fvd]"),
+        "16x24 pixels, the real videos are measured at 16x32",
+    ),
+    "an empty class": (("num_videos=5",), "2 generated videos of it, and 'wave' has 1"),
+    "no classes": (("data.source=folder", "generated.conditions=none"), "needs classes"),
+    "no features file": (
+        ("features.name=i3d", "features.path=nothing.pt", "metrics=[fvd]"),
+        "features.download=true",
+    ),
+    "features that are not finite": (
+        ("features.name=my_features:breaks_on_bright", "features.path=null", "metrics=[fvd]")
+        + ("data.path=bright", "num_real=2", "generated.conditions=none"),
+        "real video 0 (bright/bend/",
+    ),
+    "score without classes": (("metrics=[is]", "is_splits=2"), "gives none"),
+    "score of i3d": (("metrics=[is]", "features.name=i3d"), "set classifier.name=c3d"),
+    "unknown metric": (("metrics=[fid]",), "fvd, kvd, is, fvd_per_class"),
+    "unknown protocol": (("protocol=ucf",), "ucf101-tats"),
+    "codec": (("reencode=h265@3",), "h264@CRF"),
+    "no pipeline": (("generated.path=nothing/at/all",), "does not exist"),
+    "subsets": (("kvd_subset_size=10",), "kvd_subset_size must be from 2 to the 9 videos"),
+    "splits": (("metrics=[is]", "features.name=my_features:judge"), "is_splits must be at most"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_takes_one_line_and_leaves_nothing(call, tmp_path, case) -> None:
+    options, reason = BAD_INPUT[case]
+    status, _, err = call(f"output={tmp_path / 'out'}", *options)
+    assert status == 2
+    assert reason in err
+    assert len([line for line in err.splitlines() if line.startswith("error: ")]) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["generation", "generation_debug", "ucf101_fvd"])
+def test_the_configs_that_come_with_it_are_read(name: str) -> None:
+    from evaluation.generation import GenerationConfig, compared
+
+    config = load_config(GenerationConfig, ROOT / "configs" / "evaluation" / f"{name}.yaml")
+    if name == "ucf101_fvd":
+        said = compared(config)
+        assert said is not None
+        assert [line.split()[0] for line in said["differences"]] == ["data.height", "data.width"]
