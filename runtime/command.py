@@ -69,7 +69,7 @@ def configure_logging() -> None:
     # The oldest diffusers we support does not know the new name of this argument.
     warnings.filterwarnings("ignore", message=".*`torch_dtype` is deprecated")
     if os.environ.get("RANK", "0") == "0":
-        for package in ("runtime", "vidtwin", "diffusion"):
+        for package in ("runtime", "vidtwin", "diffusion", "evaluation"):
             logging.getLogger(package).setLevel(logging.INFO)
 
 

@@ -26,6 +26,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
 from diffusion.language.loading import one_line, quiet
+from diffusion.language.packaged import packaged_reader
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 # Of a model without a table of positions whose tokenizer gives no bound either (T5 was trained so).
 DEFAULT_MAX_LENGTH = 512
+# Models embed somewhat more tokens than they have, for a round number; not many more.
+_FEWEST_TOKENS = 0.9
 # The part of BERT and its heirs that only classifiers use; language models have none.
 _POOLER = "pooler."
 
@@ -105,10 +108,13 @@ class TextEncoder:
     ) -> Self:
         """The encoder of a folder or hub id; of a language model's folder, the part that reads.
 
+        The name "minilm" stands for the reader of an installed package; see `packaged_reader`.
+
         Raises:
             ValueError: if there is none, or weights are missing.
         """
-        model = load_text_model(str(name_or_folder), local_files_only)
+        name_or_folder = packaged_reader(str(name_or_folder))
+        model = load_text_model(name_or_folder, local_files_only)
         try:
             with quiet():
                 tokenizer = AutoTokenizer.from_pretrained(
@@ -237,16 +243,29 @@ class TextEncoder:
             truncated.append(rest)
         return tokens, truncated
 
-    def _read(self, identifiers: Tensor, mask: Tensor) -> Tensor:
-        """(B, L, D) hidden states of the chosen layer; identifiers and mask are (B, L)."""
+    def model_inputs(
+        self, identifiers: Tensor, mask: Tensor, types: Tensor | None = None
+    ) -> dict[str, Any]:
+        """What the model is called with to read (B, L) tokens that are padded on the right.
+
+        Args:
+            types: (B, L) token types, for a model that knows such.
+        """
         inputs: dict[str, Any] = {"input_ids": identifiers, "attention_mask": mask.long()}
         if self._first_position:
             # RoBERTa numbers its tokens by counting what isn't padding; said outright, it holds
             # for any padding token.
             places = torch.arange(identifiers.shape[1], device=identifiers.device)
             inputs["position_ids"] = (places + self._first_position).expand_as(identifiers)
+        if types is not None and "token_type_ids" in self._accepted:
+            inputs["token_type_ids"] = types
         if "use_cache" in self._accepted:
             inputs["use_cache"] = False
+        return inputs
+
+    def _read(self, identifiers: Tensor, mask: Tensor) -> Tensor:
+        """(B, L, D) hidden states of the chosen layer; identifiers and mask are (B, L)."""
+        inputs = self.model_inputs(identifiers, mask)
         with torch.no_grad():
             if self._from_below == self.model.config.num_hidden_layers:
                 return self.model(**inputs, return_dict=True).last_hidden_state
@@ -286,6 +305,12 @@ class TextEncoder:
             raise ValueError(
                 f"the tokenizer has {len(self.tokenizer)} tokens and the model embeds {rows}: "
                 "they do not belong together; load both from one folder"
+            )
+        if len(self.tokenizer) < _FEWEST_TOKENS * rows:
+            logger.warning(
+                "the tokenizer has %d tokens and the model embeds %d: do they belong together?",
+                len(self.tokenizer),
+                rows,
             )
 
     def _checked_length(self, length: int | None, limit: int | None) -> int:

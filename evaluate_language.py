@@ -1,0 +1,300 @@
+"""Measures what readers of text know: on GLUE, on SQuAD, and by probes of captions.
+
+    python evaluate_language.py glue --config configs/language/tasks/glue_minilm.yaml
+    python evaluate_language.py squad --config configs/language/tasks/squad_minilm.yaml
+    python evaluate_language.py probe --config configs/language/tasks/probe.yaml reader.name=FOLDER
+    accelerate launch evaluate_language.py glue --config ... "data.tasks=[mrpc,rte]"
+
+glue and squad fine-tune a copy of the reader for every task and seed. Run the same command again,
+or with more of them, and what is finished is kept. --dry-run reads all files and trains nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator, PartialState
+
+import runtime
+from diffusion.language import TextEncoder
+from diffusion.language.tasks import (
+    GlueData,
+    PreparedTask,
+    ReaderConfig,
+    SquadData,
+    TaskModel,
+    TaskResult,
+    predict,
+    prepare_glue,
+    prepare_squad,
+    summed_task_loss,
+)
+from evaluation import caption_probes
+from evaluation.readers import FinishedRuns, fine_tuning_report
+from evaluation.report import Processes, Report, markdown_table, write_report
+from vidtwin.reconstruction import software_versions
+from vidtwin.results import check_folder
+
+LINEAR = runtime.OptimizerConfig(learning_rate=5e-5, weight_decay=0.01, schedule="linear")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """How a reader is fine-tuned; the last weights are measured, none are chosen.
+
+    Args:
+        output: folder of results.
+        seeds: of the head, dropout and the order of the samples.
+        epochs: of the training samples.
+        min_steps: small tasks go on beyond their epochs until so many steps.
+        max_steps: stop there, to try things out.
+        batch_size: samples per step, over all processes.
+        evaluation_batch_size: of each process.
+        dropout: of the head; the reader has its own.
+        warmup_fraction: of the steps; null for optimizer.warmup_steps.
+        mixed_precision: "no" or "bf16"; null leaves it to `accelerate launch`.
+    """
+
+    output: str
+    seeds: tuple[int, ...] = (0,)
+    epochs: float = 3.0
+    min_steps: int = 0
+    max_steps: int | None = None
+    batch_size: int = 32
+    evaluation_batch_size: int = 64
+    dropout: float = 0.1
+    warmup_fraction: float | None = 0.1
+    mixed_precision: str | None = None
+    log_every: int = 50
+    tracker: str = "none"
+    project: str = "vidtwin-language-tasks"
+    reader: ReaderConfig = ReaderConfig()
+    optimizer: runtime.OptimizerConfig = LINEAR
+
+    def __post_init__(self) -> None:
+        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"`seeds` must be different numbers from 0, got {list(self.seeds)}")
+        for name in ("batch_size", "evaluation_batch_size", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        if self.epochs <= 0 or self.min_steps < 0 or (self.max_steps or 1) < 1:
+            raise ValueError("`epochs` and `max_steps` must be above 0, `min_steps` not below 0")
+        for name, value in (("dropout", self.dropout), ("warmup", self.warmup_fraction or 0.0)):
+            if not 0 <= value < 1:
+                raise ValueError(f"`{name}` must be in [0, 1), got {value}")
+        runtime.check_precision(self.mixed_precision)
+
+    def steps(self, samples: int) -> int:
+        """Of a task with so many samples."""
+        per_epoch = max(1, samples // self.batch_size)
+        steps = max(1, round(self.epochs * per_epoch), self.min_steps)
+        return min(steps, self.max_steps or steps)
+
+    def schedule(self, steps: int) -> runtime.OptimizerConfig:
+        """The optimizer with its warm-up counted out."""
+        if self.warmup_fraction is None:
+            return self.optimizer
+        return dataclasses.replace(self.optimizer, warmup_steps=int(self.warmup_fraction * steps))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GlueConfig(FinetuneConfig):
+    """Tasks of GLUE; the other keys are `FinetuneConfig`'s."""
+
+    output: str = "outputs/glue"
+    data: GlueData = GlueData(path="glue")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SquadConfig(FinetuneConfig):
+    """SQuAD; the other keys are `FinetuneConfig`'s."""
+
+    output: str = "outputs/squad"
+    epochs: float = 2.0
+    evaluation_batch_size: int = 32
+    reader: ReaderConfig = ReaderConfig(max_length=384)
+    data: SquadData = SquadData(train=("train-v1.1.json",), dev="dev-v1.1.json")
+
+
+Config = GlueConfig | SquadConfig
+CONFIGS: dict[str, Any] = {
+    "glue": GlueConfig,
+    "squad": SquadConfig,
+    "probe": caption_probes.CaptionProbesConfig,
+}
+
+
+def main() -> None:
+    """Reads the command line, then describes the measurement or makes it."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    runtime.configure_logging()
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        print(__doc__)
+        return
+    if name not in CONFIGS:
+        near = difflib.get_close_matches(name, CONFIGS, n=1, cutoff=0.0)[0]
+        raise ValueError(f"unknown word {name!r}; the nearest is {near!r} ({', '.join(CONFIGS)})")
+    arguments = runtime.parse_arguments(__doc__ or "", sys.argv[2:], training=False)
+    config = runtime.load_config(CONFIGS[name], arguments.config, arguments.overrides)
+    check_folder(Path(config.output))
+    if name == "probe":
+        report = None if arguments.dry_run else measure_probes(config)
+        told = caption_probes.describe(config)
+    else:
+        report, told = finetune_all(config, name, arguments.dry_run)
+    if arguments.dry_run:
+        print(runtime.format_config(config), yaml.safe_dump(told, sort_keys=False), sep="\n")
+    if report is not None and PartialState().is_main_process:
+        write_report(report, config.output)
+        print(markdown_table([report.markdown]), end="")
+
+
+def measure_probes(config: caption_probes.CaptionProbesConfig) -> Report:
+    """Probes of a frozen reader, shared among the processes."""
+    accelerator = Accelerator()
+    return caption_probes.measure(
+        config,
+        Processes(
+            rank=accelerator.process_index,
+            count=accelerator.num_processes,
+            device=accelerator.device,
+            gather=lambda rows: runtime.gather_rows(accelerator, rows),
+        ),
+    )
+
+
+def finetune_all(config: Config, name: str, dry_run: bool) -> tuple[Report | None, dict[str, Any]]:
+    """Every task and seed that is not finished, and the report of all."""
+    config.reader.pooling_of(encoder := config.reader.load())  # refuses what it can't have
+    absent: list[dict[str, str]] = []
+    if isinstance(config, GlueConfig):
+        tasks, absent = prepare_glue(config.data, encoder, config.reader.max_length)
+    else:
+        tasks = [prepare_squad(config.data, encoder, config.reader.max_length)]
+    if dry_run:
+        return None, {task.name: task.describe(config.steps(len(task.train))) for task in tasks}
+    run = Run(config, encoder, tasks)
+    for task, seed in itertools.product(tasks, config.seeds):
+        if (task.name, seed) not in run.finished:
+            result = finetune(run, task, seed)
+            if run.accelerator.is_main_process:
+                run.keep(task, seed, result)
+    run.trackers.finish()
+    if not run.accelerator.is_main_process:
+        return None, {}
+    finished = [run.finished[task.name, seed] for task in tasks for seed in config.seeds]
+    protocol = {**run.identity(None), "seeds": list(config.seeds)}
+    if name == "glue":
+        protocol["submitted_seeds"] = run.runs.submit(tasks, finished)
+    return fine_tuning_report(name, tasks, finished, absent, protocol), {}
+
+
+class Run:
+    """What is made before the first step, and what is kept of finished tasks and seeds."""
+
+    def __init__(self, config: Config, encoder: TextEncoder, tasks: list[PreparedTask]) -> None:
+        self.config = config
+        self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        runtime.check_launched_precision(self.accelerator)
+        count = self.accelerator.num_processes
+        if config.batch_size % count:
+            raise ValueError(f"`batch_size` must be a multiple of {count}, got {config.batch_size}")
+        self.encoder = encoder.to(self.accelerator.device)
+        self.reader = config.reader.protocol(encoder, config.reader.pooling_of(encoder))
+        self.runs = FinishedRuns(config.output)
+        keys = [(task, seed) for task in tasks for seed in config.seeds]
+        kept = [self.runs.read(task.name, seed, self.identity(task)) for task, seed in keys]
+        self.finished = {(run.task, run.seed): run for run in kept if run is not None}
+        self.accelerator.wait_for_everyone()  # before anything new is kept
+        (folder := runtime.RunFolder(config.output)).claim(config)
+        self.trackers = runtime.build_trackers(
+            self.accelerator, config.tracker, config.project, folder, config
+        )
+
+    def identity(self, task: PreparedTask | None) -> dict[str, Any]:
+        """Everything that a task's measures follow from, but for the seed; None for no task."""
+        values = runtime.config_to_dict(self.config)
+        for name in ("output", "seeds", "log_every", "tracker", "project", "reader"):
+            del values[name]
+        if isinstance(self.config, GlueConfig):
+            del values["data"]["tasks"]
+        identity = {"reader": self.reader, "settings": values}
+        return identity if task is None else {**identity, "task": task.protocol}
+
+    def keep(self, task: PreparedTask, seed: int, result: TaskResult) -> None:
+        """Writes a finished task and seed."""
+        made_by = {
+            "software": software_versions(),
+            "processes": self.accelerator.num_processes,
+            "device": self.accelerator.device.type,
+            "precision": self.accelerator.mixed_precision,
+        }
+        self.finished[task.name, seed] = self.runs.write(
+            task.name, seed, result, self.identity(task), made_by
+        )
+
+
+def finetune(run: Run, task: PreparedTask, seed: int) -> TaskResult:
+    """A copy of the reader on one task, and what it then says."""
+    config, accelerator = run.config, run.accelerator
+    rank, count = accelerator.process_index, accelerator.num_processes
+    steps, name = config.steps(len(task.train)), f"{task.name}/seed{seed}"
+    torch.manual_seed(seed)
+    plain = TaskModel(run.encoder, task.kind, task.outputs, run.reader["pooling"], config.dropout,
+                      config.reader.random_weights).to(accelerator.device).train()  # fmt: skip
+    schedule = config.schedule(steps)
+    optimizer = runtime.build_optimizer(plain.parameters(), schedule)
+    model, optimizer = accelerator.prepare(plain, optimizer)
+    scheduler = runtime.build_scheduler(optimizer, schedule, steps)
+    guard, timer = runtime.NonFiniteGuard(), runtime.StepTimer()
+    mean = runtime.mean_over_processes(accelerator)
+    batches = task.batches(config.batch_size, seed)
+    bar = runtime.progress_bar(steps, 0, not accelerator.is_main_process, name)
+    for step in range(steps):
+        places = next(batches)
+        runtime.seed_step(seed, rank, step)
+        samples = [task.train[place] for place in places[rank::count]]
+        tokens, mask, types = plain.batch(samples, accelerator.device)
+        labels = plain.labels(samples, accelerator.device)
+        with accelerator.autocast():
+            outputs = model(tokens, mask, types)
+        # The mean over the whole batch: processes are averaged, and may have one sample more.
+        loss = summed_task_loss(task.kind, outputs, labels, mask) * count / len(places)
+        accelerator.backward(loss)
+        norm = runtime.clip_gradients(accelerator, plain.parameters(), schedule.max_grad_norm)
+        if guard.ok(accelerator, loss.detach(), norm):
+            optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        timer.step(len(places))
+        bar.update()
+        if step + 1 == steps or (step + 1) % config.log_every == 0:
+            logs = {"loss": mean(loss.detach()), "learning_rate": scheduler.get_last_lr()[0]}
+            logs |= {"gradient_norm": norm, "nonfinite_steps": guard.total, **timer.report()}
+            run.trackers.log({f"{name}/{key}": value for key, value in logs.items()}, step + 1)
+            bar.set_postfix(loss=f"{float(logs['loss']):.4g}")
+    bar.close()
+    predicted = {}
+    for part, part_samples in task.parts.items():
+        rows = predict(plain, part_samples, batch_size=config.evaluation_batch_size, rank=rank,
+                       count=count, max_answer=task.max_answer, n_best=task.n_best,
+                       autocast=accelerator.autocast)  # fmt: skip
+        predicted[part] = [output for _, output in sorted(
+            runtime.gather_rows(accelerator, rows), key=lambda row: row[0])]  # fmt: skip
+    result = task.measure(predicted)
+    run.trackers.log({f"{name}/{key}": value for key, value in result.measures.items()}, steps)
+    accelerator.free_memory()
+    return result
+
+
+if __name__ == "__main__":
+    runtime.run_main(main)
