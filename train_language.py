@@ -1,7 +1,8 @@
-"""Trains a small reader of prompts on text: it fills gaps (BERT, RoBERTa) or goes on (GPT-2).
+"""Trains a reader of prompts on text: to fill gaps (BERT and its heirs) or to go on (GPT).
 
     python train_language.py --config configs/language/shapes_bert.yaml output=outputs/bert
     accelerate launch train_language.py --config ... corpus.source=text corpus.path=texts
+    python train_language.py --config ... init_from=outputs/bert/language_model   # to train it on
 
 Run the same command again and it goes on where it stopped.
 """
@@ -20,23 +21,15 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 import runtime
-from diffusion.language.corpus import (
-    TEXT_STREAM,
-    Corpus,
-    CorpusConfig,
-    FileCorpus,
-    FirstTexts,
-    TokenizedCorpus,
-    read_texts,
-)
+from diffusion.language.building import build_model, build_samples, build_tokenizer
+from diffusion.language.corpus import TEXT_STREAM, Corpus, CorpusConfig, DocumentCorpus
 from diffusion.language.models import (
     LanguageModelConfig,
     LanguageModelFiles,
-    build_language_model,
     describe_language_model,
 )
-from diffusion.language.objectives import IGNORED, Objective, ObjectiveConfig, summed_loss
-from diffusion.language.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
+from diffusion.language.objectives import ObjectiveConfig
+from diffusion.language.tokenizer import TokenizerConfig, load_tokenizer
 from diffusion.language.validation import mean_measures, measure_language_model
 from vidtwin.data.loading import GlobalBatchSampler, worker_arguments
 from vidtwin.media import write_video
@@ -67,9 +60,16 @@ class TrainConfig(runtime.RunConfig):
     optimizer: runtime.OptimizerConfig = runtime.OptimizerConfig(weight_decay=0.01)
     ema: runtime.EMAConfig = runtime.EMAConfig(enabled=False)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.objective.named(self.model.family)
+
 
 # Where the texts lie may change while a run goes on, which they are may not.
-TEXTS_MAY_CHANGE = ("corpus.path", "corpus.validation_path", "init_from", "tokenizer.path")
+TEXTS_MAY_CHANGE = (
+    *("corpus.path", "corpus.files", "corpus.validation_path", "corpus.data.path"),
+    *("init_from", "tokenizer.path", "objective.teacher"),
+)
 
 
 class ShapesCaptions:
@@ -96,23 +96,10 @@ class ShapesCaptions:
 
 def build_corpus(config: TrainConfig, part: str) -> Corpus:
     """The texts of "train" or "validation"."""
-    if config.overfit:
-        whole = build_corpus(dataclasses.replace(config, overfit=None), "train")
-        return FirstTexts(whole, config.overfit)
     if config.corpus.source != "shapes":
-        return FileCorpus(config.corpus, part)
+        return DocumentCorpus(config.corpus, part)
     size = config.corpus.shapes_size if part == "train" else max(1, config.validation_samples)
     return ShapesCaptions(config.corpus, config.seed, part, size)
-
-
-def build_tokenizer(config: TrainConfig, corpus: Corpus) -> Any:
-    """The tokenizer of the config: loaded, or trained on the corpus."""
-    given = config.init_from or config.tokenizer.path
-    if given is not None:
-        return load_tokenizer(given)
-    kind = config.tokenizer.kind or config.model.tokenizer_kind
-    texts = read_texts(corpus, config.tokenizer.train_texts)
-    return train_tokenizer(texts, kind, config.tokenizer, config.model.max_positions)
 
 
 def main() -> None:
@@ -129,9 +116,10 @@ def main() -> None:
         print(runtime.format_config(config))
         corpus = build_corpus(config, "train")
         tokenizer = build_tokenizer(config, corpus)
-        model = build_language_model(config.model, tokenizer, config.init_from)
+        model, objective = build_model(config, tokenizer)
         print(describe_language_model(model, tokenizer))
-        print(f"{config.model.objective} on {len(corpus):,} samples an epoch")
+        samples = build_samples(config, corpus, tokenizer)
+        print(f"{' + '.join(objective.weights)} on {len(samples):,} samples an epoch")
         return
     accelerator, folder = runtime.start_run(config, TEXTS_MAY_CHANGE)
     torch.manual_seed(config.seed)
@@ -151,8 +139,8 @@ class Run:
         self.config, self.accelerator, self.folder = config, accelerator, folder
         corpus = build_corpus(config, "train")
         self.tokenizer = self.own_tokenizer(corpus)
-        self.objective = Objective(config.model.objective, config.objective, self.tokenizer)
-        self.plain = build_language_model(config.model, self.tokenizer, config.init_from)
+        self.plain, self.objective = build_model(config, self.tokenizer)
+        self.objective.to(accelerator.device)
         if config.gradient_checkpointing:
             self.plain.gradient_checkpointing_enable()
         self.plain.to(accelerator.device)
@@ -169,7 +157,8 @@ class Run:
         self.loader = self.build_loader(corpus)
         self.validation = None
         if config.validation_samples:
-            self.validation = self.tokenized(build_corpus(config, "validation"))
+            part = "train" if config.overfit else "validation"
+            self.validation = build_samples(config, build_corpus(config, part), self.tokenizer)
         self.trackers = runtime.start_trackers(
             accelerator, config, folder, start_step=self.start, video_writer=write_video
         )
@@ -186,18 +175,14 @@ class Run:
         self.accelerator.wait_for_everyone()
         return load_tokenizer(str(path))
 
-    def tokenized(self, corpus: Corpus) -> TokenizedCorpus:
-        """The corpus as the model reads it."""
-        length = self.config.model.max_positions
-        return TokenizedCorpus(corpus, self.tokenizer, length, self.config.seed)
-
     def build_loader(self, corpus: Corpus) -> DataLoader[Any]:
         """The endless stream of this process's samples, each list of them with its gaps."""
         config, accelerator = self.config, self.accelerator
+        samples = build_samples(config, corpus, self.tokenizer)
         place = (accelerator.process_index, accelerator.num_processes, self.start)
-        sampler = GlobalBatchSampler(len(corpus), config.batch_size, config.seed, *place)
+        sampler = GlobalBatchSampler(len(samples), config.batch_size, config.seed, *place)
         return DataLoader(
-            self.tokenized(corpus),
+            samples,
             batch_sampler=sampler,
             collate_fn=self.objective.hide_all,
             **worker_arguments(config.num_workers),
@@ -254,20 +239,21 @@ def train(run: Run) -> None:
         # Of alike length, so that little is padded. The loss is the mean over the tokens of the
         # whole batch, however they are spread over micro-batches and processes.
         samples.sort(key=lambda sample: len(sample["input_ids"]))
-        wanted = sum(label != IGNORED for sample in samples for label in sample["labels"])
-        mean_tokens = mean(torch.tensor(float(wanted), device=accelerator.device)).clamp_min(1)
+        counts = {
+            name: mean(torch.tensor(float(count), device=accelerator.device)).clamp_min(1)
+            for name, count in run.objective.counts(samples).items()
+        }
         size = len(samples) // config.accumulation
         for index in range(config.accumulation):
             batch = run.objective.batch(samples[index * size : (index + 1) * size])
             batch = {name: value.to(accelerator.device) for name, value in batch.items()}
             with runtime.sync_on_last(accelerator, run.model, index, config.accumulation):
                 with accelerator.autocast():
-                    logits, labels = run.objective.logits(run.model, batch)
-                loss = summed_loss(logits, labels) / mean_tokens
+                    terms = run.objective.terms(run.model, batch)
+                loss, means = run.objective.loss(terms, counts)
                 accelerator.backward(loss)
-            right = ((logits.argmax(-1) == labels) & (labels != IGNORED)).sum() / mean_tokens
-            runtime.add_share(logs, "loss", {"total": loss.detach()}, 1)
-            runtime.add_share(logs, "training", {"accuracy": right}, 1)
+            runtime.add_share(logs, "loss", {"total": loss.detach(), **means}, 1)
+            runtime.add_share(logs, "training", run.objective.accuracies(terms, counts), 1)
         max_norm = config.optimizer.max_grad_norm
         norm = runtime.clip_gradients(accelerator, run.plain.parameters(), max_norm)
         if run.guard.ok(accelerator, logs["loss/total"], norm):

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, BertTokenizer, RobertaTokenizer
 
 from diffusion.language.loading import one_line, quiet
+from diffusion.language.packaged import packaged_reader
 
 WORDPIECE_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 BYTE_BPE_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -143,6 +144,6 @@ def load_tokenizer(name_or_folder: str) -> Any:
     """
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(name_or_folder)
+            return AutoTokenizer.from_pretrained(packaged_reader(name_or_folder))
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"no tokenizer in {name_or_folder}: {one_line(error)}") from error

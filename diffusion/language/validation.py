@@ -1,7 +1,4 @@
-"""Measures a language model on texts while it is being trained.
-
-Axes: B batch, L tokens, V vocabulary.
-"""
+"""Measures a language model on texts while it is being trained."""
 
 from __future__ import annotations
 
@@ -11,20 +8,19 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional
+from torch.utils.data import Dataset
 
-from diffusion.language.corpus import TokenizedCorpus
-from diffusion.language.objectives import IGNORED, Objective
+from diffusion.language.objectives import Objective
 
-Measures = dict[str, float]
+# Of a sample: {name of the term: its sums}; see `Choice.rows`.
+Measures = dict[str, dict[str, float]]
 
 
 @torch.no_grad()
 def measure_language_model(
     model: torch.nn.Module,
     objective: Objective,
-    samples: TokenizedCorpus,
+    samples: Dataset[dict[str, Any]],
     indices: Sequence[int],
     *,
     batch_size: int,
@@ -32,8 +28,8 @@ def measure_language_model(
 ) -> list[tuple[int, Measures]]:
     """(index, its measures) of some samples in epoch 0, whose gaps are always the same.
 
-    Measures are sums over the tokens to predict: "tokens" how many they are, "right" how many were
-    predicted, "loss" in nats.
+    Measures are sums over what is to be predicted: "count" how much it is, "right" how much was
+    predicted, "loss" in nats; of each term of the objective.
     """
     device = next(model.parameters()).device
     training = model.training
@@ -44,35 +40,32 @@ def measure_language_model(
         batch = objective.batch([objective.hide(samples[index]) for index in part])
         batch = {name: value.to(device) for name, value in batch.items()}
         with autocast():
-            logits, labels = objective.logits(model, batch)
-        rows += zip(part, _measures(logits, labels), strict=True)
+            terms = objective.terms(model, batch)
+        columns = {name: term.rows() for name, term in terms.items()}
+        for place, index in enumerate(part):
+            rows.append((index, {name: column[place] for name, column in columns.items()}))
     model.train(training)
     return rows
 
 
-def mean_measures(rows: Iterable[tuple[int, Measures]]) -> Measures:
+def mean_measures(rows: Iterable[tuple[int, Measures]]) -> dict[str, float]:
     """Accuracy, mean loss and perplexity over all tokens to predict, and their number.
 
-    Summed in the order of the samples, so that it does not matter which process measured which.
+    Accuracy and loss of further terms have their names before them. Summed in the order of the
+    samples, so that it does not matter which process measured which.
     """
     ordered = [values for _, values in sorted(rows, key=lambda row: row[0])]
-    sums = {name: sum(row[name] for row in ordered) for name in ("tokens", "right", "loss")}
-    tokens = max(1.0, sums["tokens"])
-    loss = sums["loss"] / tokens
-    return {
-        "accuracy": sums["right"] / tokens,
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),  # the largest number there is
-        "tokens": sums["tokens"],
-    }
-
-
-def _measures(logits: Tensor, labels: Tensor) -> list[Measures]:
-    """Of each sample, from (B, L, V) predictions and (B, L) labels."""
-    wanted = labels != IGNORED
-    losses = functional.cross_entropy(
-        logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
-    )
-    right = (logits.argmax(-1) == labels) & wanted
-    columns = zip(wanted.sum(1).tolist(), right.sum(1).tolist(), losses.sum(1).tolist())
-    return [{"tokens": n, "right": r, "loss": total} for n, r, total in columns]
+    means: dict[str, float] = {}
+    for place, name in enumerate(ordered[0]):
+        keys = ordered[0][name]
+        sums = {key: sum(row[name][key] for row in ordered) for key in keys}
+        count = max(1.0, sums["count"])
+        loss = sums["loss"] / count
+        prefix = f"{name}_" if place else ""
+        if "right" in sums:
+            means[f"{prefix}accuracy"] = sums["right"] / count
+        means[f"{prefix}loss"] = loss
+        if not place:
+            means["perplexity"] = math.exp(min(loss, 700.0))  # the largest number there is
+            means["tokens"] = sums["count"]
+    return means

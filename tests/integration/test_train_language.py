@@ -7,11 +7,13 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,9 +23,17 @@ from transformers import BertForMaskedLM
 
 import runtime
 from diffusion.language import TextEncoder
+from diffusion.language.models import (
+    LanguageModelConfig,
+    LanguageModelFiles,
+    build_language_model,
+)
+from diffusion.language.objectives import ObjectiveConfig
+from diffusion.language.tokenizer import TokenizerConfig, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs" / "language").glob("*.yaml"))
+KINDS = ("mlm", "span", "rtd", "clm", "bert", "roberta", "albert", "distilbert")
 DEBUG = "configs/language/shapes_bert_debug.yaml"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 # Families other than BERT need a token for each byte.
@@ -54,7 +64,7 @@ def run(script, monkeypatch, capsys):
         with pytest.raises(SystemExit) as end:
             runtime.run_main(script.main)
         captured = capsys.readouterr()
-        return end.value.code, captured.out, captured.err
+        return int(end.value.code or 0), captured.out, captured.err
 
     yield call
     AcceleratorState._reset_state(True)
@@ -81,14 +91,73 @@ def corpus_file(folder: Path) -> Path:
     return file
 
 
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    """The folder of a BERT in the sizes of the debug configs, for the documentation's words."""
+    folder = tmp_path_factory.mktemp("teacher")
+    texts = [(ROOT / "README.md").read_text(encoding="utf-8")]
+    tokenizer = train_tokenizer(texts, "wordpiece", TokenizerConfig(vocabulary_size=600), 128)
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 2,
+        "intermediate_size": 64,
+    }
+    config = LanguageModelConfig(family="bert", max_positions=128, **sizes)
+    model = build_language_model(config, ObjectiveConfig(), tokenizer)
+    LanguageModelFiles(model, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def extra_for(name: str, teacher: Path) -> tuple[str, ...]:
+    """What a config must be told besides: its texts, its teacher."""
+    texts = () if "debug" in name or "shapes" in name else ("corpus.files=[docs/*.md]",)
+    return (*texts, *([f"objective.teacher={teacher}"] if "distilbert" in name else []))
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_describes_itself(run, config, tmp_path):
+def test_every_config_describes_itself(run, config, tmp_path, teacher):
     code, out, err = run("--config", config, "--dry-run", f"output={tmp_path / 'run'}",
-                         "tokenizer.train_texts=300")  # fmt: skip
+                         "tokenizer.train_texts=300", *extra_for(config.stem, teacher))  # fmt: skip
     assert code == 0, err
-    assert re.search(r"bert: [\d,]+ parameters, \d+ tokens in its vocabulary", out)
-    assert "mlm on" in out
+    family = re.search(r"(\w+): [\d,]+ parameters, [\d,]+ tokens in its vocabulary", out)
+    assert family is not None
+    assert f"family: {family[1]}" in out
+    assert re.search(r"(mlm|clm)( \+ \w+)* on [\d,]+ samples an epoch", out)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_objective_trains_and_resumes_bit_for_bit(run, kind, tmp_path, teacher):
+    """What is left after a kill behind step 4 is that step's checkpoint, and leads to the same."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    config = f"configs/language/wikitext_{kind}_debug.yaml"
+    options = ("--config", config, "steps=6", "save_every=4", "log_every=1", "validate_every=6",
+               "accumulation=2", "ema.enabled=true",
+               *extra_for(f"debug_{kind}", teacher))  # fmt: skip
+    code, _, err = run(*options, f"output={whole}")
+    assert code == 0, err
+    shutil.copytree(whole, killed, ignore=shutil.ignore_patterns("*06", "language_model*"))
+    logged = [line for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    (killed / "metrics.jsonl").write_text("\n".join(logged[:4]) + "\n")
+    resumed_from = killed / "checkpoints" / "step_000000004" / "progress.json"
+    written = resumed_from.stat().st_mtime_ns
+    code, _, err = run(*options, f"output={killed}")
+    assert code == 0, err
+    assert resumed_from.stat().st_mtime_ns == written  # it did not begin anew
+    for name in ("language_model", "language_model_ema"):
+        for file in (whole / name).rglob("*.safetensors"):
+            expected, came = load_file(file), load_file(killed / file.relative_to(whole))
+            assert expected.keys() == came.keys()
+            assert all(torch.equal(value, came[key]) for key, value in expected.items()), file
+    for first, second in zip(records(whole), records(killed), strict=True):
+        for key, value in first.items():
+            if key.startswith(("loss/", "training/", "validation/")):
+                assert second[key] == value, key
+    encoder = TextEncoder.from_pretrained(whole / "language_model", local_files_only=True)
+    assert encoder.causal == (kind == "clm")
+    assert encoder(["two latents", ""]).hidden_states.shape[2] == 32
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -147,8 +216,10 @@ def test_killed_at_any_step_and_run_again_equals_uninterrupted(tmp_path):
     assert [r["loss/total"] for r in records(killed)] == [r["loss/total"] for r in records(whole)]
 
 
-def test_two_processes_equal_one(run, tmp_path):
-    options = ("--config", DEBUG, "steps=8", "log_every=1", "validate_every=8")
+@pytest.mark.parametrize("name", ["shapes_bert", "wikitext_rtd", "wikitext_span"])
+def test_two_processes_equal_one(run, name, tmp_path):
+    options = ("--config", f"configs/language/{name}_debug.yaml", "steps=8", "log_every=1",
+               "validate_every=8", "model.dropout=0.0")  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"
     code, _, err = run(*options, f"output={one}")
     assert code == 0, err
@@ -229,10 +300,16 @@ class TestBadInput:
         ("arguments", "message"),
         [
             (["model.hiden_size=32"], r"model.hiden_size.*model\.hidden_size"),
-            (["model.family=ber"], "`family` must be one of bert, roberta, gpt2; got 'ber'"),
+            (["model.family=ber"], "`family` must be one of bert, .*, gpt2; got 'ber'"),
             (["model.num_heads=3"], "`hidden_size` must be a multiple of num_heads=3, got 32"),
             (["objective.mask_probability=1.5"], r"`mask_probability` must be in \(0, 1\)"),
-            (["corpus.source=text"], "`path` is required for source=text"),
+            (["corpus.source=text"], "`path` or `files` is required for source=text"),
+            (["objective.pairs=nsp"], r"objective\.pairs=nsp needs documents of sentences"),
+            (["objective.masking=words"], "`objective.masking` must be one of token, word, span"),
+            (["model.family=gpt2", "objective.name=mlm"], "model.family=gpt2 can be trained by"),
+            (["objective.name=distillation"], r"objective\.teacher=FOLDER is for distillation"),
+            (["objective.teacher=./nowhere"], "no tokenizer in ./nowhere"),
+            (["corpus.source=captions"], "`data` is required for source=captions"),
             (["corpus.source=text", "corpus.path=nowhere.txt"], "nowhere.txt does not exist"),
             (["corpus.shapes_wordings=none"], "`wordings` must be one of"),
             (["tokenizer.vocabulary_size=10"], r"set tokenizer\.vocabulary_size=\d+ or more"),

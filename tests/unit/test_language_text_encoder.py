@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -330,6 +331,11 @@ def test_unknown_words_are_told(bert_encoder, caplog):
         assert not caplog.text
         bert_encoder("a красный circle")
     assert "1 of" in caplog.text and "unknown to the text encoder" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        states = bert_encoder("красный круг движется").hidden_states
+    assert re.search(r"(\d+) of \1 tokens of the prompt .* are unknown", caplog.text)
+    assert states.isfinite().all()
 
 
 def test_max_length_can_be_lowered():
@@ -362,6 +368,16 @@ class TestBadInput:
     def test_tokenizer_of_another_model(self, bert_encoder):
         with pytest.raises(ValueError, match=r"has 30\d tokens and the model embeds"):
             TextEncoder(bert_encoder.model, plain_byte_bpe())
+
+    def test_tokenizer_of_a_smaller_model(self, bert_encoder, caplog):
+        small = train_tokenizer(
+            ["a red circle"] * 3, "wordpiece", TokenizerConfig(vocabulary_size=60), POSITIONS
+        )
+        with caplog.at_level(logging.WARNING):
+            TextEncoder(bert_encoder.model, bert_encoder.tokenizer)
+            assert not caplog.text
+            TextEncoder(bert_encoder.model, small)
+        assert re.search(r"has \d+ tokens and the model embeds \d+: do they belong", caplog.text)
 
     def test_a_model_that_also_decodes(self):
         encoder = build("t5")
