@@ -144,7 +144,10 @@ def encode_h264(
     context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
     context.color_primaries = context.color_trc = BT709
     # More threads would cut frames into other slices. A clip is short: one key frame will do.
+    # Without assembly: x264's for AVX-512 reads memory that nobody has written, so that the same
+    # frames give other streams from run to run, and each processor's gives other ones.
     context.options = {"crf": str(crf), "preset": preset, "threads": "1"}
+    context.options |= {"x264-params": "asm=0"}
     context.options |= {"g": str(len(frames))} | ({"tune": tune} if tune else {})
     packets = []
     converter = VideoReformatter()  # one for all frames: making one takes longer than its work

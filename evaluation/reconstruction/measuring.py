@@ -225,7 +225,7 @@ def protocol_of(
         "each window, whose float32 values are counted; lzma: LZMA2 at its strongest, raw",
         "h264": codec
         and {
-            "encoder": "libx264",
+            "encoder": "libx264, one thread, no assembly",
             "preset": codec.preset,
             "tune": codec.tune,
             "crfs": codec.crfs,

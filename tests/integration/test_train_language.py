@@ -188,14 +188,14 @@ def test_killed_at_any_step_and_run_again_equals_uninterrupted(tmp_path):
                "ema.enabled=true")  # fmt: skip
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(
-        command(*options, f"output={whole}"), cwd=ROOT, env=ENVIRONMENT, check=True, timeout=240
+        command(*options, f"output={whole}"), cwd=ROOT, env=ENVIRONMENT, check=True, timeout=500
     )
     stop_at = random.randint(2, 12)
     process = subprocess.Popen(
         command(*options, f"output={killed}"), cwd=ROOT, env=ENVIRONMENT, start_new_session=True
     )
     log = killed / "metrics.jsonl"
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 500
     while not (log.exists() and len(log.read_text().splitlines()) >= stop_at):
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
@@ -203,7 +203,7 @@ def test_killed_at_any_step_and_run_again_equals_uninterrupted(tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     subprocess.run(
-        command(*options, f"output={killed}"), cwd=ROOT, env=ENVIRONMENT, check=True, timeout=240
+        command(*options, f"output={killed}"), cwd=ROOT, env=ENVIRONMENT, check=True, timeout=500
     )
     for name in ("language_model", "language_model_ema"):
         expected, came = weights(whole, name), weights(killed, name)
@@ -229,7 +229,7 @@ def test_two_processes_equal_one(run, name, tmp_path):
         cwd=ROOT,
         env=ENVIRONMENT,
         check=True,
-        timeout=240,
+        timeout=500,
     )
     progress = json.loads((two / "checkpoints/step_000000008/progress.json").read_text())
     assert progress["num_processes"] == 2
