@@ -132,7 +132,7 @@ def test_a_sample_is_what_encoding_it_anew_gives(run, autoencoder, tmp_path):
         cache = LatentCache(tmp_path / part)
         assert len(cache) == count
         assert cache.label_names == list(LABELS)
-        dataset = build_dataset(DataConfig(part=part, **sized))
+        dataset = build_dataset(DataConfig(**cache.manifest["data"]))
         cache.check(weights_digest(model), model.sizes, {"part": part, **sized})
         for epoch in range(3):
             for index in range(count):

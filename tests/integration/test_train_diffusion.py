@@ -378,7 +378,7 @@ class TestBadInput:
         asked = ("data.shapes_textured_fraction=0.9", "data.shapes_seed=0")
         code, _, err = run(f"output={tmp_path}", f"cache={cache}", *asked)
         assert code == 2
-        assert re.search(r"data.shapes_textured_fraction .*0\.35.*0\.9", err)
+        assert re.search(r"data.shapes_textured_fraction .*0\.15.*0\.9", err)
         assert "shapes_seed" not in err
         assert not list(tmp_path.rglob("*.safetensors"))
 
