@@ -242,6 +242,14 @@ def test_the_share_of_second_objects_and_textures():
     assert counts.min() > 0.6 * counts.mean()
 
 
+def test_a_motion_named_twice_is_shown_twice_as_often():
+    motions = ("growing", "turning clockwise", "turning clockwise")
+    data = MovingShapes(ShapesConfig(size=1500, two_object_fraction=0.3, motions=motions))
+    drawn = [item.motion for index in range(1500) for item in data.attributes(index).objects]
+    assert set(drawn) == set(motions)
+    assert abs(drawn.count("turning clockwise") / len(drawn) - 2 / 3) < 0.05
+
+
 def contains(text: str, words: tuple[str, ...]) -> bool:
     return any(re.search(rf"\b{re.escape(word)}\b", text) for word in words)
 
@@ -325,6 +333,8 @@ def test_every_name_has_words():
         ({"textured_fraction": float("nan")}, "`textured_fraction` must lie in"),
         ({"split": "valid"}, "`split` must be one of train, test, all; got 'valid'"),
         ({"wordings": "new"}, "`wordings` must be one of train, test, all"),
+        ({"motions": ()}, "`motions` must name at least one motion"),
+        ({"motions": ("flying",)}, "`motions` must be one of moving left"),
     ],
 )
 def test_bad_config(change, message):

@@ -94,7 +94,7 @@ class DataConfig:
         shapes_split: see `ShapesConfig.split`; None follows `part`: "train" combinations of shape,
             colour and motion, or for "validation" the "test" ones, which "train" never shows.
         shapes_max_objects, shapes_two_object_fraction, shapes_textured_fraction,
-            shapes_without_background_fraction: see `ShapesConfig`.
+            shapes_without_background_fraction, shapes_motions: see `ShapesConfig`.
         sprites_actions, sprites_directions, sprites_variants, sprites_split, sprites_shoes: see
             `vidtwin.sprites.SpritesConfig`.
         sprites_label: what a clip's label is: "motion" (action and direction), "action",
@@ -135,6 +135,7 @@ class DataConfig:
     shapes_two_object_fraction: float = ShapesConfig.two_object_fraction
     shapes_textured_fraction: float = ShapesConfig.textured_fraction
     shapes_without_background_fraction: float = ShapesConfig.without_background_fraction
+    shapes_motions: tuple[str, ...] = ShapesConfig.motions
     sprites_actions: tuple[str, ...] = SpritesConfig.actions
     sprites_directions: tuple[str, ...] = SpritesConfig.directions
     sprites_variants: int | None = SpritesConfig.variants
@@ -430,6 +431,7 @@ class ShapesDataset(VideoDataset):
                 two_object_fraction=config.shapes_two_object_fraction,
                 textured_fraction=config.shapes_textured_fraction,
                 without_background_fraction=config.shapes_without_background_fraction,
+                motions=config.shapes_motions,
                 split=config.shapes_split or wordings,
                 wordings=wordings,
             )

@@ -124,9 +124,9 @@ def _objects_of(split: str, motion: str) -> tuple[ShapesObject, ...]:
     return tuple(found)
 
 
-def _draw_object(rng: np.random.Generator, split: str) -> ShapesObject:
+def _draw_object(rng: np.random.Generator, split: str, motions: Sequence[str]) -> ShapesObject:
     # The motion first: the classes of the data set are then balanced.
-    pool = _objects_of(split, MOTIONS[rng.integers(len(MOTIONS))])
+    pool = _objects_of(split, motions[rng.integers(len(motions))])
     return pool[rng.integers(len(pool))]
 
 
@@ -135,6 +135,7 @@ def draw_attributes(
     split: str = "all",
     two_object_fraction: float = 0.25,
     textured_fraction: float = 0.35,
+    motions: Sequence[str] = MOTIONS,
 ) -> ShapesAttributes:
     """Random attributes of one clip.
 
@@ -143,14 +144,15 @@ def draw_attributes(
         split: "train" or "test" draw objects that are not, or are, held out; "all" draws any.
         two_object_fraction: probability of a second object.
         textured_fraction: probability of a background that is not plain.
+        motions: each object does one of these; what is named twice is drawn twice as often.
     Returns:
-        ShapesAttributes: motions, colours and backgrounds are balanced.
+        ShapesAttributes: the given motions, colours and backgrounds are balanced.
     """
-    objects = [_draw_object(rng, split)]
+    objects = [_draw_object(rng, split, motions)]
     if rng.random() < two_object_fraction:
-        other = _draw_object(rng, split)
+        other = _draw_object(rng, split, motions)
         while other.color == objects[0].color:
-            other = _draw_object(rng, split)
+            other = _draw_object(rng, split, motions)
         objects.append(other)
     background = tuple(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
     textured = rng.random() < textured_fraction

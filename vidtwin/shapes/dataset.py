@@ -14,6 +14,7 @@ import numpy as np
 
 from vidtwin.shapes.attributes import (
     LABELS,
+    MOTIONS,
     SPLITS,
     ShapesAttributes,
     check_choice,
@@ -45,6 +46,7 @@ class ShapesConfig:
         split: "train" never shows the held-out combinations, "test" only those, "all" any.
         wordings: "train" never uses the held-out word orders, "test" only those, "all" any.
         without_background_fraction: share of the captions that say nothing of the background.
+        motions: what objects may do, of `MOTIONS`; naming one twice doubles its share.
     """
 
     num_frames: int = 16
@@ -58,6 +60,7 @@ class ShapesConfig:
     split: str = "train"
     wordings: str = "train"
     without_background_fraction: float = 0.0
+    motions: tuple[str, ...] = MOTIONS
 
     def __post_init__(self) -> None:
         check_size(self.num_frames, self.height, self.width)
@@ -72,6 +75,10 @@ class ShapesConfig:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}")
         check_choice("split", self.split, SPLITS)
         check_choice("wordings", self.wordings, WORDINGS)
+        if not self.motions:
+            raise ValueError("`motions` must name at least one motion, got none")
+        for motion in self.motions:
+            check_choice("motions", motion, MOTIONS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +119,7 @@ class MovingShapes:
             config.split,
             config.two_object_fraction if config.max_objects == 2 else 0.0,
             config.textured_fraction,
+            config.motions,
         )
         return seed, attributes
 
