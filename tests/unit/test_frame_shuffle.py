@@ -39,6 +39,22 @@ def test_about_the_asked_share_is_shuffled():
     assert 0.17 < float(changed) < 0.33
 
 
+def test_some_frames_are_repeated_to_the_clip_s_length():
+    video = numbered(64, 8)
+    stills = FrameShuffle(share=1.0, frames=1).shuffled(video, range(64))
+    assert torch.equal(stills, stills[:, :, :1].expand_as(stills))
+    assert {int(clip[0, 0, 0, 0]) for clip in stills} == set(range(8))
+    threes = FrameShuffle(share=1.0, frames=3).shuffled(video, range(64))
+    assert {len(clip.unique()) for clip in threes} == {3}
+    every = FrameShuffle(share=1.0, frames=8).shuffled(video, range(64))
+    assert torch.equal(every, FrameShuffle(share=1.0).shuffled(video, range(64)))
+
+
+def test_at_least_one_frame_is_kept():
+    with pytest.raises(ValueError, match=r"frame_shuffle\.frames must be at least 1 or null, got 0"):
+        FrameShuffle(share=1.0, frames=0)
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
 def test_a_share_is_a_share(share):
     with pytest.raises(ValueError, match=r"frame_shuffle\.share"):
