@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 import runtime
-from diffusion.cache import DTYPES, STORES
+from diffusion.cache import check_storage
 from diffusion.cache_writer import CacheWriter
 from vidtwin import DiagonalGaussian, VidTwinAutoencoder, VidTwinPosterior
 from vidtwin.data import (
@@ -77,11 +77,7 @@ class EncodeConfig:
     data: DataConfig = DataConfig()
 
     def __post_init__(self) -> None:
-        for name, allowed in (("store", STORES), ("dtype", DTYPES)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
-                )
+        check_storage(self.store, self.dtype)
         for name in ("variants", "caption_variants", "shard_size", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")

@@ -12,7 +12,6 @@ or with more of them, and what is finished is kept. --dry-run reads all files an
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import os
 import sys
@@ -40,6 +39,7 @@ from diffusion.language.tasks import (
 from evaluation import caption_probes
 from evaluation.readers import FinishedRuns, fine_tuning_report
 from evaluation.report import Processes, Report, markdown_table, write_report
+from vidtwin import nearest_name
 from vidtwin.reconstruction import software_versions
 from vidtwin.results import check_folder
 
@@ -141,7 +141,7 @@ def main() -> None:
         print(__doc__)
         return
     if name not in CONFIGS:
-        near = difflib.get_close_matches(name, CONFIGS, n=1, cutoff=0.0)[0]
+        near = nearest_name(name, CONFIGS)
         raise ValueError(f"unknown word {name!r}; the nearest is {near!r} ({', '.join(CONFIGS)})")
     arguments = runtime.parse_arguments(__doc__ or "", sys.argv[2:], training=False)
     config = runtime.load_config(CONFIGS[name], arguments.config, arguments.overrides)

@@ -35,8 +35,8 @@ from vidtwin.reconstruction import (
     software_versions,
     weights_digest,
 )
-from vidtwin.reconstruction.jobs import Job, check_writable, find_jobs
-from vidtwin.results import write_json
+from vidtwin.reconstruction.jobs import Job, find_jobs
+from vidtwin.results import check_folder, write_json
 from vidtwin.shapes import unseen_clip
 from vidtwin.tiling import Layout, tile_starts
 
@@ -114,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     folders = [job.target.parent for job in jobs]
     report = (arguments.output or folders[0]) / "reconstruct.json"
     if not arguments.dry_run:
-        check_writable([*folders, report.parent])
+        for folder in sorted({*folders, report.parent}):
+            check_folder(folder, make=True)
     model_path, digest, reconstructor = build_reconstructor(arguments)
     if arguments.swap:
         reconstructor.open(arguments.swap)  # every swap would fail: better now
@@ -186,7 +187,7 @@ def prepare_demo(arguments: argparse.Namespace) -> None:
     print("training a small autoencoder on the moving shapes:", *command, flush=True)
     if arguments.dry_run:
         return
-    check_writable([arguments.output])
+    check_folder(arguments.output, make=True)
     status = subprocess.run(command, check=False).returncode
     if status != 0:
         raise ValueError(f"the demo's training ended with status {status}; its message is above")

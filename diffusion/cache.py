@@ -19,7 +19,6 @@ Axes: R rows of a shard, B batch, C channels, Q structure queries, T frames, h w
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +38,7 @@ from vidtwin import (
     DiagonalGaussian,
     GlobalBatchSampler,
     draw_noise,
+    file_digest,
     noise_seed_for,
 )
 
@@ -60,6 +60,17 @@ class Shard:
     path: Path
     first: int
     end: int
+
+
+def check_storage(store: str, dtype: str) -> None:
+    """Raises unless latents can be stored so.
+
+    Raises:
+        ValueError: naming what is allowed.
+    """
+    for name, value, allowed in (("store", store, STORES), ("dtype", dtype, DTYPES)):
+        if value not in allowed:
+            raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}")
 
 
 def shards_of(folder: Path, num_clips: int, shard_size: int) -> list[Shard]:
@@ -126,15 +137,6 @@ def _check_file(path: Path, expected: Mapping[str, Any], verify: bool) -> None:
         )
     if verify and file_digest(path) != expected["sha256"]:
         raise ValueError(f"shard {path.parent} is damaged: the bytes of {path.name} have changed")
-
-
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def differences(

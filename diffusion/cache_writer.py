@@ -22,23 +22,27 @@ import torch
 from numpy.typing import NDArray
 
 from diffusion.cache import (
-    DTYPES,
     FORMAT,
     MANIFEST,
     SHARD_RECORD,
     SHARDS_FOLDER,
     STATS_FOLDER,
-    STORES,
     Shard,
+    check_storage,
     differences,
-    file_digest,
     plain,
     read_json,
     read_shard,
     shards_of,
 )
 from diffusion.latent_stats import LATENT_NAMES, LatentStats, LatentStatsAccumulator
-from vidtwin import AutoencoderConfig, DiagonalGaussian, VidTwinLatents, VidTwinPosterior
+from vidtwin import (
+    AutoencoderConfig,
+    DiagonalGaussian,
+    VidTwinLatents,
+    VidTwinPosterior,
+    file_digest,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +90,7 @@ class CacheWriter:
         versions: Mapping[str, str] | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        for name, value, allowed in (("store", store, STORES), ("dtype", dtype, DTYPES)):
-            if value not in allowed:
-                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}")
+        check_storage(store, dtype)
         for name, number in (("num_clips", num_clips), ("shard_size", shard_size)):
             if number < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {number}")

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from diffusion import VidTwinPipeline
 from diffusion.pipeline import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 from evaluation.intervals import share_interval
+from evaluation.pipelines import load_pipeline, parts_digests
 from evaluation.report import (
     COLORS,
     Processes,
@@ -38,7 +39,7 @@ from evaluation.report import (
 )
 from vidtwin import VidTwinAutoencoder
 from vidtwin.media import contact_sheet, from_uint8, to_uint8
-from vidtwin.reconstruction import load_autoencoder, weights_digest
+from vidtwin.reconstruction import load_autoencoder
 from vidtwin.shapes import (
     SPLITS,
     WORDINGS,
@@ -59,7 +60,6 @@ JUDGED: dict[str, tuple[str, ...]] = {
     "dynamics-from": ("motion",),
     "reconstruction": (*OBJECT, "background"),
 }
-PARTS = ("autoencoder", "transformer", "latent_stats", "text_encoder")
 FAILURES_SHOWN = 16
 
 
@@ -145,7 +145,7 @@ class Loaded(NamedTuple):
     model: VidTwinAutoencoder
 
 
-def load(config: AdherenceConfig) -> Loaded:
+def load(config: AdherenceConfig, device: torch.device | str = "cpu") -> Loaded:
     """The pipeline, unless the mode needs none, and the autoencoder; in float32.
 
     Raises:
@@ -155,14 +155,14 @@ def load(config: AdherenceConfig) -> Loaded:
         inside = Path(config.pipeline) / "autoencoder"
         is_pipeline = (Path(config.pipeline) / "model_index.json").is_file()
         model, _ = load_autoencoder(inside if is_pipeline else config.pipeline)
+        torch.nn.Module.to(model, device)
         return Loaded(None, model.float().eval())
     if not (Path(config.pipeline) / "model_index.json").is_file():
         raise ValueError(
             f"{config.pipeline} is no pipeline: expected a folder with model_index.json, such as "
             "the pipeline/ that train_diffusion.py leaves in its run folder"
         )
-    pipe = VidTwinPipeline.from_pretrained(config.pipeline)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load_pipeline(config.pipeline, device)
     if config.mode == "prompt" and pipe.text_encoder is None:
         raise ValueError(
             f"{config.pipeline} has no text encoder and reads no prompts; choose another mode, "
@@ -186,10 +186,8 @@ def describe(config: AdherenceConfig) -> dict[str, Any]:
 
 def measure(config: AdherenceConfig, processes: Processes) -> Report:
     """Makes the videos and judges them; every process takes part, each gets the whole report."""
-    loaded = load(config)
-    torch.nn.Module.to(loaded.model, processes.device).requires_grad_(False)
-    if loaded.pipe is not None:
-        loaded.pipe.to(processes.device)
+    loaded = load(config, processes.device)
+    loaded.model.requires_grad_(False)
     data = config.shapes(loaded.model)
     mine: list[dict[str, Any]] = []
     batches = processes.share(batches_of(len(data), config.batch_size))
@@ -331,10 +329,9 @@ def summarize(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[s
 
 def digests(loaded: Loaded) -> dict[str, str]:
     """Part -> digest of its weights."""
-    parts: dict[str, Any] = {"autoencoder": loaded.model}
-    if loaded.pipe is not None:
-        parts = {name: getattr(loaded.pipe, name, None) for name in PARTS}
-    return {name: weights_digest(part) for name, part in parts.items() if part is not None}
+    if loaded.pipe is None:
+        return parts_digests({"autoencoder": loaded.model})
+    return parts_digests(loaded.pipe.components)
 
 
 def protocol_of(

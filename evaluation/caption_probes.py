@@ -6,7 +6,6 @@ Axes: N captions, D width.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections import Counter
 from typing import Any
 
@@ -24,6 +23,7 @@ from diffusion.language.tasks import (
 )
 from diffusion.language.tasks.metrics import accuracy
 from evaluation.report import Processes, Report, software_protocol
+from vidtwin import nearest_name
 from vidtwin.shapes import WORDINGS
 from vidtwin.shapes.questions import QUESTIONS, caption_questions
 
@@ -61,10 +61,9 @@ class CaptionProbesConfig:
         for names, known in ((self.names, tuple(QUESTIONS)), (self.wordings, WORDINGS)):
             for name in names:
                 if name not in known:
-                    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
                     raise ValueError(
-                        f"unknown name {name!r}; the nearest is {near!r} (known are "
-                        f"{', '.join(known)})"
+                        f"unknown name {name!r}; the nearest is {nearest_name(name, known)!r} "
+                        f"(known are {', '.join(known)})"
                     )
         if self.reader.random_weights or self.reader.max_length is not None:
             raise ValueError(

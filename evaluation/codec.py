@@ -23,17 +23,19 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from numpy.typing import NDArray
 
 from vidtwin import VidTwinLatents
-from vidtwin.media import frame_rate
+from vidtwin.media import frame_rate, from_uint8, to_uint8
 
 __all__ = [
     "CodecConfig",
     "Quantized",
     "check_encoder",
+    "crf_of",
     "curve_at",
     "decode_h264",
     "encode_h264",
     "formats_for",
     "quantize",
+    "reencoded",
 ]
 
 BT709 = 1  # the code of the BT.709 primaries and transfer curve in H.264's colour description
@@ -44,6 +46,7 @@ PRESETS = (
 FORMATS = ("yuv420p", "yuv444p")
 TUNES = ("psnr", "ssim")
 MAX_CRF = 51
+REENCODE = re.compile(r"h264@(\d+)")
 START_CODE = re.compile(b"\x00\x00\x00?\x01")
 # Supplemental enhancement information: x264 puts its name and options there, some 700 bytes that
 # no decoder needs and that a short clip would be unfairly charged with.
@@ -192,6 +195,30 @@ def decode_h264(stream: bytes) -> NDArray[np.uint8]:
             for picture in pictures
         ]
     )
+
+
+def crf_of(reencode: str | None) -> int | None:
+    """The CRF of "h264@23"; None for None.
+
+    Raises:
+        ValueError: for something else.
+    """
+    if reencode is None:
+        return None
+    match = REENCODE.fullmatch(reencode)
+    if match is None or int(match[1]) > MAX_CRF:
+        raise ValueError(
+            f"reencode must be h264@CRF with a CRF from 0 to {MAX_CRF}, such as h264@23, or null, "
+            f"got {reencode!r}"
+        )
+    return int(match[1])
+
+
+def reencoded(frames: torch.Tensor, fps: float, crf: int) -> torch.Tensor:
+    """(3, T, H, W) frames in [-1, 1] as they come back from a video file, by x264's defaults."""
+    usual = CodecConfig(pixel_formats=("yuv420p",))  # as files are, if the size allows it
+    pixel_format = formats_for(usual, *frames.shape[-2:])[0]
+    return from_uint8(decode_h264(encode_h264(to_uint8(frames), fps, crf, pixel_format, tune=None)))
 
 
 @dataclass(frozen=True)

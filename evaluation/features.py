@@ -32,7 +32,8 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from vidtwin.reconstruction import weights_digest
+from vidtwin import file_digest, weights_digest
+from vidtwin.media import to_levels
 
 __all__ = [
     "FeatureExtractor",
@@ -257,14 +258,14 @@ def _load_torchscript(config: FeaturesConfig, device: torch.device) -> FeatureEx
 
     def run_c3d(video: Tensor) -> Outputs:
         # It takes 8-bit frames and does the rest itself.
-        probabilities = network(((video + 1) * 127.5).round().to(torch.uint8))
+        probabilities = network(to_levels(video).to(torch.uint8))
         return probabilities, probabilities
 
     is_i3d = config.name == "i3d"
     stretched = f"frames to {I3D_SIZE}x{I3D_SIZE}, bilinear without antialias; [-1, 1]"
     return FeatureExtractor(
         config.name,
-        hashlib.sha256(path.read_bytes()).hexdigest()[:16],
+        file_digest(path)[:16],
         stretched if is_i3d else "rounded to 8 bits; resized and normalised within the file",
         not is_i3d,
         run_i3d if is_i3d else run_c3d,

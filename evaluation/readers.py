@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 
 from diffusion.language.tasks import PreparedTask, TaskResult, over_seeds
 from evaluation.report import Report, rounded
-from vidtwin.results import write_json
+from vidtwin.results import write_json, written_whole
 
 # Measures that are thresholds of a score and no shares.
 _NO_SHARE = "_threshold"
@@ -78,9 +77,7 @@ class FinishedRuns:
         for name, text in result.files.items():
             (folder / name).write_text(text, encoding="utf-8")
         run = FinishedRun(task, seed, rounded(result.measures), rounded(identity), rounded(made_by))
-        path = self._path(task, seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, run._asdict())
+        write_json(self._path(task, seed), run._asdict())
         return run
 
     def submit(self, tasks: Sequence[PreparedTask], runs: Sequence[FinishedRun]) -> dict[str, int]:
@@ -96,9 +93,8 @@ class FinishedRuns:
             best = max(own, key=lambda run: next(iter(run.measures.values())))
             files = sorted(self.files_of(task.name, best.seed).iterdir())
             for file in files:
-                partial = target / f".{file.name}.{os.getpid()}"
-                shutil.copyfile(file, partial)
-                os.replace(partial, target / file.name)
+                with written_whole(target / file.name) as partial:
+                    shutil.copyfile(file, partial)
             if files:
                 chosen[task.name] = best.seed
         return chosen

@@ -12,7 +12,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 
 from vidtwin.data import DataConfig, SkippedFile
 from vidtwin.reconstruction import software_versions, weights_digest
-from vidtwin.results import write_json
+from vidtwin.results import write_json, written_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,7 +154,9 @@ def write_report(report: Report, folder: str | Path) -> list[Path]:
     drawings = {} if report.draw is None else {f"{report.name}.png": report.draw}
     drawings |= {f"{report.name}.{name}.png": each for name, each in report.pictures.items()}
     for name, draw in drawings.items():
-        written.append(_write_picture(folder / name, draw))
+        with written_whole(folder / name) as partial:
+            draw(partial)
+        written.append(folder / name)
     # The JSON last: where it is, the others are.
     return [write_json(folder / f"{report.name}.json", rounded(content)), *written]
 
@@ -303,21 +304,7 @@ def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _write_picture(path: Path, draw: Callable[[Path], Any]) -> Path:
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial.png")
-    try:
-        draw(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
-
-
 def _write_text(path: Path, text: str) -> Path:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with written_whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path

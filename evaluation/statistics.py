@@ -5,22 +5,17 @@ Axes: N videos of one set, M of the other, D features, K classes, R resamples of
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 __all__ = [
     "LEVEL",
     "MINIMUM_VIDEOS",
     "Estimate",
-    "FeatureSet",
     "GaussianStatistics",
     "bootstrap_estimate",
     "check_enough",
@@ -420,81 +415,6 @@ def metric_name(metric: str, n: int, features: str = "i3d") -> str:
     """FVD, FVD@512 for fewer than 2,048 videos, FVD[videomae-...] for other features than I3D."""
     number = "" if n >= MINIMUM_VIDEOS else f"@{n}"
     return f"{metric}{number}" + ("" if features == "i3d" else f"[{features}]")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureSet:
-    """What is known of one side's videos once they have been seen; saved without pickle.
-
-    Args:
-        statistics: of all videos.
-        features: (N, D) float32, or None where they were not kept.
-        labels: (N,) int64 class of each video, -1 for none.
-        names: of the videos.
-        skipped: (path, reason) of those that could not be used.
-    """
-
-    statistics: GaussianStatistics
-    features: NDArray[np.float32] | None
-    labels: NDArray[np.int64]
-    names: tuple[str, ...]
-    skipped: tuple[tuple[str, str], ...] = ()
-
-    def save(self, path: Path) -> None:
-        """Writes a safetensors file, whole or not at all."""
-        tensors: dict[str, NDArray[Any]] = {
-            "count": np.array([self.statistics.count]),
-            "mean": self.statistics.mean,
-            "scatter": self.statistics.scatter,
-            "labels": self.labels,
-            "names": _bytes_of(self.names),
-            "skipped": _bytes_of(text for pair in self.skipped for text in pair),
-        }
-        if self.features is not None:
-            tensors["features"] = self.features
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            save_file({name: np.ascontiguousarray(t) for name, t in tensors.items()}, str(partial))
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-    @staticmethod
-    def load(path: Path) -> FeatureSet:
-        """What `save` wrote.
-
-        Raises:
-            ValueError: if the file is something else.
-        """
-        try:
-            with safe_open(str(path), framework="numpy") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            statistics = GaussianStatistics(len(tensors["mean"]))
-            statistics.count = int(tensors["count"][0])
-            statistics.mean, statistics.scatter = tensors["mean"], tensors["scatter"]
-            skipped = _texts_of(tensors["skipped"])
-            return FeatureSet(
-                statistics=statistics,
-                features=tensors.get("features"),
-                labels=tensors["labels"],
-                names=_texts_of(tensors["names"]),
-                skipped=tuple(zip(skipped[::2], skipped[1::2], strict=True)),
-            )
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(
-                f"{path} holds no saved statistics ({error}); remove it and they are made anew"
-            ) from error
-
-
-def _bytes_of(texts: Iterable[str]) -> NDArray[np.uint8]:
-    """Texts as one array of UTF-8, each ended by a zero byte."""
-    joined = b"".join(text.replace("\0", "").encode() + b"\0" for text in texts)
-    return np.frombuffer(joined, np.uint8)
-
-
-def _texts_of(content: NDArray[np.uint8]) -> tuple[str, ...]:
-    return tuple(part.decode() for part in content.tobytes().split(b"\0")[:-1])
 
 
 def _rows(features: NDArray[Any]) -> Array:

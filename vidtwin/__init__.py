@@ -10,8 +10,10 @@ from vidtwin.data import (
     build_loader,
     noise_seed_for,
 )
+from vidtwin.digests import file_digest, weights_digest
 from vidtwin.latents import DiagonalGaussian, VidTwinLatents, VidTwinPosterior, draw_noise
-from vidtwin.reconstruction import load_autoencoder, weights_digest
+from vidtwin.reconstruction import load_autoencoder
+from vidtwin.spelling import nearest_name
 from vidtwin.strict_loading import StrictLoading
 from vidtwin.tiling import LatentWindow, decode_windows, tile_starts
 
@@ -31,7 +33,9 @@ __all__ = [
     "build_loader",
     "decode_windows",
     "draw_noise",
+    "file_digest",
     "load_autoencoder",
+    "nearest_name",
     "noise_seed_for",
     "tile_starts",
     "weights_digest",

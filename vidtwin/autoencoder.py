@@ -50,6 +50,7 @@ class StructureEncoder(nn.Module):
         self.to_moments = nn.Conv2d(widths[-1], 2 * config.structure_channels, 3, padding=1)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, D, T, h, w) to (B, 2 C_s, Q, h', w')."""
         grid = self.conv_in(self.temporal(features))
         for downsampler in self.downsamplers:
             grid = functional.relu(downsampler(grid))
@@ -102,6 +103,7 @@ class DynamicsEncoder(nn.Module):
         self.to_moments = nn.Conv2d(width, 2 * config.dynamics_channels, 3, padding=1)
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, D, T, h, w) to (B, 2 C_d, T, w') and (B, 2 C_d, T, h')."""
         batch = features.shape[0]
         images = rearrange(features, "b d t h w -> (b t) d h w")
         for downsampler in self.downsamplers:
@@ -120,6 +122,7 @@ class AxisUpsampler(nn.Module):
         self.linear_out = nn.Linear(after, after)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(..., size') to (..., size)."""
         return functional.relu(self.linear_out(functional.relu(self.linear_in(features))))
 
 
@@ -142,6 +145,7 @@ class DynamicsDecoder(nn.Module):
                 self.upsamplers.append(AxisUpsampler(height, self.height))
 
     def forward(self, dynamics_x: torch.Tensor, dynamics_y: torch.Tensor) -> torch.Tensor:
+        """(B, C_d, T, w') and (B, C_d, T, h') to (B, D, T, h, w)."""
         columns, rows = self._widen(dynamics_x), self._widen(dynamics_y)
         if len(self.upsamplers) > 0:
             # The first module is the columns'; the last is the rows', the same one on a square.

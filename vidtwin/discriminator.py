@@ -60,6 +60,10 @@ class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
             raise ValueError(f"expected (N, C, ...) input, got shape {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
+        """(N, C, ...) normalised for each channel, then scaled and shifted; of the same dtype.
+
+        Every process must call it equally often in training.
+        """
         distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if not (self.training and distributed):
             return super().forward(input)

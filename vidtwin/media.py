@@ -22,13 +22,17 @@ from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from vidtwin.whole_files import partial_path, written_whole
+
 __all__ = [
     "FrameSampler",
     "VideoWriter",
     "contact_sheet",
+    "eight_bit",
     "frame_rate",
     "from_uint8",
     "thumbnail",
+    "to_levels",
     "to_uint8",
     "write_gif",
     "write_video",
@@ -37,6 +41,16 @@ __all__ = [
 CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 BT709 = 1  # the code of the BT.709 primaries and transfer curve in H.264's colour description
 SHEET_BACKGROUND, SHEET_INK, SHEET_MUTED = (255, 255, 255), (20, 20, 20), (120, 120, 120)
+
+
+def to_levels(video: torch.Tensor) -> torch.Tensor:
+    """Values in [-1, 1] as the nearest of 256 levels, 0.0 to 255.0; values outside are clipped."""
+    return ((video.float() + 1.0) * 127.5).round().clamp(0, 255)
+
+
+def eight_bit(video: torch.Tensor) -> torch.Tensor:
+    """Values in [-1, 1] as they come back from 8 bits: each the nearest of 256, NaN stays NaN."""
+    return to_levels(video) / 127.5 - 1.0
 
 
 def to_uint8(video: torch.Tensor) -> NDArray[np.uint8]:
@@ -57,8 +71,8 @@ def to_uint8(video: torch.Tensor) -> NDArray[np.uint8]:
     # A NaN would be cast to some colour without a word.
     if not bool(torch.isfinite(video).all()):
         raise ValueError("the video holds values that are not finite; it can't be shown")
-    levels = ((video.detach().float() + 1.0) * 127.5).round().clamp(0, 255)
-    return rearrange(levels.to(torch.uint8).cpu(), "c ... h w -> ... h w c").numpy()
+    levels = to_levels(video.detach()).to(torch.uint8)
+    return rearrange(levels.cpu(), "c ... h w -> ... h w c").numpy()
 
 
 def from_uint8(frames: NDArray[np.uint8]) -> torch.Tensor:
@@ -128,7 +142,7 @@ class VideoWriter:
         self._size: tuple[int, int] | None = None
         self._stream: Any = None
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._partial = _partial_name(self.path)
+        self._partial = partial_path(self.path)
         self._container: Any = av.open(
             str(self._partial), "w", format=CONTAINERS[self.path.suffix.lower()]
         )
@@ -269,7 +283,9 @@ def write_gif(path: str | Path, frames: NDArray[np.uint8], fps: float) -> Path:
         duration=durations,
         loop=0,
     )
-    return _write_bytes(path, buffer.getvalue())
+    with written_whole(path) as partial:
+        partial.write_bytes(buffer.getvalue())
+    return Path(path)
 
 
 def contact_sheet(
@@ -318,7 +334,9 @@ def contact_sheet(
     )
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG")
-    return _write_bytes(path, buffer.getvalue())
+    with written_whole(path) as partial:
+        partial.write_bytes(buffer.getvalue())
+    return Path(path)
 
 
 class FrameSampler:
@@ -425,20 +443,3 @@ def _check_rgb(frames: Any, dims: tuple[int, ...], name: str = "frames") -> None
             f"{name}: expected a non-empty uint8 numpy array "
             f"{' or '.join(shapes[dim] for dim in dims)}, got {came}; to_uint8 converts a video"
         )
-
-
-def _partial_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
-
-
-def _write_bytes(path: str | Path, content: bytes) -> Path:
-    """Writes the file under a hidden name, then renames it: whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial_name(path)
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path

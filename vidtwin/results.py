@@ -6,7 +6,6 @@ Axes: T frames, H W pixels.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,23 +17,27 @@ from numpy.typing import NDArray
 from vidtwin.media import write_gif, write_video
 from vidtwin.reconstruction.latent_files import save_windows
 from vidtwin.tiling import LatentWindow
+from vidtwin.whole_files import written_whole
 
-__all__ = ["check_folder", "write_clip", "write_json"]
+__all__ = ["check_folder", "write_clip", "write_json", "written_whole"]
 
 MAX_GIF_FPS = 50.0
 
 
-def check_folder(folder: Path, option: str = "--output") -> None:
-    """Raises if results could not be written there; makes nothing.
+def check_folder(folder: Path, option: str = "--output", *, make: bool = False) -> None:
+    """Raises if results could not be written there.
 
     Args:
         folder: where results will go; need not exist yet.
         option: by which the user chose it, for the message.
+        make: make the folder; else nothing is made.
     Raises:
         ValueError: naming the folder and the reason.
     """
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
@@ -71,7 +74,6 @@ def write_clip(
 
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:
     """Writes a report, whole or not at all; what JSON does not know is written as its text."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
     return path

@@ -201,6 +201,7 @@ class SpaceTimeTransformer(nn.Module):
         )
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, T, S, D) to (B, T, S, D)."""
         tokens = tokens + self.positions.spatial
         for index, block in enumerate(self.blocks):
             frame_codes = self.positions.temporal if index == 0 else None
@@ -233,6 +234,7 @@ class PatchEmbedding(nn.Conv3d):
         nn.init.xavier_uniform_(self.weight.data.flatten(1))
 
     def forward(self, video: torch.Tensor) -> torch.Tensor:
+        """(B, C, T, H, W) to (B, T, S, D)."""
         return rearrange(super().forward(video), "b d t h w -> b t (h w) d")
 
 
@@ -260,6 +262,7 @@ class PatchHead(nn.Module):
         self.linear = nn.Linear(hidden_size, math.prod(patch_size) * out_channels)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, T, S, D) to (B, C, T, H, W)."""
         shift, scale = self.modulation.unbind(0)
         patches = self.linear(modulated_norm(tokens, shift, scale))
         # Channel is the fastest axis inside a patch.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import difflib
 import glob
 import hashlib
 import itertools
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from diffusion.language.loading import load_data_set
-from vidtwin import DataConfig, build_dataset
+from vidtwin import DataConfig, build_dataset, nearest_name
 
 logger = logging.getLogger(__name__)
 
@@ -279,8 +278,7 @@ def _cells(file: Path, lines: Any, column: str) -> Iterator[str]:
 
 def _check_column(column: str, names: Sequence[str], place: str) -> None:
     if column not in names:
-        near = difflib.get_close_matches(column, names, n=1, cutoff=0.0)
-        hint = f"; the nearest is {near[0]!r}" if near else ""
+        hint = f"; the nearest is {nearest_name(column, names)!r}" if names else ""
         raise ValueError(f"{place} has no column {column!r}{hint}; set corpus.column")
 
 

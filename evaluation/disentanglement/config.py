@@ -10,9 +10,8 @@ import numpy as np
 from diffusion.pipeline import NUM_INFERENCE_STEPS
 from evaluation.disentanglement.judges import SHAPES_JUDGE
 from evaluation.disentanglement.probes import ProbeConfig
-from vidtwin import AutoencoderConfig
+from vidtwin import AutoencoderConfig, nearest_name
 from vidtwin.data import DataConfig, Factors, VideoDataset, factor_labels
-from vidtwin.data.sources import nearest_name
 
 __all__ = ["DisentanglementConfig", "SamplingConfig", "choose_clips", "choose_factors"]
 

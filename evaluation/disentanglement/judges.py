@@ -52,6 +52,7 @@ class ShapesJudge:
         self.factors = tuple(self.classes)
 
     def __call__(self, videos: torch.Tensor) -> list[dict[str, int]]:
+        """What is seen in each of (B, 3, T, H, W) videos as 8-bit frames, see `Judge`."""
         return [self._judge(video) for video in videos]
 
     def _judge(self, video: torch.Tensor) -> dict[str, int]:
@@ -66,6 +67,7 @@ class ShapesJudge:
         }
 
     def protocol(self) -> dict[str, Any]:
+        """What its verdicts depend on: nothing but the code."""
         return {"judge": "vidtwin.shapes.judge on uint8 frames, told to look for one object"}
 
 
@@ -96,11 +98,13 @@ class ClassifierJudge:
 
     @torch.inference_mode()
     def __call__(self, videos: torch.Tensor) -> list[dict[str, int]]:
+        """The likeliest classes of (B, 3, T, H, W) videos, see `Judge`."""
         found = self.classifier.predict(videos)
         best = {name: found[name].argmax(1).tolist() for name in self.factors}
         return [{name: best[name][row] for name in best} for row in range(len(videos))]
 
     def protocol(self) -> dict[str, Any]:
+        """Which classifier it is."""
         return {
             "judge": "likeliest class of a classifier trained on real clips",
             "classifier": self.path,

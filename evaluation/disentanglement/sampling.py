@@ -26,30 +26,29 @@ from evaluation.disentanglement.shares import (
 )
 from evaluation.disentanglement.swaps import HOLDER
 from evaluation.intervals import mean_interval
+from evaluation.pipelines import load_pipeline
 from evaluation.report import Processes
 from vidtwin import VidTwinAutoencoder, weights_digest
 from vidtwin.data import Factors
 
-__all__ = ["load_pipeline", "sample_videos", "sampling_found", "sampling_rows"]
+__all__ = ["pipeline_of", "sample_videos", "sampling_found", "sampling_rows"]
 
 Sampled = dict[str, Any]
 DRAWS = 2000  # to learn what entropy so few videos can have
 
 
-def load_pipeline(path: str, autoencoder: VidTwinAutoencoder) -> VidTwinPipeline:
-    """A pipeline, on the autoencoder's device.
+def pipeline_of(autoencoder: VidTwinAutoencoder, path: str) -> VidTwinPipeline:
+    """The pipeline of an autoencoder, on its device.
 
     Raises:
         ValueError: if its autoencoder is another one.
     """
-    pipe = VidTwinPipeline.from_pretrained(path)
+    pipe = load_pipeline(path, autoencoder.device)
     if weights_digest(pipe.autoencoder) != weights_digest(autoencoder):
         raise ValueError(
             f"the autoencoder in pipeline={path} has other weights than the one measured; set "
             f"autoencoder={path}/autoencoder, or pipeline=null"
         )
-    pipe.to(autoencoder.device)
-    pipe.set_progress_bar_config(disable=True)
     return pipe
 
 

@@ -22,7 +22,7 @@ from evaluation.disentanglement.pairs import RULE, draw_pairs
 from evaluation.disentanglement.probes import ProbeResult, mean_probe, prepare, run_probe
 from evaluation.disentanglement.retrieval import Retrieval, mean_retrieval, retrieve, similarities
 from evaluation.disentanglement.sampling import (
-    load_pipeline,
+    pipeline_of,
     sample_videos,
     sampling_found,
     sampling_rows,
@@ -101,7 +101,7 @@ def measure(config: DisentanglementConfig, processes: Processes) -> Report:
     subject = _subject(config, processes)
     pipe = None
     if config.pipeline is not None:
-        pipe = load_pipeline(config.pipeline, subject.model)
+        pipe = pipeline_of(subject.model, config.pipeline)
     chosen, unlabelled = choose_clips(subject.dataset, subject.factors, config)
     clips, skipped = encode_clips(
         subject.model,

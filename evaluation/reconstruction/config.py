@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 
-from evaluation.codec import MAX_CRF, CodecConfig
+from evaluation.codec import CodecConfig, crf_of
 from evaluation.features import FeaturesConfig
 from evaluation.windows import WINDOWS
 from vidtwin import VidTwinAutoencoder
@@ -13,8 +12,6 @@ from vidtwin.data import DataConfig
 from vidtwin.metrics import LPIPS_NETS
 
 __all__ = ["ReconstructionConfig"]
-
-REENCODE = re.compile(r"h264@(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,16 +68,7 @@ class ReconstructionConfig:
             )
         if not all(1 <= bits <= 8 for bits in self.bits) or len(set(self.bits)) < len(self.bits):
             raise ValueError(f"bits must be numbers from 1 to 8, each once, got {list(self.bits)}")
-        if self.reencode is not None and self.crf_of_reencode() is None:
-            raise ValueError(
-                f"reencode must be h264@CRF with a CRF from 0 to {MAX_CRF}, such as h264@12, or "
-                f"null, got {self.reencode!r}"
-            )
-
-    def crf_of_reencode(self) -> int | None:
-        """The CRF of `reencode`, None for none and where it can't be read."""
-        match = REENCODE.fullmatch(self.reencode or "")
-        return int(match[1]) if match and int(match[1]) <= MAX_CRF else None
+        crf_of(self.reencode)
 
     def data_of(self, model: VidTwinAutoencoder) -> DataConfig:
         """The videos in the autoencoder's sizes, with nothing random in them."""

@@ -13,7 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.codec import CodecConfig, decode_h264, encode_h264, formats_for, quantize
+from evaluation.codec import (
+    CodecConfig,
+    crf_of,
+    decode_h264,
+    encode_h264,
+    formats_for,
+    quantize,
+    reencoded,
+)
 from evaluation.features import FeatureExtractor, check_finite
 from evaluation.reconstruction.config import ReconstructionConfig
 from evaluation.windows import Window
@@ -124,7 +132,7 @@ class WindowMeter:
                 columns[metric + ending] = values
         for bits in self.config.bits:
             self._add_quantized(columns, video, latents, bits)
-        crf = self.config.crf_of_reencode()
+        crf = crf_of(self.config.reencode)
         if crf is not None:
             self._add_reencoded(columns, video, made[""], batch["fps"].tolist(), crf)
         if self.config.codec is not None:
@@ -173,11 +181,7 @@ class WindowMeter:
         crf: int,
     ) -> None:
         """What is left of a reconstruction that was written as a file and read again."""
-        pixel_format = formats_for(CodecConfig(), *video.shape[-2:])[0]
-        read = [
-            from_uint8(decode_h264(encode_h264(to_uint8(one), rate, crf, pixel_format, tune=None)))
-            for one, rate in zip(made, fps, strict=True)
-        ]
+        read = [reencoded(one, rate, crf) for one, rate in zip(made, fps, strict=True)]
         again = torch.stack(read).to(video.device)
         for name, values in self.metrics.of(video, again, METRICS).items():
             columns[f"{name}_reencoded"] = values

@@ -15,19 +15,18 @@ import torch
 
 from evaluation.accuracy import (
     AccuracyConfig,
-    ModelVideos,
-    asked_labels,
     balanced_places,
     describe,
-    given_labels,
     inter_entropy,
     intra_entropy,
-    joint_class,
     joint_probabilities,
-    load_classifier,
     measure,
     sprites_measures,
 )
+from evaluation.accuracy.labels import asked_labels, given_labels
+from evaluation.accuracy.measuring import load_classifier
+from evaluation.accuracy.model_videos import ModelVideos
+from evaluation.accuracy.summary import joint_class
 from evaluation.classifier import ClassifierConfig, build_classifier
 from evaluation.report import Processes, rounded, write_report
 from evaluation.videos import Video, build_real
@@ -246,8 +245,8 @@ def test_one_and_two_processes_find_the_same(
 ):
     # Loaded once and before: loading changes torch for a moment, which two threads must not do.
     models = load_classifier(str(judge)), load_autoencoder(autoencoder)
-    monkeypatch.setattr("evaluation.accuracy.load_classifier", lambda path: models[0])
-    monkeypatch.setattr("evaluation.accuracy.load_autoencoder", lambda path: models[1])
+    monkeypatch.setattr("evaluation.accuracy.measuring.load_classifier", lambda path: models[0])
+    monkeypatch.setattr("evaluation.accuracy.model_videos.load_autoencoder", lambda path: models[1])
     config = AccuracyConfig(
         output=str(tmp_path),
         classifier=str(judge),

@@ -15,14 +15,13 @@ from evaluation.classifier import (
     VideoClassifier,
     accuracies,
     build_classifier,
-    confusion,
     describe,
-    judge_dataset,
-    known_cross_entropy,
     measure,
-    noisy,
     train_classifier,
 )
+from evaluation.classifier.measuring import judge_dataset
+from evaluation.classifier.training import known_cross_entropy, noisy
+from evaluation.classifier.verdicts import confusion
 from evaluation.report import Processes, write_report
 from vidtwin.data import DataConfig, Factors, build_dataset
 

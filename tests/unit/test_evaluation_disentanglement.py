@@ -31,8 +31,7 @@ from evaluation.disentanglement.scorecard import _gap, scorecard
 from evaluation.disentanglement.swaps import consistency, swap_accuracy, swap_pairs, swap_rows
 from evaluation.report import Processes
 from vidtwin import AutoencoderConfig, VidTwinLatents
-from vidtwin.data import DataConfig, Factors, build_dataset
-from vidtwin.data.datasets import VideoDataset
+from vidtwin.data import DataConfig, Factors, VideoDataset, build_dataset
 
 SIZES = AutoencoderConfig(
     num_frames=2, height=4, width=4, patch_size=(1, 2, 2), hidden_size=4, encoder_heads=1,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from evaluation.feature_sets import FeatureSet
 from evaluation.statistics import (
-    FeatureSet,
     GaussianStatistics,
     bootstrap_estimate,
     check_enough,

@@ -15,12 +15,14 @@ from vidtwin.media import (
     FrameSampler,
     VideoWriter,
     contact_sheet,
+    eight_bit,
     frame_rate,
     from_uint8,
     to_uint8,
     write_gif,
     write_video,
 )
+from vidtwin.results import write_json, written_whole
 
 
 def smooth_frames(num_frames: int, height: int, width: int) -> np.ndarray:
@@ -107,6 +109,20 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old_file(tmp_path) -> None:
     assert path.read_bytes() == before
 
 
+def test_any_file_is_written_whole_or_not_at_all(tmp_path) -> None:
+    def fail(path: Path) -> None:
+        with written_whole(path) as partial:
+            partial.write_text("half", encoding="utf-8")
+            raise KeyError
+
+    report = write_json(tmp_path / "new" / "report.json", {"n": 1})
+    before = report.read_text(encoding="utf-8")
+    with pytest.raises(KeyError):
+        fail(report)
+    assert report.read_text(encoding="utf-8") == before
+    assert [entry.name for entry in report.parent.iterdir()] == ["report.json"]
+
+
 def test_the_file_appears_only_when_complete(tmp_path) -> None:
     path = tmp_path / "video.mp4"
     writer = VideoWriter(path, 8)
@@ -165,6 +181,13 @@ def test_uint8_and_back_is_exact() -> None:
     assert np.array_equal(to_uint8(video), frames)
     assert np.array_equal(to_uint8(from_uint8(frames[0])), frames[0])
     assert np.array_equal(to_uint8(video.to(torch.float64)), frames)
+
+
+def test_eight_bits_are_those_of_a_file() -> None:
+    video = torch.linspace(-1.5, 1.5, 3 * 2 * 4 * 4).reshape(3, 2, 4, 4)
+    assert torch.equal(eight_bit(video), from_uint8(to_uint8(video)))
+    video[0, 0, 0, 0] = torch.nan
+    assert eight_bit(video).isnan().sum() == 1
 
 
 def test_uint8_clips_and_refuses() -> None:

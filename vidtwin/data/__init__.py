@@ -1,27 +1,18 @@
 """Video clips for training and evaluation: which, how they are read, in what order.
 
-sources finds the clips, readers (over decord and pyav_reader) decodes them, frames chooses the
-window and fits the size, datasets puts a sample together, loading orders and batches samples,
-variants gives chosen ones, bad_files counts what can't be used, factors says what a data set knows
-of its clips' content and motion.
+config says which clips, sources finds those in files, readers (over decord and pyav_reader) decodes
+them, frames chooses the window and fits the size, file_dataset and drawn_datasets put a sample
+together as video_dataset says, building makes the data set of a config, loading orders and batches
+samples, variants gives chosen ones, bad_files counts what can't be used, factors says what a data
+set knows of its clips' content and motion.
 """
 
-from vidtwin.data.bad_files import (
-    BadFileLog,
-    SkippedFile,
-    TooManyBadFiles,
-    UnusableVideo,
-)
-from vidtwin.data.datasets import (
-    DataConfig,
-    FileDataset,
-    ShapesDataset,
-    SpritesDataset,
-    VideoDataset,
-    build_dataset,
-    noise_seed_for,
-)
+from vidtwin.data.bad_files import BadFileLog, SkippedFile, TooManyBadFiles, UnusableVideo
+from vidtwin.data.building import build_dataset
+from vidtwin.data.config import DataConfig
+from vidtwin.data.drawn_datasets import ShapesDataset, SpritesDataset
 from vidtwin.data.factors import Factors, factor_labels
+from vidtwin.data.file_dataset import FileDataset
 from vidtwin.data.loading import (
     GlobalBatchSampler,
     VideoLoader,
@@ -29,6 +20,7 @@ from vidtwin.data.loading import (
     build_loader,
 )
 from vidtwin.data.variants import iterate_variants
+from vidtwin.data.video_dataset import VideoDataset, noise_seed_for
 
 __all__ = [
     "BadFileLog",

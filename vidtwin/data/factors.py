@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vidtwin.data.datasets import VideoDataset
+    from vidtwin.data.video_dataset import VideoDataset
 
 
 @dataclass(frozen=True, kw_only=True)

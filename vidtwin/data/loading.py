@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from vidtwin.data.bad_files import BadFileLog, SkippedFile, UnusableVideo
 
 if TYPE_CHECKING:
-    from vidtwin.data.datasets import VideoDataset
+    from vidtwin.data.video_dataset import VideoDataset
 
 
 class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):

@@ -6,7 +6,6 @@ Every list is in an order that depends on the paths alone, never on the file sys
 from __future__ import annotations
 
 import csv
-import difflib
 import glob
 import hashlib
 import json
@@ -15,6 +14,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from vidtwin.spelling import nearest_name
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +58,6 @@ class ClipList:
 
     clips: list[Clip]
     label_names: list[str]
-
-
-def nearest_name(name: str, allowed: Iterable[str]) -> str:
-    """The allowed name that looks most like this one."""
-    allowed = list(allowed)
-    return (difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.0) or allowed)[0]
 
 
 def _existing(path: str | None, what: str, directory: bool) -> Path:

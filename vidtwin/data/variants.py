@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vidtwin.data.bad_files import SkippedFile, UnusableVideo
-from vidtwin.data.datasets import VideoDataset
 from vidtwin.data.loading import worker_arguments
+from vidtwin.data.video_dataset import VideoDataset
 
 
 class VariantItems(Dataset[dict[str, Any]]):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from vidtwin.data.datasets import DataConfig, build_dataset
+from vidtwin.data.building import build_dataset
+from vidtwin.data.config import DataConfig
 
 __all__ = ["read_first_window"]
 

@@ -1,5 +1,6 @@
 """Video files through the autoencoder and back: jobs, streams, results, numbers."""
 
+from vidtwin.digests import weights_digest
 from vidtwin.reconstruction.reconstructor import (
     METRICS,
     PARTS,
@@ -7,7 +8,6 @@ from vidtwin.reconstruction.reconstructor import (
     Reconstructor,
     load_autoencoder,
     software_versions,
-    weights_digest,
 )
 
 __all__ = [

@@ -8,8 +8,7 @@ from __future__ import annotations
 import glob
 import math
 import re
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from vidtwin.data.frames import fit_frame, nearest_frames
 from vidtwin.data.readers import iter_frames, read_video_info
 from vidtwin.data.sources import videos_below
 
-__all__ = ["Job", "OpenVideo", "check_writable", "find_jobs", "fit_uint8", "open_video"]
+__all__ = ["Job", "OpenVideo", "find_jobs", "fit_uint8", "open_video"]
 
 # A result of ours, by its name; it counts as one if a sheet of the same video lies beside it.
 RESULT = re.compile(
@@ -91,26 +90,6 @@ def find_jobs(
         targets.add(target)
         jobs[key] = Job(source, target)
     return list(jobs.values()), failed
-
-
-def check_writable(folders: Iterable[Path]) -> None:
-    """Makes the folders; raises before any work is done if one can't be written.
-
-    Args:
-        folders: where results will go.
-    Raises:
-        ValueError: naming the folder and the reason.
-    """
-    for folder in sorted(set(folders)):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise ValueError(
-                f"can't write to the folder {folder} ({error.strerror or error}); "
-                "choose another with --output"
-            ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ Axes: N windows, C channels, Q structure queries, T frames of a window, h w grid
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 
 from vidtwin.latents import VidTwinLatents
 from vidtwin.tiling import LatentWindow
+from vidtwin.whole_files import written_whole
 
 __all__ = ["load_windows", "save_windows"]
 
@@ -47,15 +47,9 @@ def save_windows(
     tensors = dict(zip(NAMES, (t.cpu().contiguous() for t in joined.tensors()), strict=True))
     tensors["start"] = torch.tensor([window.start for window in windows])
     tensors["size"] = torch.tensor([window.size for window in windows])
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with written_whole(path) as partial:
         save_file(tensors, str(partial), metadata=dict(metadata or {}))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    return Path(path)
 
 
 def load_windows(path: str | Path) -> tuple[list[LatentWindow], dict[str, str]]:

@@ -5,7 +5,6 @@ Axes: B batch (1 here), C channels, T frames, H W pixels.
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vidtwin.autoencoder import VidTwinAutoencoder
+from vidtwin.digests import weights_digest
 from vidtwin.latents import Part, VidTwinLatents
 from vidtwin.media import (
     FrameSampler,
@@ -85,16 +85,6 @@ def load_autoencoder(path: str | Path) -> tuple[VidTwinAutoencoder, Path]:
         return VidTwinAutoencoder.from_pretrained(folder, local_files_only=True), folder
     except (OSError, TypeError) as error:
         raise ValueError(f"the autoencoder in {folder} can't be loaded: {error}") from error
-
-
-def weights_digest(model: torch.nn.Module) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of all names and weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def software_versions() -> dict[str, str]:

@@ -126,7 +126,7 @@ def _objects_of(split: str, motion: str) -> tuple[ShapesObject, ...]:
 
 def _draw_object(rng: np.random.Generator, split: str, motions: Sequence[str]) -> ShapesObject:
     # The motion first: the classes of the data set are then balanced.
-    pool = _objects_of(split, motions[rng.integers(len(motions))])
+    pool = _objects_of(split, motions[int(rng.integers(len(motions)))])
     return pool[rng.integers(len(pool))]
 
 

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.cache import file_digest
 from diffusion.language.tasks.hub import load_split
 from diffusion.language.tasks.metrics import METRICS
+from vidtwin import file_digest, nearest_name
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ def find_task(name: str) -> GlueTask:
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
     plain = {"mnlim": "mnli", "mnlimm": "mnli", "sts": "stsb", "sst": "sst2"}.get(plain, plain)
     if plain not in GLUE_TASKS:
-        near = difflib.get_close_matches(plain, GLUE_TASKS, n=1, cutoff=0.0)[0]
+        near = nearest_name(plain, GLUE_TASKS)
         raise ValueError(
             f"unknown task {name!r}; the nearest is {near!r} (known are {', '.join(GLUE_TASKS)})"
         )

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion.cache import file_digest
 from diffusion.language.tasks.glue import (
     GLUE_TASKS,
     HUB_NAME,
@@ -34,6 +33,7 @@ from diffusion.language.tasks.squad import (
     read_squad,
 )
 from diffusion.language.text_encoder import TextEncoder
+from vidtwin import file_digest
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusion.cache import file_digest
 from diffusion.language.tasks.hub import load_split
+from vidtwin import file_digest
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,164 @@
+"""What all data sets of clips have in common: samples by (epoch, index).
+
+Which clip, window, crop, flip and noise a sample gets follows from (seed, epoch, index) alone,
+never from workers, ranks or batch size. A file that can't be used is skipped, counted and logged;
+too many of them stop the run.
+
+Axes: T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch.utils.data import Dataset, get_worker_info
+
+from vidtwin.data.bad_files import BadFileLog, SkippedFile, UnusableVideo
+from vidtwin.data.config import DataConfig
+from vidtwin.data.factors import Factors
+
+__all__ = ["Draws", "VideoDataset", "draws_for", "noise_seed_for"]
+
+MAX_ATTEMPTS = 100
+
+
+class Draws(NamedTuple):
+    """Every random number of one sample, uniform in [0, 1); unused ones are drawn all the same."""
+
+    epoch: int
+    start: float
+    top: float
+    left: float
+    flip: float
+
+
+def draws_for(seed: int, epoch: int, index: int, attempt: int = 0) -> Draws:
+    """The random numbers of a sample, from nothing but the arguments."""
+    return Draws(epoch, *np.random.default_rng([seed, epoch, index, attempt, 0]).random(4).tolist())
+
+
+def noise_seed_for(seed: int, epoch: int, index: int) -> int:
+    """The seed of a sample's noise, 63 bits, so that it fits in an int64 tensor."""
+    state = np.random.SeedSequence([seed, epoch, index, 0, 1]).generate_state(1, np.uint64)
+    return int(state[0]) >> 1
+
+
+class VideoDataset(Dataset[dict[str, Any]], ABC):
+    """Clips as the model takes them; see `__getitem__`."""
+
+    label_names: list[str]
+
+    def __init__(self, config: DataConfig, size: int):
+        self.config = config
+        self.size = size
+        self.bad_file_log = BadFileLog(size, config.max_bad_fraction)
+
+    def __len__(self) -> int:
+        return self.size
+
+    @property
+    def bad_files(self) -> dict[str, str]:
+        """Path -> reason of the files that could not be used, as far as this process knows."""
+        return dict(self.bad_file_log.files)
+
+    @abstractmethod
+    def load(self, index: int, draws: Draws) -> dict[str, Any]:
+        """The sample of one clip, without noise seed and skipped files.
+
+        Raises:
+            UnusableVideo: if the file can't be used.
+        """
+
+    @abstractmethod
+    def captions(self, index: int, count: int) -> list[str]:
+        """The captions of one clip in epochs 0 to count - 1; just one where epochs change none.
+
+        Args:
+            index: of the clip, from 0.
+            count: number of epochs, at least 1.
+        """
+
+    def factor_classes(self) -> Factors:
+        """The factors of content and motion with their classes; see `vidtwin.data.factors`."""
+        return Factors()
+
+    def factors(self, index: int) -> dict[str, int]:
+        """Factor -> class of one clip, without making its video; -1 where it is not known.
+
+        Args:
+            index: of the clip, from 0.
+        """
+        return {}
+
+    def label_factors(self, label: int) -> dict[str, int]:
+        """What a label alone says: factor -> class; nothing for -1.
+
+        Args:
+            label: index into `label_names`, or -1.
+        """
+        return {}
+
+    def get(self, index: int, epoch: int = 0) -> dict[str, Any]:
+        """The sample of exactly this clip.
+
+        Args:
+            index: of the clip, from 0.
+            epoch: varies window, crop, flip and noise.
+        Raises:
+            UnusableVideo: if the file can't be used.
+        """
+        if not 0 <= index < self.size:
+            raise IndexError(f"index must be in [0, {self.size}), got {index}")
+        sample = self.load(index, draws_for(self.config.seed, epoch, index))
+        sample["noise_seed"] = noise_seed_for(self.config.seed, epoch, index)
+        sample["skipped"] = []
+        return sample
+
+    def fill(self, index: int, epoch: int = 0) -> dict[str, Any]:
+        """The sample of this clip, or of another where this one can't be used.
+
+        The other is drawn from (seed, epoch, index, attempt): what fills a slot never depends on
+        what the process met before. Without a "video" when too many files are bad.
+        """
+        skipped: list[SkippedFile] = []
+        candidate = index
+        for attempt in range(MAX_ATTEMPTS):
+            try:
+                draws = draws_for(self.config.seed, epoch, index, attempt)
+                sample = self.load(candidate, draws)
+            except UnusableVideo as error:
+                skipped.append(SkippedFile(error.path, error.reason))
+                self.bad_file_log.record(skipped)
+                if self.bad_file_log.too_many:
+                    break
+                entropy = [self.config.seed, epoch, index, attempt, 2]
+                candidate = int(np.random.default_rng(entropy).integers(self.size))
+            else:
+                sample["noise_seed"] = noise_seed_for(self.config.seed, epoch, index)
+                sample["skipped"] = skipped
+                return sample
+        return {"skipped": skipped}
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        """A sample; a clip that can't be used is replaced by another and named in "skipped".
+
+        Args:
+            key: (epoch, index), or the index in epoch 0.
+        Returns:
+            dict: video (3, T, H, W) float32 in [-1, 1], caption str, label int (-1 for none), index
+            int of the clip that was used, noise_seed int, path str, fps float, frame_indices (T,)
+            int64 within the file, skipped list of `SkippedFile`.
+        Raises:
+            TooManyBadFiles: when more than `max_bad_fraction` of the files are bad.
+        """
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        if not 0 <= index < self.size:
+            raise IndexError(f"index must be in [0, {self.size}), got {index}")
+        sample = self.fill(index, epoch)
+        # In a worker the failed slot travels to the main process, which has the whole list and
+        # raises a readable error.
+        if "video" not in sample and get_worker_info() is None:
+            self.bad_file_log.fail(sample["skipped"])
+        return sample
