@@ -239,6 +239,7 @@ def train(run: Run) -> None:
         # Of alike length, so that little is padded. The loss is the mean over the tokens of the
         # whole batch, however they are spread over micro-batches and processes.
         samples.sort(key=lambda sample: len(sample["input_ids"]))
+        logs["tokens_per_sample"] = float(np.mean([len(each["input_ids"]) for each in samples]))
         counts = {
             name: mean(torch.tensor(float(count), device=accelerator.device)).clamp_min(1)
             for name, count in run.objective.counts(samples).items()

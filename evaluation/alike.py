@@ -1,0 +1,79 @@
+"""Whether readers that are compared were treated alike, but for what is compared."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+__all__ = ["check_alike", "told_once"]
+
+# What may differ, in each stage: what is compared, and where files lie.
+FREE = {
+    "pretrain": (
+        *("output", "model.family", "objective.*", "corpus.path", "corpus.files*", "accumulation"),
+        *("*_every", "num_workers", "validation_batch_size", "keep_checkpoints"),
+    ),
+    "glue": ("reader.*", "made_by.*", "*.path", "task.texts.*"),
+    "squad": (
+        *("reader.*", "made_by.*", "*.path", "task.texts.*", "task.no_answer_token"),
+        *("settings.data.train*", "settings.data.dev", "settings.data.article_split"),
+    ),
+    "probe": ("reader.*", "seeds*", "software.*", "device"),
+    "diffusion": (
+        *("output", "text_encoder", "init_from", "seed", "cache", "autoencoder", "accumulation"),
+        *("*_every", "num_workers", "validation_batch_size", "keep_checkpoints"),
+    ),
+    "adherence": (
+        *("checkpoint", "weights_digest.transformer", "weights_digest.text_encoder"),
+        *("software.*", "device"),
+    ),
+}
+
+
+def check_alike(stage: str, given: Mapping[str, Any]) -> None:
+    """Raises ValueError unless what was done to the first was done to all.
+
+    Args:
+        stage: a key of `FREE`.
+        given: name -> everything that its figures follow from, nested.
+    """
+    flat = {name: dict(flattened(value)) for name, value in given.items()}
+    names = list(flat)
+    for name in names[1:]:
+        first, other = flat[names[0]], flat[name]
+        differing = [
+            key
+            for key in dict.fromkeys((*first, *other))
+            if first.get(key) != other.get(key)
+            and not any(fnmatch.fnmatch(key, pattern) for pattern in FREE[stage])
+        ]
+        if differing:
+            raise ValueError(
+                f"{stage} of {names[0]} and of {name} differ in {', '.join(differing[:5])}; "
+                "treat readers alike that are compared"
+            )
+
+
+def told_once(protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Task -> the protocol of the first run, and what differs from it in each other one.
+
+    Args:
+        protocols: run -> task -> protocol.
+    """
+    found: dict[str, Any] = {}
+    for run, tasks in protocols.items():
+        for task, protocol in tasks.items():
+            own = found.setdefault(task, {"first": protocol, "others": {}})
+            first = dict(flattened(own["first"]))
+            own["others"][run] = {k: v for k, v in flattened(protocol) if first.get(k) != v}
+    return found
+
+
+def flattened(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested dicts."""
+    if isinstance(value, dict) and value:
+        for key, each in value.items():
+            yield from flattened(each, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
