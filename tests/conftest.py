@@ -22,30 +22,34 @@ WORDS = ["a red circle moves left", "a blue square turns", "two green stars on b
 MAX_WORDS = 16
 CLASSES = ["bend", "jump", "wave"]
 FRAMES, HEIGHT, WIDTH = 8, 16, 24
+TINY: dict[str, Any] = {
+    "num_frames": FRAMES,
+    "height": HEIGHT,
+    "width": WIDTH,
+    "patch_size": (1, 8, 8),
+    "hidden_size": 16,
+    "encoder_depth": 1,
+    "decoder_depth": 1,
+    "encoder_heads": 2,
+    "decoder_heads": 2,
+    "num_queries": 2,
+    "query_hidden_size": 8,
+    "query_layers": 1,
+    "query_heads": 2,
+    "query_intermediate_size": 16,
+    "structure_base_channels": 4,
+    "structure_channels": 2,
+    "structure_downsamples": 0,
+    "dynamics_channels": 2,
+    "dynamics_downsamples": 0,
+}
 
 
-def tiny_autoencoder() -> VidTwinAutoencoder:
-    return VidTwinAutoencoder(
-        num_frames=FRAMES,
-        height=HEIGHT,
-        width=WIDTH,
-        patch_size=(1, 8, 8),
-        hidden_size=16,
-        encoder_depth=1,
-        decoder_depth=1,
-        encoder_heads=2,
-        decoder_heads=2,
-        num_queries=2,
-        query_hidden_size=8,
-        query_layers=1,
-        query_heads=2,
-        query_intermediate_size=16,
-        structure_base_channels=4,
-        structure_channels=2,
-        structure_downsamples=0,
-        dynamics_channels=2,
-        dynamics_downsamples=0,
-    )
+def move_weights(model: torch.nn.Module, alpha: float) -> None:
+    """Moves every weight away from special values."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=alpha)
 
 
 def tiny_text_encoder() -> tuple[Any, Any]:
@@ -64,7 +68,21 @@ def tiny_text_encoder() -> tuple[Any, Any]:
 
 
 @pytest.fixture(scope="session")
-def build_pipeline() -> Callable[..., VidTwinPipeline]:
+def build_autoencoder() -> Callable[..., VidTwinAutoencoder]:
+    """Builds an autoencoder, TINY but for what is given; `jitter` moves its weights."""
+
+    def build(*, jitter: float = 0.0, **sizes: Any) -> VidTwinAutoencoder:
+        torch.manual_seed(0)
+        model = VidTwinAutoencoder(**TINY | sizes).eval()
+        if jitter:
+            move_weights(model, jitter)
+        return model
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def build_pipeline(build_autoencoder: Callable[..., Any]) -> Callable[..., VidTwinPipeline]:
     """Builds a quiet pipeline; every weight of the transformer is moved away from special values.
 
     A new transformer gives zero whatever it is told.
@@ -73,8 +91,7 @@ def build_pipeline() -> Callable[..., VidTwinPipeline]:
     def build(
         *, text: bool = True, classes: bool = False, scheduler: Any = None, **options: Any
     ) -> VidTwinPipeline:
-        torch.manual_seed(0)
-        autoencoder = tiny_autoencoder()
+        autoencoder = build_autoencoder()
         text_encoder, tokenizer = tiny_text_encoder() if text else (None, None)
         sizes = autoencoder.sizes
         transformer = TwinDiT(
@@ -87,14 +104,12 @@ def build_pipeline() -> Callable[..., VidTwinPipeline]:
             num_classes=len(CLASSES) if classes else None,
             text_hidden_size=16 if text else None,
         )
-        with torch.no_grad():
-            for parameter in transformer.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+        move_weights(transformer, 0.2)
         stats = LatentStats(sizes.structure_channels, sizes.dynamics_channels)
         stats.structure_mean += 0.5
         stats.dynamics_x_std *= 2
         pipeline = VidTwinPipeline(
-            autoencoder=autoencoder.eval(),
+            autoencoder=autoencoder,
             transformer=transformer.eval(),
             scheduler=scheduler or FlowMatchEulerDiscreteScheduler(),
             latent_stats=stats,

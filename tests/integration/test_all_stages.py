@@ -2,80 +2,51 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+import functools
 from pathlib import Path
 
-import av
 import pytest
-from safetensors.torch import load_file
+from script_runs import read_back, read_json, run, run_python, weights
 
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": ""}
 PROMPT = "a red circle moving left on a navy background"
-
-
-def run(script: str, *arguments: object) -> str:
-    done = subprocess.run(
-        [sys.executable, script, *map(str, arguments)],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, f"{script}: {done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory) -> Path:
     """Autoencoder, reader, cache and transformer, each trained for a few steps."""
     folder = tmp_path_factory.mktemp("stages")
-    quick = ("save_every=6", "validate_every=6")
-    run("train_ae.py", "--config", "configs/ae/shapes_debug.yaml", f"output={folder}/ae", *quick)
-    run(
-        "train_language.py",
-        *("--config", "configs/language/shapes_bert_debug.yaml", f"output={folder}/bert"),
-    )
-    run(
-        "encode.py",
-        *("--config", "configs/encode/shapes_debug.yaml"),
-        *(f"autoencoder={folder}/ae", f"output={folder}/latents"),
-    )
-    run(
-        "train_diffusion.py",
-        *("--config", "configs/diffusion/shapes_debug.yaml", f"output={folder}/dit"),
-        *(f"autoencoder={folder}/ae", f"cache={folder}/latents"),
-        *(f"text_encoder={folder}/bert/language_model", f"sample_prompts=[{PROMPT}]"),
-        # Both conditions in one model; the clips are in the cache.
-        *("class_conditional=true", "data.shapes_size=20000"),
-    )
+    for script, config, output, *options in (
+        ("train_ae", "ae/shapes_debug", "ae", "save_every=6", "validate_every=6"),
+        ("train_language", "language/shapes_bert_debug", "bert"),
+        ("encode", "encode/shapes_debug", "latents", f"autoencoder={folder}/ae"),
+        (
+            *("train_diffusion", "diffusion/shapes_debug", "dit", f"autoencoder={folder}/ae"),
+            *(f"cache={folder}/latents", f"text_encoder={folder}/bert/language_model"),
+            # Both conditions in one model; the clips are in the cache.
+            *("class_conditional=true", "data.shapes_size=20000", f"sample_prompts=[{PROMPT}]"),
+        ),
+    ):
+        words = ("--config", f"configs/{config}.yaml", f"output={folder / output}", *options)
+        run_python(f"{script}.py", *words).done()
     return folder / "dit" / "pipeline"
 
 
 @pytest.mark.parametrize(
-    ("flags", "asked"),
+    ("sample", "flag", "asked"),
     [
-        (["--prompt", PROMPT], PROMPT),
-        (["--class-label", "growing"], "growing"),
+        (functools.partial(run_python, "sample.py"), "--prompt", PROMPT),
+        (functools.partial(run, "sample"), "--class-label", "growing"),
     ],
+    ids=["prompt", "class"],
 )
-def test_from_shapes_to_a_video(pipeline, tmp_path, flags, asked):
-    out = run(
-        "sample.py",
+def test_from_shapes_to_a_video(pipeline, tmp_path, sample, flag, asked):
+    out = sample(
         *("--pipeline", pipeline, "--output", tmp_path, "--steps", 2, "--device", "cpu"),
-        *flags,
-    )
+        *(flag, asked),
+    ).done()
     assert str(tmp_path / "sample_0000.mp4") in out
-    with av.open(tmp_path / "sample_0000.mp4") as video:
-        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-    assert len(frames) == 16
-    assert frames[0].shape == (32, 32, 3)
-    report = json.loads((tmp_path / "sample.json").read_text())
-    assert report["samples"][0]["asked"] == asked
+    assert read_back(tmp_path / "sample_0000.mp4")[0].shape == (16, 32, 32, 3)
+    assert read_json(tmp_path / "sample.json")["samples"][0]["asked"] == asked
     assert (tmp_path / "sheet.png").is_file()
-    latents = load_file(tmp_path / "sample_0000.latents.safetensors")
+    latents = weights(tmp_path / "sample_0000.latents.safetensors")
     assert all(bool(value.isfinite().all()) for value in latents.values())

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import runpy
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from accelerate import PartialState
 from PIL import Image
+from script_runs import ROOT, Ended, read_json, run, run_apart
 
 from runtime import load_config
 from vidtwin.media import write_video
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "evaluate.py"
 CLASSES = ["bend", "jump", "wave"]
 FRAMES, HEIGHT, WIDTH = 8, 16, 24  # of the tiny pipeline
 SAMPLES, CLIPS = 9, 12
@@ -45,13 +39,6 @@ def breaks_on_bright():
         return torch.where(colours > 0.95, torch.nan, colours)
     return run
 """
-
-
-@pytest.fixture(autouse=True)
-def _one_process():
-    """accelerate keeps its state for the whole process, and so for all tests."""
-    yield
-    PartialState._reset_state()
 
 
 @pytest.fixture(scope="module")
@@ -90,33 +77,23 @@ cache: null
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, workdir):
-    """Runs a script in this process; returns exit status, stdout and stderr."""
+def evaluate(monkeypatch, workdir) -> Callable[..., Ended]:
+    """Runs the evaluation in the folder, whose module of features can be imported."""
+    monkeypatch.syspath_prepend(workdir)
 
-    def run(*arguments: object, script: Path = SCRIPT) -> tuple[int, str, str]:
-        monkeypatch.chdir(workdir)
-        monkeypatch.syspath_prepend(workdir)
-        argv = [str(argument) for argument in arguments]
-        if script is SCRIPT:
-            argv = ["generation", "--config", "config.yaml", *argv]
-        monkeypatch.setattr(sys, "argv", [str(script), *argv])
-        with pytest.raises(SystemExit) as exit_info:
-            runpy.run_path(str(script), run_name="__main__")
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        PartialState._reset_state()
-        return int(exit_info.value.code or 0), captured.out, captured.err
+    def call(*arguments: object, runner: Callable = run, **options) -> Ended:
+        words = ("generation", "--config", "config.yaml", *arguments)
+        return runner("evaluate", *words, folder=workdir, **options)
 
-    return run
+    return call
 
 
 def result(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "generation.json").read_text())
+    return read_json(folder / "generation.json")
 
 
-def test_four_files_with_numbers_and_protocol(call, tmp_path) -> None:
-    status, printed, err = call(f"output={tmp_path}", "reencode=h264@40", "eight_bit=true")
-    assert status == 0, err
+def test_four_files_with_numbers_and_protocol(evaluate, tmp_path) -> None:
+    printed = evaluate(f"output={tmp_path}", "reencode=h264@40", "eight_bit=true").done()
     assert {path.name for path in tmp_path.iterdir()} == {
         f"generation.{ending}" for ending in ("json", "csv", "md", "png")
     }
@@ -144,28 +121,17 @@ def test_four_files_with_numbers_and_protocol(call, tmp_path) -> None:
         assert figure.width > figure.height
 
 
-def test_one_and_two_processes_write_the_same(call, workdir, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the two processes have
+def test_one_and_two_processes_write_the_same(evaluate, workdir, tmp_path) -> None:
     (workdir / "clips" / "bend" / "broken.mp4").write_text("not a video")
     options = ("num_real=null", "data.max_bad_fraction=0.5", f"cache={tmp_path / 'cache'}")
-    status, _, err = call(f"output={tmp_path / 'one'}", *options)
-    assert status == 0, err
+    evaluate(f"output={tmp_path / 'one'}", *options).done()
     assert len(list((tmp_path / "cache").iterdir())) == 1
-    status, _, err = call(f"output={tmp_path / 'cached'}", *options)
-    assert status == 0, err
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"),
-            *(str(SCRIPT), "generation", "--config", "config.yaml", f"output={tmp_path / 'two'}"),
-            *(*options[:2], f"cache={tmp_path / 'other cache'}"),
-        ],
-        cwd=workdir,
-        check=True,
-        timeout=400,
-    )
-    torch.set_num_threads(threads)
+    evaluate(f"output={tmp_path / 'cached'}", *options).done()
+    evaluate(
+        *(f"output={tmp_path / 'two'}", *options[:2], f"cache={tmp_path / 'other cache'}"),
+        runner=run_apart,
+        processes=2,
+    ).done()
     (workdir / "clips" / "bend" / "broken.mp4").unlink()
     skipped = result(tmp_path / "one")["skipped"]
     assert skipped["n"] == 1 and skipped["files"][0]["path"].endswith("broken.mp4")
@@ -177,24 +143,22 @@ def test_one_and_two_processes_write_the_same(call, workdir, tmp_path, monkeypat
     assert names == [path.name for path in (tmp_path / "other cache").iterdir()]
 
 
-def test_saved_samples_are_as_good_as_new_ones(call, workdir, tmp_path) -> None:
+def test_saved_samples_are_as_good_as_new_ones(evaluate, workdir, tmp_path) -> None:
     """The latents that sample.py wrote give the distance of the same samples made on the fly."""
     samples = tmp_path / "samples"
-    status, _, err = call(
-        *("--pipeline", "pipeline", "--num-samples", SAMPLES, "--steps", 2, "--output", samples),
-        *("--guidance-scale", 2, "--device", "cpu", "--batch-size", 2),
+    run(
+        *("sample", "--pipeline", "pipeline", "--num-samples", SAMPLES, "--steps", 2),
+        *("--guidance-scale", 2, "--device", "cpu", "--batch-size", 2, "--output", samples),
         *(word for name in CLASSES for word in ("--class-label", name)),
-        script=ROOT / "sample.py",
-    )
-    assert status == 0, err
+        folder=workdir,
+    ).done()
     values = {}
     for kind in ("pipeline", "latents", "videos"):
         path = "pipeline" if kind == "pipeline" else samples
-        status, _, err = call(
+        evaluate(
             *(f"output={tmp_path / kind}", f"generated.kind={kind}", f"generated.path={path}"),
             "generated.autoencoder=pipeline",
-        )
-        assert status == 0, err
+        ).done()
         values[kind] = result(tmp_path / kind)["found"]
     for name in (NAME, NAME.replace("FVD", "KVD")):
         expected = values["pipeline"][name]["value"]
@@ -206,14 +170,13 @@ def test_saved_samples_are_as_good_as_new_ones(call, workdir, tmp_path) -> None:
     assert made_by["num_inference_steps"] == 2 and "seconds" not in made_by
 
 
-def test_real_videos_against_themselves_are_at_zero(call, tmp_path) -> None:
+def test_real_videos_against_themselves_are_at_zero(evaluate, tmp_path) -> None:
     same = "{source: classes, path: clips, part: all, start: first, crop: center}"
-    status, _, err = call(
+    evaluate(
         *(f"output={tmp_path}", "generated.kind=data", "generated.path=null"),
         *(f"generated.data={same}", f"num_videos={CLIPS}", "metrics=[fvd,is]"),
         *("features.name=my_features:judge", "features.path=null", "is_splits=2"),
-    )
-    assert status == 0, err
+    ).done()
     found = result(tmp_path)["found"]
     assert found[f"FVD@{CLIPS}[my_features:judge]"]["value"] == pytest.approx(0, abs=1e-9)
     score = found[f"IS@{CLIPS}[my_features:judge]"]
@@ -222,26 +185,24 @@ def test_real_videos_against_themselves_are_at_zero(call, tmp_path) -> None:
     assert all(float(row.rsplit(",", 1)[1]) < 1e-5 for row in rows)  # each is its own nearest
 
 
-def test_memory_is_flat_for_the_distance_alone(call, tmp_path) -> None:
-    status, _, err = call(f"output={tmp_path}", "metrics=[fvd]", "bootstrap=0")
-    assert status == 0, err
+def test_memory_is_flat_for_the_distance_alone(evaluate, tmp_path) -> None:
+    evaluate(f"output={tmp_path}", "metrics=[fvd]", "bootstrap=0").done()
     report = result(tmp_path)
     assert set(report["found"][NAME]) == {"value", "n"}
     assert not (tmp_path / "generation.png").exists()
-    status, _, err = call(f"output={tmp_path / 'kept'}")
+    evaluate(f"output={tmp_path / 'kept'}").done()
     kept = result(tmp_path / "kept")["found"][NAME]
     assert kept["value"] == report["found"][NAME]["value"]
 
 
-def test_dry_run_says_what_would_be_done(call, tmp_path) -> None:
-    status, printed, err = call(f"output={tmp_path / 'out'}", "--dry-run", "protocol=ucf101-tats")
-    assert status == 0, err
+def test_dry_run_says_what_would_be_done(evaluate, tmp_path) -> None:
+    dry = (f"output={tmp_path / 'out'}", "--dry-run")
+    printed = evaluate(*dry, "protocol=ucf101-tats").done()
     assert f"clips: {CLIPS}" in printed and "ucf101-tats" in printed
     assert f"data.height is {HEIGHT}, the protocol has 128" in printed
     assert "missing: []" in printed
     away = ("data.path=away", "features.name=i3d", "features.path=away.pt")
-    status, printed, err = call(f"output={tmp_path / 'out'}", "--dry-run", *away)
-    assert status == 0, err
+    printed = evaluate(*dry, *away).done()
     assert "data.path=away is not there" in printed and "dropbox" in printed
     assert not (tmp_path / "out").exists()
 
@@ -281,12 +242,9 @@ BAD_INPUT: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_takes_one_line_and_leaves_nothing(call, tmp_path, case) -> None:
+def test_bad_input_takes_one_line_and_leaves_nothing(evaluate, tmp_path, case) -> None:
     options, reason = BAD_INPUT[case]
-    status, _, err = call(f"output={tmp_path / 'out'}", *options)
-    assert status == 2
-    assert reason in err
-    assert len([line for line in err.splitlines() if line.startswith("error: ")]) == 1
+    assert reason in evaluate(f"output={tmp_path / 'out'}", *options).refused()
     assert not (tmp_path / "out").exists()
 
 

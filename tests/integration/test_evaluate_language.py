@@ -3,61 +3,29 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
+import functools
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState, PartialState
+from script_runs import ROOT, read_json, records, run, run_apart, run_python
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
-import runtime
 from diffusion.language import TextEncoder
 from diffusion.language.tasks import evaluate_v1, evaluate_v2, read_squad
 from diffusion.language.tokenizer import TokenizerConfig, train_tokenizer
+from evaluation.readers import FinishedRuns
 
-ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs" / "language" / "tasks").glob("*.yaml"))
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 NOUNS, VERBS = ("cat", "dog", "bird", "fish"), ("sat", "ran", "slept", "sang")
 QUICK = ("epochs=1", "batch_size=8", "optimizer.learning_rate=0.003", "reader.max_length=32")
 
 
-@pytest.fixture(scope="module")
-def script():
-    """evaluate_language.py as a module."""
-    spec = importlib.util.spec_from_file_location("evaluate_language_script",
-                                                  ROOT / "evaluate_language.py")  # fmt: skip
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def run(script, monkeypatch, capsys):
-    """Runs the script in this process: its exit code, standard output and standard error."""
-    monkeypatch.chdir(ROOT)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["evaluate_language.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            runtime.run_main(script.main)
-        captured = capsys.readouterr()
-        return end.value.code, captured.out, captured.err
-
-    yield call
-    AcceleratorState._reset_state(True)
-    PartialState._reset_state()
+evaluate = functools.partial(run, "evaluate_language")
 
 
 def sentence(rng: random.Random) -> str:
@@ -138,33 +106,31 @@ def write(path: Path, lines: list[str]) -> None:
 
 
 def report(folder: Path, name: str) -> dict:
-    return json.loads((folder / f"{name}.json").read_text())
+    return read_json(folder / f"{name}.json")
 
 
 def losses(folder: Path) -> list[float]:
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [value for record in records for name, value in record.items() if name.endswith("/loss")]
+    logged = (pair for record in records(folder) for pair in record.items())
+    return [value for name, value in logged if name.endswith("/loss")]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_describes_itself(run, config, readers, glue, squad, tmp_path):
+def test_every_config_describes_itself(config, readers, glue, squad, tmp_path):
     name = config.stem.partition("_")[0]
     data = {"glue": [f"data.path={glue}"],
             "squad": [f"data.train=[{squad['train']}]", f"data.dev={squad['dev']}"],
             "probe": []}[name]  # fmt: skip
     length = [] if name == "probe" else ["reader.max_length=48"]
-    code, out, err = run(name, "--config", config, f"reader.name={readers['bert']}", *data, *length,
-                         f"output={tmp_path / 'out'}", "--dry-run")  # fmt: skip
-    assert code == 0, err
+    out = evaluate(name, "--config", config, f"reader.name={readers['bert']}", *data, *length,
+                   f"output={tmp_path / 'out'}", "--dry-run").done()  # fmt: skip
     assert {"glue": "sst2:", "squad": "squad1:", "probe": "questions:"}[name] in out
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_finished_is_kept(run, script, readers, glue, tmp_path, monkeypatch):
+def test_what_is_finished_is_kept(readers, glue, tmp_path, monkeypatch):
     options = ("glue", f"reader.name={readers['bert']}", f"data.path={glue}", *QUICK,
                f"output={tmp_path}")  # fmt: skip
-    code, out, err = run(*options, "seeds=[0,1]")
-    assert code == 0, err
+    out = evaluate(*options, "seeds=[0,1]").done()
     assert "| sst2 accuracy | rte accuracy | seeds |" in out
     first = report(tmp_path, "glue")
     assert set(first["found"]) == {"sst2", "rte"}
@@ -181,32 +147,29 @@ def test_what_is_finished_is_kept(run, script, readers, glue, tmp_path, monkeypa
         rows = list(csv.DictReader(stream))
     assert [(row["task"], row["seed"]) for row in rows] == [
         ("sst2", "0"), ("sst2", "1"), ("rte", "0"), ("rte", "1")]  # fmt: skip
-    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert any("sst2/seed0/samples_per_second" in record for record in logged)
+    assert any("sst2/seed0/samples_per_second" in record for record in records(tmp_path))
 
     trained = []
-    real = script.finetune
-    monkeypatch.setattr(script, "finetune", lambda run, task, seed:
-                        trained.append((task.name, seed)) or real(run, task, seed))  # fmt: skip
-    assert run(*options, "seeds=[0,1]")[0] == 0
+    keep = FinishedRuns.write
+    monkeypatch.setattr(FinishedRuns, "write", lambda runs, task, seed, *found:
+                        trained.append((task, seed)) or keep(runs, task, seed, *found))  # fmt: skip
+    evaluate(*options, "seeds=[0,1]").done()
     assert report(tmp_path, "glue") == first
     moved = shutil.copytree(glue, tmp_path / "moved")
-    assert run(*options, "seeds=[0,1]", f"data.path={moved}")[0] == 0
+    evaluate(*options, "seeds=[0,1]", f"data.path={moved}").done()
     assert trained == []
-    assert run(*options, "seeds=[1,2]", "data.tasks=[rte]")[0] == 0
+    evaluate(*options, "seeds=[1,2]", "data.tasks=[rte]").done()
     assert trained == [("rte", 2)]
     values = report(tmp_path, "glue")["found"]["rte"]["accuracy"]["values"]
     assert values[0] == first["found"]["rte"]["accuracy"]["values"][1]
-    code, _, err = run(*options, "optimizer.learning_rate=0.1")
-    assert code == 2
-    assert "settings.optimizer.learning_rate was 0.003, now 0.1" in err
+    told = evaluate(*options, "optimizer.learning_rate=0.1").refused()
+    assert "settings.optimizer.learning_rate was 0.003, now 0.1" in told
 
 
-def test_the_same_seed_gives_the_same_bits(run, readers, glue, tmp_path):
+def test_the_same_seed_gives_the_same_bits(readers, glue, tmp_path):
     for name in ("one", "two"):
-        code, _, err = run("glue", f"reader.name={readers['gpt2']}", f"data.path={glue}", *QUICK,
-                           "data.tasks=[sst2]", f"output={tmp_path / name}")  # fmt: skip
-        assert code == 0, err
+        evaluate("glue", f"reader.name={readers['gpt2']}", f"data.path={glue}", *QUICK,
+                 "data.tasks=[sst2]", f"output={tmp_path / name}").done()  # fmt: skip
     first, second = (losses(tmp_path / name) for name in ("one", "two"))
     assert first
     assert first == second
@@ -214,23 +177,21 @@ def test_the_same_seed_gives_the_same_bits(run, readers, glue, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
-def test_what_can_be_learnt_is_learnt(run, readers, glue, family, tmp_path):
-    code, _, err = run("glue", f"reader.name={readers[family]}", f"data.path={glue}", *QUICK,
-                       "reader.random_weights=true", "epochs=20", "data.tasks=[sst2]", "dropout=0",
-                       f"output={tmp_path}")  # fmt: skip
-    assert code == 0, err
+def test_what_can_be_learnt_is_learnt(readers, glue, family, tmp_path):
+    evaluate("glue", f"reader.name={readers[family]}", f"data.path={glue}", *QUICK,
+             "reader.random_weights=true", "epochs=20", "data.tasks=[sst2]", "dropout=0",
+             f"output={tmp_path}").done()  # fmt: skip
     found = report(tmp_path, "glue")
     assert found["found"]["sst2"]["accuracy"]["median"] > 0.9
     assert found["protocol"]["reader"]["pooling"] == ("first" if family == "bert" else "last")
 
 
-def test_squad_answers_are_found_and_measured_as_they_are_written(run, readers, squad, tmp_path):
-    code, out, err = run("squad", f"reader.name={readers['bert']}", f"output={tmp_path}", *QUICK,
-                         f"data.train=[{squad['train']}]", f"data.dev={squad['dev']}",
-                         "data.stride=8", "epochs=30")  # fmt: skip
-    assert code == 0, err
+def test_squad_answers_are_found_and_measured_as_they_are_written(readers, squad, tmp_path):
+    out = evaluate("squad", f"reader.name={readers['bert']}", f"output={tmp_path}", *QUICK,
+                   f"data.train=[{squad['train']}]", f"data.dev={squad['dev']}",
+                   "data.stride=8", "epochs=30").done()  # fmt: skip
     found = report(tmp_path, "squad")["found"]["squad1"]
-    predictions = json.loads((tmp_path / "predictions/squad1_seed0/predictions.json").read_text())
+    predictions = read_json(tmp_path / "predictions/squad1_seed0/predictions.json")
     measured = evaluate_v1(read_squad(str(squad["dev"])).questions, predictions)
     assert found["exact"]["median"] == pytest.approx(measured["exact"])
     assert found["f1"]["median"] == pytest.approx(measured["f1"])
@@ -239,17 +200,16 @@ def test_squad_answers_are_found_and_measured_as_they_are_written(run, readers, 
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
-def test_squad_v2_knows_no_answer(run, readers, squad, family, tmp_path):
-    code, out, err = run("squad", f"reader.name={readers[family]}", f"output={tmp_path}", *QUICK,
-                         f"data.train=[{squad['train2']}]", f"data.dev={squad['dev2']}",
-                         "data.stride=8", "epochs=30")  # fmt: skip
-    assert code == 0, err
+def test_squad_v2_knows_no_answer(readers, squad, family, tmp_path):
+    out = evaluate("squad", f"reader.name={readers[family]}", f"output={tmp_path}", *QUICK,
+                   f"data.train=[{squad['train2']}]", f"data.dev={squad['dev2']}",
+                   "data.stride=8", "epochs=30").done()  # fmt: skip
     found = report(tmp_path, "squad")
     protocol = found["protocol"]["tasks"]["squad2"]
     assert (protocol["unanswerable"], protocol["measured_on"]) == (5, 10)
     assert protocol["no_answer_token"] == ("first" if family == "bert" else "last")
     folder = tmp_path / "predictions" / "squad2_seed0"
-    best, odds = (json.loads((folder / f"{name}.json").read_text())
+    best, odds = (read_json(folder / f"{name}.json")
                   for name in ("best_answers", "null_odds"))  # fmt: skip
     measured = evaluate_v2(read_squad(str(squad["dev2"])).questions, best, odds)
     for name, value in measured.items():
@@ -258,26 +218,24 @@ def test_squad_v2_knows_no_answer(run, readers, squad, family, tmp_path):
     assert "threshold" not in out
 
 
-def test_articles_are_divided(run, readers, squad, tmp_path):
+def test_articles_are_divided(readers, squad, tmp_path):
     split = tmp_path / "split.json"
-    both = json.loads(squad["dev"].read_text())
-    both["data"] += json.loads(squad["train"].read_text())["data"]
+    both = read_json(squad["dev"])
+    both["data"] += read_json(squad["train"])["data"]
     (tmp_path / "both.json").write_text(json.dumps(both))
     split.write_text(json.dumps({"train": ["train"], "test": ["dev"]}))
-    code, out, err = run("squad", f"reader.name={readers['bert']}", *QUICK, "data.train=[]",
-                         f"data.dev={tmp_path / 'both.json'}", f"data.article_split={split}",
-                         f"output={tmp_path / 'out'}", "--dry-run")  # fmt: skip
-    assert code == 0, err
+    out = evaluate("squad", f"reader.name={readers['bert']}", *QUICK, "data.train=[]",
+                   f"data.dev={tmp_path / 'both.json'}", f"data.article_split={split}",
+                   f"output={tmp_path / 'out'}", "--dry-run").done()  # fmt: skip
     described = yaml.safe_load(out[out.index("squad1:") :])["squad1"]
     assert described["trained_on"] > described["predicted"]["dev"] > 0
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
-def test_probes(run, readers, family, tmp_path):
-    code, out, err = run("probe", f"reader.name={readers[family]}", f"output={tmp_path}",
-                         "seeds=[0,1]", "train_size=60", "test_size=30",
-                         "questions=[color,order,motion_at_shape]")  # fmt: skip
-    assert code == 0, err
+def test_probes(readers, family, tmp_path):
+    out = evaluate("probe", f"reader.name={readers[family]}", f"output={tmp_path}",
+                   "seeds=[0,1]", "train_size=60", "test_size=30",
+                   "questions=[color,order,motion_at_shape]").done()  # fmt: skip
     found = report(tmp_path, "probe")
     assert set(found["found"]) == {"color", "order", "motion_at_shape"}
     color = found["found"]["color"]
@@ -286,15 +244,12 @@ def test_probes(run, readers, family, tmp_path):
     assert "| reader | color | order | motion_at_shape |" in out
 
 
-def test_two_processes_agree_with_one(run, readers, glue, tmp_path):
+def test_two_processes_agree_with_one(readers, glue, tmp_path):
     arguments = ["glue", f"reader.name={readers['bert']}", f"data.path={glue}", *QUICK,
                  "data.tasks=[sst2]", "dropout=0", "log_every=1"]  # fmt: skip
-    code, _, err = run(*arguments, f"output={tmp_path / 'one'}")
-    assert code == 0, err
-    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
-    command = [sys.executable, *launcher, "evaluate_language.py", *arguments]
-    command.append(f"output={tmp_path / 'two'}")
-    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, timeout=500)
+    evaluate(*arguments, f"output={tmp_path / 'one'}").done()
+    words = ("evaluate_language", *arguments, f"output={tmp_path / 'two'}")
+    run_apart(*words, processes=2).done()
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=2e-3)
     one, two = (report(tmp_path / name, "glue") for name in ("one", "two"))
     assert one["protocol"].pop("made_by")[0]["processes"] == 1
@@ -305,7 +260,7 @@ def test_two_processes_agree_with_one(run, readers, glue, tmp_path):
         assert len(file.read_text().splitlines()) == 6
 
 
-def test_bad_input_is_one_line_and_exit_code_2(run, readers, glue, squad, tmp_path):
+def test_bad_input_is_one_line_and_exit_code_2(readers, glue, squad, tmp_path):
     reader = f"reader.name={readers['bert']}"
     other = tmp_path / "other"
     TextEncoder.from_pretrained(readers["bert"]).save_pretrained(other)
@@ -318,7 +273,6 @@ def test_bad_input_is_one_line_and_exit_code_2(run, readers, glue, squad, tmp_pa
     for part in ("train", "dev"):
         (cyrillic / part).rename(cyrillic / "SST-2" / f"{part}.tsv")
     cases = [
-        (("glew",), "the nearest is 'glue'"),
         (("glue", reader, "data.tasks=[sst3]", f"data.path={glue}"), "the nearest is 'sst2'"),
         (("glue", reader, f"data.path={tmp_path / 'none'}"), "none, does not exist"),
         (("glue", reader, "data.tasks=[qnli]", f"data.path={glue}"), "no train.tsv"),
@@ -337,10 +291,12 @@ def test_bad_input_is_one_line_and_exit_code_2(run, readers, glue, squad, tmp_pa
         (("probe", reader, "questions=[colour]"), "the nearest is 'color'"),
     ]  # fmt: skip
     for arguments, message in cases:
-        code, _, err = run(*arguments, f"output={tmp_path / 'out'}", "--dry-run") \
-            if arguments != ("glew",) else run(*arguments)  # fmt: skip
-        told = [line for line in err.splitlines() if line.startswith("error:")]
-        assert code == 2, (arguments, err)
-        assert len(told) == 1
-        assert message in told[0], told
-        assert "Traceback" not in err
+        told = evaluate(*arguments, f"output={tmp_path / 'out'}", "--dry-run").refused()
+        assert told.startswith("error: ")
+        assert message in told
+
+
+def test_a_wrong_name_is_told_by_a_process_of_its_own():
+    told = run_python("evaluate_language.py", "glew").refused()
+    assert told.startswith("error: ")
+    assert "the nearest is 'glue'" in told

@@ -3,47 +3,30 @@ sheets."""
 
 from __future__ import annotations
 
+import functools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from script_runs import read_json, run, run_apart
 
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-TWO_PROCESSES = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
-CLASSIFIER = "configs/evaluation/classifier_sprites_debug.yaml"
-ACCURACY = "configs/evaluation/accuracy_sprites_debug.yaml"
-CONFIGS = sorted((ROOT / "configs" / "evaluation").glob("*_sprites*.yaml"))
+CLASSIFIER = ("classifier", "--config", "configs/evaluation/classifier_sprites_debug.yaml")
+ACCURACY = ("accuracy", "--config", "configs/evaluation/accuracy_sprites_debug.yaml")
 
-
-def run(script: str, *arguments: object, launcher: tuple[str, ...] = (), code: int = 0) -> str:
-    """The output of one run, which must end with `code`."""
-    ended = subprocess.run(
-        [sys.executable, *launcher, script, *map(str, arguments)],
-        cwd=ROOT, env=ENVIRONMENT, timeout=280, capture_output=True, text=True,
-    )  # fmt: skip
-    assert ended.returncode == code, ended.stderr
-    return ended.stderr if code else ended.stdout
-
-
-def evaluate(name: str, config: str, *arguments: object, **options) -> str:
-    return run("evaluate.py", name, "--config", config, *arguments, **options)
+evaluate = functools.partial(run, "evaluate")
 
 
 @pytest.fixture(scope="module")
 def judged(sheets, tmp_path_factory) -> Path:
     """The output of a tiny judge's training."""
     output = tmp_path_factory.mktemp("judge")
-    evaluate("classifier", CLASSIFIER, f"data.path={sheets}", f"output={output}")
+    evaluate(*CLASSIFIER, f"data.path={sheets}", f"output={output}").done()
     return output
 
 
 def test_one_and_two_processes_train_and_judge_alike(sheets, judged, tmp_path):
-    path = f"data.path={sheets}"
-    evaluate("classifier", CLASSIFIER, path, f"output={tmp_path}", launcher=TWO_PROCESSES)
+    options = (*CLASSIFIER, f"data.path={sheets}", f"output={tmp_path}")
+    run_apart("evaluate", *options, processes=2).done()
     one, two = (
         (folder / "classifier.json").read_text().replace(str(folder), "OUTPUT")
         for folder in (judged, tmp_path)
@@ -57,14 +40,15 @@ def test_one_and_two_processes_train_and_judge_alike(sheets, judged, tmp_path):
 
 
 def test_from_sheets_to_the_scores_of_a_swap(sheets, judged, tmp_path):
-    run("train_ae.py", "--config", "configs/ae/sprites_debug.yaml", f"data.path={sheets}",
-        f"output={tmp_path / 'ae'}", "steps=3", "validate_every=3", "save_every=3")  # fmt: skip
+    run("train_ae", "--config", "configs/ae/sprites_debug.yaml", f"data.path={sheets}",
+        f"output={tmp_path / 'ae'}", "steps=3", "validate_every=3",
+        "save_every=3").done()  # fmt: skip
     shown = evaluate(
-        "accuracy", ACCURACY, f"data.path={sheets}", f"classifier={judged / 'classifier'}",
+        *ACCURACY, f"data.path={sheets}", f"classifier={judged / 'classifier'}",
         "videos=swap", f"model={tmp_path / 'ae'}", f"output={tmp_path / 'swap'}",
-    )  # fmt: skip
+    ).done()  # fmt: skip
     assert "H(y|x) of motion" in shown
-    report = json.loads((tmp_path / "swap" / "accuracy.json").read_text())
+    report = read_json(tmp_path / "swap" / "accuracy.json")
     measures = report["found"]["measures"]["all motion"]
     assert 1 <= measures["inception_score"] <= 9
     assert report["protocol"]["videos"]["kind"] == "swap"
@@ -73,8 +57,8 @@ def test_from_sheets_to_the_scores_of_a_swap(sheets, judged, tmp_path):
 
 
 def test_what_is_missing_is_said_in_one_line(sheets, tmp_path):
-    said = evaluate("classifier", CLASSIFIER, "data.path=/nowhere", "--dry-run", code=2)
-    assert "'/nowhere' is not a folder" in said
-    assert said.strip().count("\n") == 0
-    said = evaluate("accuracy", ACCURACY, f"data.path={sheets}", "classifier=/nowhere", code=2)
-    assert "make one with evaluate.py classifier" in said
+    said = evaluate(*CLASSIFIER, "data.path=/nowhere", "--dry-run")
+    assert "'/nowhere' is not a folder" in said.refused()
+    assert said.err.strip().count("\n") == 0
+    said = evaluate(*ACCURACY, f"data.path={sheets}", "classifier=/nowhere")
+    assert "make one with evaluate.py classifier" in said.refused()

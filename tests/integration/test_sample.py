@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import runpy
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
-from accelerate import PartialState
 from PIL import Image
+from script_runs import Ended, read_back, read_json, run, run_apart
 
 from diffusion import VidTwinPipeline
 from diffusion.schedulers import build_scheduler
@@ -23,16 +18,8 @@ from vidtwin.media import write_video
 from vidtwin.reconstruction.latent_files import load_windows
 from vidtwin.tiling import decode_windows
 
-SCRIPT = Path(__file__).resolve().parents[2] / "sample.py"
 FRAMES, HEIGHT, WIDTH = 8, 16, 24  # of the tiny pipeline
 ENDINGS = ("mp4", "gif", "latents.safetensors")
-
-
-@pytest.fixture(autouse=True)
-def _one_process():
-    """accelerate keeps its state for the whole process, and so for all tests."""
-    yield
-    PartialState._reset_state()
 
 
 @pytest.fixture(scope="module")
@@ -53,33 +40,18 @@ def workdir(tmp_path_factory, build_pipeline) -> Path:
     return folder
 
 
-@pytest.fixture
-def call(monkeypatch, capsys, workdir):
-    """Runs the script in this process; returns exit status, stdout and stderr."""
+@pytest.fixture(scope="module")
+def sample(workdir) -> Callable[..., Ended]:
+    """Runs the script in the folder."""
 
-    def run(*arguments: object, pipeline: str = "text") -> tuple[int, str, str]:
-        monkeypatch.chdir(workdir)
-        argv = [str(argument) for argument in arguments]
-        if pipeline:
-            argv += ["--pipeline", pipeline, "--device", "cpu"]
-        if "--steps" not in argv:
-            argv += ["--steps", "2"]
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *argv])
-        with pytest.raises(SystemExit) as exit_info:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return int(exit_info.value.code or 0), captured.out, captured.err
+    def call(
+        *arguments: object, pipeline: str = "text", runner: Callable = run, **options
+    ) -> Ended:
+        given = [] if not pipeline else ["--pipeline", pipeline, "--device", "cpu"]
+        steps = [] if "--steps" in arguments else ["--steps", 2]
+        return runner("sample", *arguments, *given, *steps, folder=workdir, **options)
 
-    return run
-
-
-def read_back(path: Path) -> tuple[np.ndarray, float]:
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        rate = float(stream.average_rate or 0)
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-    return np.stack(frames), rate
+    return call
 
 
 def latents_of(folder: Path, index: int) -> dict[str, torch.Tensor]:
@@ -93,13 +65,12 @@ def assert_same_latents(one: Path, other: Path, indices: range) -> None:
         assert all(torch.equal(first[name], second[name]) for name in first), index
 
 
-def test_prompts_to_files(call, workdir, tmp_path) -> None:
+def test_prompts_to_files(sample, workdir, tmp_path) -> None:
     out = tmp_path / "deep" / "out"
-    status, printed, err = call(
+    printed = sample(
         *("--prompt", "a green star", "--prompts-file", "prompts.txt", "--num-videos", 2),
         *("--seed", 3, "--output", out, "--guidance-scale", 2, "--scheduler", "unipc"),
-    )
-    assert status == 0, err
+    ).done()
     names = {f"sample_{index:04d}.{ending}" for index in range(6) for ending in ENDINGS}
     assert {path.name for path in out.iterdir()} == names | {"sheet.png", "sample.json"}
     assert str(out / "sample_0000.mp4") in printed
@@ -109,7 +80,7 @@ def test_prompts_to_files(call, workdir, tmp_path) -> None:
         assert gif.n_frames == FRAMES
     with Image.open(out / "sheet.png") as sheet:
         assert sheet.height > 6 * 128
-    report = json.loads((out / "sample.json").read_text())
+    report = read_json(out / "sample.json")
     prompts = [sample["prompt"] for sample in report["samples"]]
     assert prompts == ["a green star"] * 2 + ["a red circle"] * 2 + ["a blue square"] * 2
     assert [sample["seed"] for sample in report["samples"]] == list(range(3, 9))
@@ -123,7 +94,7 @@ def test_prompts_to_files(call, workdir, tmp_path) -> None:
 
 def check_against_the_pipeline(workdir: Path, out: Path) -> None:
     """The report says enough to make a sample again, and the latents are those of the video."""
-    report = json.loads((out / "sample.json").read_text())
+    report = read_json(out / "sample.json")
     made_by, sample = report["made_by"], report["samples"][5]
     pipeline = VidTwinPipeline.from_pretrained(workdir / made_by["pipeline"])
     pipeline.scheduler = build_scheduler("unipc", pipeline.scheduler)
@@ -143,22 +114,20 @@ def check_against_the_pipeline(workdir: Path, out: Path) -> None:
     assert np.corrcoef(decoded.clamp(-1, 1).mean(0).numpy().ravel(), shown)[0, 1] > 0.6
 
 
-def test_classes_by_name_and_number(call, tmp_path) -> None:
+def test_classes_by_name_and_number(sample, tmp_path) -> None:
     out = tmp_path / "out"
-    status, printed, err = call(
+    printed = sample(
         *("--class-label", "wave", "--class-label", 0, "--num-samples", 3, "--output", out),
         pipeline="classes",
-    )
-    assert status == 0, err
-    samples = json.loads((out / "sample.json").read_text())["samples"]
+    ).done()
+    samples = read_json(out / "sample.json")["samples"]
     assert [sample["class_label"] for sample in samples] == [2, 0, 2]
     assert "wave" in printed
 
 
-def test_long_video_at_another_rate(call, workdir, tmp_path) -> None:
+def test_long_video_at_another_rate(sample, workdir, tmp_path) -> None:
     out = tmp_path / "out"
-    status, _, err = call("--num-frames", 19, "--fps", 60, "--motion-scale", 1.5, "--output", out)
-    assert status == 0, err
+    sample("--num-frames", 19, "--fps", 60, "--motion-scale", 1.5, "--output", out).done()
     frames, fps = read_back(out / "sample_0000.mp4")
     assert (len(frames), fps) == (19, 60)
     windows, _ = load_windows(out / "sample_0000.latents.safetensors")
@@ -168,17 +137,16 @@ def test_long_video_at_another_rate(call, workdir, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("half", ["structure", "dynamics"])
-def test_half_of_another_video(call, workdir, tmp_path, half) -> None:
+def test_half_of_another_video(sample, workdir, tmp_path, half) -> None:
     out = tmp_path / "out"
-    status, _, err = call(f"--{half}-from", "clip.mp4", "--num-videos", 2, "--output", out)
-    assert status == 0, err
+    sample(f"--{half}-from", "clip.mp4", "--num-videos", 2, "--output", out).done()
     first, second = latents_of(out, 0), latents_of(out, 1)
     same = {name for name in first if torch.equal(first[name], second[name])}
     assert same == ({"s"} if half == "structure" else {"x", "y"})
-    assert json.loads((out / "sample.json").read_text())["made_by"][f"{half}_from"] == "clip.mp4"
+    assert read_json(out / "sample.json")["made_by"][f"{half}_from"] == "clip.mp4"
 
 
-def test_a_sample_is_the_same_in_any_company(call, tmp_path) -> None:
+def test_a_sample_is_the_same_in_any_company(sample, tmp_path) -> None:
     """By itself, among others, and on two processes; in batches of one and of two."""
     prompts = ("--prompt", "a red circle", "--prompt", "a blue square turns")
     wanted = (*prompts, "--num-samples", 5)
@@ -188,26 +156,18 @@ def test_a_sample_is_the_same_in_any_company(call, tmp_path) -> None:
         "alone": ("--prompt", "a blue square turns", "--seed", 1),
         "pairs": (*wanted, "--batch-size", 2),
     }.items():
-        status, _, err = call(*options, "--output", tmp_path / name)
-        assert status == 0, err
+        sample(*options, "--output", tmp_path / name).done()
     assert_same_latents(tmp_path / "five", tmp_path / "three", range(3))
     for name, alone in latents_of(tmp_path / "alone", 0).items():
         assert torch.equal(latents_of(tmp_path / "five", 1)[name], alone)
         pair = latents_of(tmp_path / "pairs", 1)[name]
         torch.testing.assert_close(pair, alone, rtol=1e-4, atol=1e-4)
 
-    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
     for name, options in {"five": wanted, "pairs": (*wanted, "--batch-size", 2)}.items():
         out = tmp_path / f"{name} on two"
-        arguments = ("--output", str(out), "--pipeline", "text", "--steps", "2", *options)
-        subprocess.run(
-            [sys.executable, *launcher, str(SCRIPT), *map(str, arguments)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            check=True,
-            timeout=240,
-        )
+        sample(*options, "--output", out, runner=run_apart, processes=2).done()
         assert_same_latents(tmp_path / name, out, range(5))
-        report = json.loads((out / "sample.json").read_text())
+        report = read_json(out / "sample.json")
         assert report["made_by"]["processes"] == 2
         assert [sample["index"] for sample in report["samples"]] == list(range(5))
 
@@ -248,38 +208,33 @@ BAD_INPUT: dict[str, tuple[tuple[object, ...], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_takes_one_line_and_leaves_nothing(call, tmp_path, case) -> None:
+def test_bad_input_takes_one_line_and_leaves_nothing(sample, tmp_path, case) -> None:
     arguments, reason = BAD_INPUT[case]
     out = tmp_path / "out"
     where = () if "--output" in arguments else ("--output", out)
     of_classes = "class-only" in case or case in ("unknown class", "class out of range")
     if "--pipeline" in arguments or "--device" in arguments:
         given = () if "--pipeline" in arguments else ("--pipeline", "text")
-        status, printed, err = call(*arguments, *given, *where, pipeline="")
+        ended = sample(*arguments, *given, *where, pipeline="")
     else:
-        pipeline = "classes" if of_classes else "text"
-        status, printed, err = call(*arguments, *where, pipeline=pipeline)
-    assert status == 2
-    assert reason in err
-    assert len([line for line in err.splitlines() if line.startswith("error: ")]) == 1
-    assert printed == ""
+        ended = sample(*arguments, *where, pipeline="classes" if of_classes else "text")
+    assert reason in ended.refused()
+    assert ended.out == ""
     assert not out.exists()
 
 
 @pytest.mark.parametrize("part", ["model_index.json", "transformer", "latent_stats", "tokenizer"])
-def test_a_pipeline_with_a_part_missing(call, workdir, tmp_path, part) -> None:
+def test_a_pipeline_with_a_part_missing(sample, workdir, tmp_path, part) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(workdir / "text", broken)
     lost = broken / part
     shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
     out = tmp_path / "out"
-    status, _, err = call("--prompt", "a star", "--output", out, pipeline=str(broken))
-    assert (status, out.exists()) == (2, False)
-    assert part in err
+    assert part in sample("--prompt", "a star", "--output", out, pipeline=str(broken)).refused()
+    assert not out.exists()
 
 
-def test_a_long_prompt_is_cut_with_a_warning(call, caplog, tmp_path) -> None:
+def test_a_long_prompt_is_cut_with_a_warning(sample, caplog, tmp_path) -> None:
     prompt = "a red circle moves left " * 5 + "stars"
-    status, _, err = call("--prompt", prompt, "--output", tmp_path / "out")
-    assert status == 0, err
+    sample("--prompt", prompt, "--output", tmp_path / "out").done()
     assert "stars" in caplog.text

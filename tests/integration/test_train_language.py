@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
+import functools
 import random
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
-from safetensors.torch import load_file
+from script_runs import (
+    ROOT,
+    assert_same_records,
+    assert_same_weights,
+    records,
+    run,
+    train_killed_and_again,
+    train_on_one_and_two,
+    weights,
+)
 from transformers import BertForMaskedLM
 
-import runtime
 from diffusion.language import TextEncoder
 from diffusion.language.models import (
     LanguageModelConfig,
@@ -31,56 +32,16 @@ from diffusion.language.models import (
 from diffusion.language.objectives import ObjectiveConfig
 from diffusion.language.tokenizer import TokenizerConfig, train_tokenizer
 
-ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "configs" / "language").glob("*.yaml"))
+CONFIGS = [path for path in sorted((ROOT / "configs" / "language").glob("*.yaml"))
+           if not path.stem.startswith("compare_")]  # fmt: skip
 KINDS = ("mlm", "span", "rtd", "clm", "bert", "roberta", "albert", "distilbert")
 DEBUG = "configs/language/shapes_bert_debug.yaml"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 # Families other than BERT need a token for each byte.
 FAMILIES = {"bert": (), "roberta": ("tokenizer.vocabulary_size=400",),
             "gpt2": ("tokenizer.vocabulary_size=400",)}  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def script():
-    """train_language.py as a module."""
-    spec = importlib.util.spec_from_file_location("train_language_script",
-                                                  ROOT / "train_language.py")  # fmt: skip
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def run(script, monkeypatch, capsys):
-    """Runs the script in this process: its exit code, standard output and standard error."""
-    monkeypatch.chdir(ROOT)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["train_language.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            runtime.run_main(script.main)
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err
-
-    yield call
-    AcceleratorState._reset_state(True)
-    PartialState._reset_state()
-
-
-def command(*arguments: object, launcher: tuple[str, ...] = ()) -> list[str]:
-    return [sys.executable, *launcher, "train_language.py", *map(str, arguments)]
-
-
-def weights(folder: Path, name: str = "language_model") -> dict[str, torch.Tensor]:
-    return load_file(folder / name / "model.safetensors")
-
-
-def records(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+train = functools.partial(run, "train_language")
 
 
 def corpus_file(folder: Path) -> Path:
@@ -117,10 +78,9 @@ def extra_for(name: str, teacher: Path) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_describes_itself(run, config, tmp_path, teacher):
-    code, out, err = run("--config", config, "--dry-run", f"output={tmp_path / 'run'}",
-                         "tokenizer.train_texts=300", *extra_for(config.stem, teacher))  # fmt: skip
-    assert code == 0, err
+def test_every_config_describes_itself(config, tmp_path, teacher):
+    out = train("--config", config, "--dry-run", f"output={tmp_path / 'run'}",
+                "tokenizer.train_texts=300", *extra_for(config.stem, teacher)).done()  # fmt: skip
     family = re.search(r"(\w+): [\d,]+ parameters, [\d,]+ tokens in its vocabulary", out)
     assert family is not None
     assert f"family: {family[1]}" in out
@@ -129,42 +89,34 @@ def test_every_config_describes_itself(run, config, tmp_path, teacher):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_objective_trains_and_resumes_bit_for_bit(run, kind, tmp_path, teacher):
+def test_every_objective_trains_and_resumes_bit_for_bit(kind, tmp_path, teacher):
     """What is left after a kill behind step 4 is that step's checkpoint, and leads to the same."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     config = f"configs/language/wikitext_{kind}_debug.yaml"
     options = ("--config", config, "steps=6", "save_every=4", "log_every=1", "validate_every=6",
                "accumulation=2", "ema.enabled=true",
                *extra_for(f"debug_{kind}", teacher))  # fmt: skip
-    code, _, err = run(*options, f"output={whole}")
-    assert code == 0, err
+    train(*options, f"output={whole}").done()
     shutil.copytree(whole, killed, ignore=shutil.ignore_patterns("*06", "language_model*"))
     logged = [line for line in (whole / "metrics.jsonl").read_text().splitlines()]
     (killed / "metrics.jsonl").write_text("\n".join(logged[:4]) + "\n")
     resumed_from = killed / "checkpoints" / "step_000000004" / "progress.json"
     written = resumed_from.stat().st_mtime_ns
-    code, _, err = run(*options, f"output={killed}")
-    assert code == 0, err
+    train(*options, f"output={killed}").done()
     assert resumed_from.stat().st_mtime_ns == written  # it did not begin anew
     for name in ("language_model", "language_model_ema"):
         for file in (whole / name).rglob("*.safetensors"):
-            expected, came = load_file(file), load_file(killed / file.relative_to(whole))
-            assert expected.keys() == came.keys()
-            assert all(torch.equal(value, came[key]) for key, value in expected.items()), file
-    for first, second in zip(records(whole), records(killed), strict=True):
-        for key, value in first.items():
-            if key.startswith(("loss/", "training/", "validation/")):
-                assert second[key] == value, key
+            assert_same_weights(file, killed / file.relative_to(whole))
+    assert_same_records(whole, killed)
     encoder = TextEncoder.from_pretrained(whole / "language_model", local_files_only=True)
     assert encoder.causal == (kind == "clm")
     assert encoder(["two latents", ""]).hidden_states.shape[2] == 32
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_trains_validates_and_saves(run, family, tmp_path):
-    code, _, err = run("--config", DEBUG, f"output={tmp_path}", f"model.family={family}",
-                       "ema.enabled=true", *FAMILIES[family])  # fmt: skip
-    assert code == 0, err
+def test_every_family_trains_validates_and_saves(family, tmp_path):
+    train("--config", DEBUG, f"output={tmp_path}", f"model.family={family}", "ema.enabled=true",
+          *FAMILIES[family]).done()  # fmt: skip
     logged = records(tmp_path)
     training = [record for record in logged if "loss/total" in record]
     for key in ("training/accuracy", "gradient_norm", "learning_rate", "samples_per_second",
@@ -183,97 +135,52 @@ def test_every_family_trains_validates_and_saves(run, family, tmp_path):
 
 def test_killed_at_any_step_and_run_again_equals_uninterrupted(tmp_path):
     # Dropout, EMA and a worker: everything that could remember something.
-    options = ("--config", DEBUG, "save_every=2", "steps=14", "model.dropout=0.1", "log_every=1",
+    options = ("--config", DEBUG, "save_every=2", "model.dropout=0.1", "log_every=1",
                "validation_samples=0", "num_workers=1", "accumulation=2",
                "ema.enabled=true")  # fmt: skip
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(
-        command(*options, f"output={whole}"), cwd=ROOT, env=ENVIRONMENT, check=True, timeout=500
-    )
-    stop_at = random.randint(2, 12)
-    process = subprocess.Popen(
-        command(*options, f"output={killed}"), cwd=ROOT, env=ENVIRONMENT, start_new_session=True
-    )
-    log = killed / "metrics.jsonl"
-    deadline = time.monotonic() + 500
-    while not (log.exists() and len(log.read_text().splitlines()) >= stop_at):
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    subprocess.run(
-        command(*options, f"output={killed}"), cwd=ROOT, env=ENVIRONMENT, check=True, timeout=500
-    )
+    whole, killed = train_killed_and_again("train_language", tmp_path, *options, steps=14)
     for name in ("language_model", "language_model_ema"):
-        expected, came = weights(whole, name), weights(killed, name)
-        assert expected.keys() == came.keys()
-        for key, value in expected.items():
-            assert torch.equal(value, came[key]), f"{key}, killed at step {stop_at}"
+        assert_same_weights(whole / name, killed / name)
         files = [folder / name / "tokenizer.json" for folder in (whole, killed)]
         assert files[0].read_text() == files[1].read_text()
-    assert [r["step"] for r in records(killed)] == list(range(1, 15))
-    assert [r["loss/total"] for r in records(killed)] == [r["loss/total"] for r in records(whole)]
 
 
 @pytest.mark.parametrize("name", ["shapes_bert", "wikitext_rtd", "wikitext_span"])
-def test_two_processes_equal_one(run, name, tmp_path):
-    options = ("--config", f"configs/language/{name}_debug.yaml", "steps=8", "log_every=1",
-               "validate_every=8", "model.dropout=0.0")  # fmt: skip
-    one, two = tmp_path / "one", tmp_path / "two"
-    code, _, err = run(*options, f"output={one}")
-    assert code == 0, err
-    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
-    subprocess.run(
-        command(*options, f"output={two}", launcher=launcher),
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        check=True,
-        timeout=500,
-    )
-    progress = json.loads((two / "checkpoints/step_000000008/progress.json").read_text())
-    assert progress["num_processes"] == 2
-    for first, second in zip(records(one), records(two), strict=True):
-        for key, value in first.items():
-            if key.startswith(("loss/", "training/", "validation/", "gradient_norm")):
-                assert second[key] == pytest.approx(value, rel=2e-4, abs=2e-5), key
-    expected, came = weights(one), weights(two)
-    for key, value in expected.items():
-        assert torch.allclose(value, came[key], rtol=1e-3, atol=2e-5), key
+def test_two_processes_equal_one(name, tmp_path):
+    options = ("--config", f"configs/language/{name}_debug.yaml", "steps=4", "log_every=1",
+               "validate_every=4", "model.dropout=0.0")  # fmt: skip
+    one, two = train_on_one_and_two("train_language", tmp_path, *options)
+    assert_same_weights(one / "language_model", two / "language_model", rtol=1e-3, atol=2e-5)
 
 
-def test_micro_batches_equal_the_whole_batch(run, tmp_path):
+def test_micro_batches_equal_the_whole_batch(tmp_path):
     for parts in (1, 4):
-        code, _, err = run("--config", DEBUG, "steps=3", "log_every=1", "validation_samples=0",
-                           f"output={tmp_path / str(parts)}", f"accumulation={parts}")  # fmt: skip
-        assert code == 0, err
-    expected, came = weights(tmp_path / "1"), weights(tmp_path / "4")
-    assert all(torch.allclose(v, came[k], rtol=1e-4, atol=1e-5) for k, v in expected.items())
+        train("--config", DEBUG, "steps=3", "log_every=1", "validation_samples=0",
+              f"output={tmp_path / str(parts)}", f"accumulation={parts}").done()  # fmt: skip
+    one, four = (tmp_path / parts / "language_model" for parts in ("1", "4"))
+    assert_same_weights(one, four, rtol=1e-4, atol=1e-5)
     losses = [[r["loss/total"] for r in records(tmp_path / str(parts))] for parts in (1, 4)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_overfit_learns_its_texts(run, tmp_path):
-    code, _, err = run(
-        "--config", DEBUG, "--overfit", 2, f"output={tmp_path}", "steps=400", "log_every=10",
-        "validate_every=400", "save_every=400", "optimizer.learning_rate=5e-3",
-    )  # fmt: skip
-    assert code == 0, err
+def test_overfit_learns_its_texts(tmp_path):
+    train(
+        "--config", DEBUG, "--overfit", 2, f"output={tmp_path}", "steps=120", "log_every=10",
+        "validate_every=120", "save_every=120", "optimizer.learning_rate=1e-2",
+    ).done()  # fmt: skip
     losses = [r["loss/total"] for r in records(tmp_path) if "loss/total" in r]
     assert losses[-1] < 0.3 * losses[0]
     assert records(tmp_path)[-1]["validation/accuracy"] > 0.6
 
 
-def test_files_and_going_on_with_another_corpus(run, tmp_path):
+def test_files_and_going_on_with_another_corpus(tmp_path):
     options = ("--config", DEBUG, "corpus.source=text", f"corpus.path={corpus_file(tmp_path)}",
                "steps=4", "corpus.validation_fraction=0.1", "validate_every=4")  # fmt: skip
-    code, _, err = run(*options, f"output={tmp_path / 'first'}")
-    assert code == 0, err
+    train(*options, f"output={tmp_path / 'first'}").done()
     assert records(tmp_path / "first")[-1]["validation/tokens"] > 10
-    code, _, err = run("--config", DEBUG, f"output={tmp_path / 'second'}", "steps=1", "log_every=1",
-                       "optimizer.warmup_steps=0", "optimizer.learning_rate=1e-12",
-                       f"init_from={tmp_path / 'first' / 'language_model'}")  # fmt: skip
-    assert code == 0, err
+    train("--config", DEBUG, f"output={tmp_path / 'second'}", "steps=1", "log_every=1",
+          "optimizer.warmup_steps=0", "optimizer.learning_rate=1e-12",
+          f"init_from={tmp_path / 'first' / 'language_model'}").done()  # fmt: skip
     # Through the models: early versions of transformers 5 rename weights that were loaded.
     before, after = (
         BertForMaskedLM.from_pretrained(tmp_path / name / "language_model").state_dict()
@@ -282,12 +189,11 @@ def test_files_and_going_on_with_another_corpus(run, tmp_path):
     assert all(torch.allclose(value, after[key], atol=1e-6) for key, value in before.items())
 
 
-def test_a_tokenizer_without_a_checkpoint_is_made_anew(run, tmp_path):
+def test_a_tokenizer_without_a_checkpoint_is_made_anew(tmp_path):
     options = ("--config", DEBUG, "steps=2", "validation_samples=0", "optimizer.warmup_steps=0")
     for size in (300, 200):
-        code, _, err = run(*options, f"output={tmp_path}", f"tokenizer.vocabulary_size={size}")
-        assert code == 0, err
-        table = weights(tmp_path)["bert.embeddings.word_embeddings.weight"]
+        train(*options, f"output={tmp_path}", f"tokenizer.vocabulary_size={size}").done()
+        table = weights(tmp_path / "language_model")["bert.embeddings.word_embeddings.weight"]
         assert len(table) == size
         for checkpoint in (tmp_path / "checkpoints").iterdir():
             checkpoint.rename(tmp_path / f"gone-{size}-{checkpoint.name}")
@@ -321,9 +227,7 @@ class TestBadInput:
         ],
         ids=lambda value: value[-1] if isinstance(value, list) else "",
     )
-    def test_message(self, run, tmp_path, arguments, message):
-        code, _, err = run("--config", DEBUG, f"output={tmp_path / 'run'}", *arguments)
-        assert code == 2, err
-        assert re.search(message, err), err
-        assert "Traceback" not in err
+    def test_message(self, tmp_path, arguments, message):
+        told = train("--config", DEBUG, f"output={tmp_path / 'run'}", *arguments).refused()
+        assert re.search(message, told), told
         assert not list(tmp_path.rglob("*.safetensors"))

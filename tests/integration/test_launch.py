@@ -1,0 +1,32 @@
+"""How users start several processes of a script on CPUs."""
+
+from __future__ import annotations
+
+from script_runs import ROOT, run_python
+
+# Ends as the scripts do; what they do themselves is tested without the launcher, which takes long.
+SCRIPT = """
+import sys
+from accelerate import Accelerator
+import runtime
+
+def main():
+    here = Accelerator()
+    print(f"{here.process_index} of {here.num_processes} on {here.device.type}: {sys.argv[1:]}")
+    here.wait_for_everyone()
+    here.end_training()
+
+if __name__ == "__main__":
+    runtime.run_main(main)
+"""
+
+
+def test_accelerate_launch_starts_as_many_as_it_is_asked_for(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    told = run_python(
+        *("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"),
+        *(tmp_path / "script.py", "--config", "some.yaml", "output=a folder"),
+        environment={"PYTHONPATH": str(ROOT)},
+    ).done()
+    words = ["--config", "some.yaml", "output=a folder"]
+    assert sorted(told.splitlines()) == [f"{rank} of 2 on cpu: {words}" for rank in (0, 1)]
