@@ -212,6 +212,7 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         structure_downsamples: int = 1,
         dynamics_channels: int = 8,
         dynamics_downsamples: int = 1,
+        structure_frame: int | None = None,
     ) -> None:
         super().__init__()
         config = AutoencoderConfig(
@@ -255,7 +256,8 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         Args:
             video: (B, C, T, H, W), float in [-1, 1]; C, T, H, W as in the config.
             structure_video: what the structure is read off instead; a training may shuffle its
-                frames, see `vidtwin.frame_shuffle`.
+                frames, see `vidtwin.frame_shuffle`. Without it, the config's `structure_frame` of
+                the video as a still, or where that is None the video itself.
         Returns:
             VidTwinPosterior: call `.mode()` or `.sample()` for latents.
         Raises:
@@ -264,6 +266,9 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         self._check_video(video)
         features = self.features(video)
         dynamics_x, dynamics_y = self.dynamics_encoder(features)
+        frame = self.sizes.structure_frame
+        if structure_video is None and frame is not None:
+            structure_video = video[:, :, frame : frame + 1].expand_as(video)
         if structure_video is not None:
             self._check_video(structure_video)
             features = self.features(structure_video)

@@ -44,7 +44,10 @@ def build_models(
     if init_from is None:
         model = VidTwinAutoencoder(**sizes)
     elif Path(init_from).is_dir():
-        model = VidTwinAutoencoder.from_pretrained(init_from)
+        # How the structure is read is no size: weights may go on with another way.
+        model = VidTwinAutoencoder.from_pretrained(
+            init_from, structure_frame=model_config.structure_frame
+        )
     else:
         model = VidTwinAutoencoder.from_official(init_from, **sizes)
         if loss_config.discriminator_weight > 0:

@@ -37,6 +37,9 @@ class AutoencoderConfig:
         dynamics_channels: C_d, channels of the dynamics latents.
         dynamics_downsamples: halvings of the grid for the dynamics latents
             (0 is the released option `downsample_motion: False`).
+        structure_frame: the one frame of a window that the structure is read off, as a still, so
+            that it can't tell the movement; None reads all frames, as the paper does. For an
+            autoencoder that was trained with stills, see `vidtwin.frame_shuffle`.
 
     Raises:
         ValueError: if sizes do not fit together; the message names the keyword.
@@ -67,6 +70,7 @@ class AutoencoderConfig:
     structure_downsamples: int = 1
     dynamics_channels: int = 8
     dynamics_downsamples: int = 1
+    structure_frame: int | None = None
 
     def __post_init__(self) -> None:
         # YAML and JSON give lists; one canonical type keeps saved configs equal.
@@ -77,13 +81,19 @@ class AutoencoderConfig:
         self._check_divisibility()
         if not 0.0 <= self.query_dropout < 1.0:
             raise ValueError(f"`query_dropout` must be in [0, 1), got {self.query_dropout}")
+        frame = self.structure_frame
+        if frame is not None and (type(frame) is not int or not 0 <= frame < self.num_frames):
+            raise ValueError(
+                f"`structure_frame` must be null or a frame of the window, 0 to "
+                f"{self.num_frames - 1}, got {frame!r}"
+            )
 
     def _check_numbers(self) -> None:
         may_be_zero = {"structure_downsamples", "dynamics_downsamples", "query_dropout"}
         for field in fields(self):
             name, kind = field.name, type(field.default)
             value: Any = getattr(self, name)
-            if kind is tuple:
+            if kind is tuple or field.default is None:
                 continue
             # isinstance would take True for a count.
             if type(value) not in ((float, int) if kind is float else (kind,)):

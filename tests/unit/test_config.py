@@ -114,6 +114,10 @@ def test_a_fraction_of_a_width_is_cut_off() -> None:
         ({"mlp_ratio": float("inf")}, r"`mlp_ratio` must be positive, got inf"),
         ({"mlp_ratio": 0.001}, r"`mlp_ratio`=0.001 of `hidden_size`=768 leaves no width"),
         ({"query_dropout": 1.0}, r"`query_dropout` must be in \[0, 1\), got 1.0"),
+        ({"structure_frame": 16}, r"`structure_frame` must be null or a frame .*, 0 to 15, got 16"),
+        ({"structure_frame": -1}, r"`structure_frame` must be null or a frame .*, got -1"),
+        ({"structure_frame": 0.0}, r"`structure_frame` must be null or a frame .*, got 0.0"),
+        ({"structure_frame": True}, r"`structure_frame` must be null or a frame .*, got True"),
     ],
 )
 def test_refusals_name_the_keyword(changes: dict, message: str) -> None:

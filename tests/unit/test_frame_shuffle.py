@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
+from vidtwin.building import build_models
+from vidtwin.discriminator import DiscriminatorConfig
 from vidtwin.frame_shuffle import FrameShuffle
+from vidtwin.losses import LossConfig
 
 
 def numbered(batch: int, frames: int) -> torch.Tensor:
@@ -83,6 +88,30 @@ def test_shuffling_the_encoder_s_features_would_change_nothing(build_tiny, rando
     order = torch.tensor([2, 0, 1])
     one, other = (model.structure_encoder(each) for each in (features, features[:, :, order]))
     assert float((one - other).abs().max()) <= 1e-12 * float(one.abs().max())
+
+
+@torch.no_grad()
+def test_a_structure_read_off_one_frame_knows_nothing_of_the_others(build_tiny, random_video):
+    model = build_tiny(structure_frame=1)
+    video = random_video(model)
+    other = video.clone()
+    other[:, :, 2:] = -other[:, :, 2:]
+    found, changed = model.encode(video), model.encode(other)
+    assert torch.equal(found.structure.mean, changed.structure.mean)
+    assert not torch.allclose(found.dynamics_x.mean, changed.dynamics_x.mean)
+    still = video[:, :, 1:2].expand_as(video)
+    assert torch.equal(found.structure.mean, model.encode(video, still).structure.mean)
+    assert not torch.allclose(
+        found.structure.mean, model.encode(video, structure_video=video).structure.mean
+    )
+
+
+def test_weights_go_on_with_their_structure_read_off_one_frame(build_tiny, tmp_path):
+    build_tiny().save_pretrained(tmp_path)
+    config = dataclasses.replace(build_tiny().sizes, structure_frame=2)
+    losses = LossConfig(discriminator_weight=0.0)
+    model, *_ = build_models(config, DiscriminatorConfig(), losses, str(tmp_path))
+    assert model.sizes == config and model.config.structure_frame == 2
 
 
 def test_a_structure_video_of_another_size_is_refused(build_tiny, random_video):
