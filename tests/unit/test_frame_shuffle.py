@@ -109,7 +109,7 @@ def test_a_structure_read_off_one_frame_knows_nothing_of_the_others(build_tiny, 
 def test_weights_go_on_with_their_structure_read_off_one_frame(build_tiny, tmp_path):
     build_tiny().save_pretrained(tmp_path)
     config = dataclasses.replace(build_tiny().sizes, structure_frame=2)
-    losses = LossConfig(discriminator_weight=0.0)
+    losses = LossConfig(discriminator_weight=0.0, perceptual_weight=0.0)
     model, *_ = build_models(config, DiscriminatorConfig(), losses, str(tmp_path))
     assert model.sizes == config and model.config.structure_frame == 2
 
