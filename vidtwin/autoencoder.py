@@ -255,9 +255,9 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
 
         Args:
             video: (B, C, T, H, W), float in [-1, 1]; C, T, H, W as in the config.
-            structure_video: what the structure is read off instead; a training may shuffle its
-                frames, see `vidtwin.frame_shuffle`. Without it, the config's `structure_frame` of
-                the video as a still, or where that is None the video itself.
+            structure_video: what the structure is read off instead, (B, C, 1 to T, H, W); a
+                training may shuffle its frames, see `vidtwin.frame_shuffle`. Without it, the
+                config's `structure_frame` alone, or where that is None the video itself.
         Returns:
             VidTwinPosterior: call `.mode()` or `.sample()` for latents.
         Raises:
@@ -268,9 +268,9 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         dynamics_x, dynamics_y = self.dynamics_encoder(features)
         frame = self.sizes.structure_frame
         if structure_video is None and frame is not None:
-            structure_video = video[:, :, frame : frame + 1].expand_as(video)
+            structure_video = video[:, :, frame : frame + 1]
         if structure_video is not None:
-            self._check_video(structure_video)
+            self._check_video(structure_video, fewer_frames=True)
             features = self.features(structure_video)
         return VidTwinPosterior(
             structure=DiagonalGaussian.from_moments(self.structure_encoder(features)),
@@ -382,8 +382,10 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         """
         return load_official(cls, path, **config_overrides)
 
-    def _check_video(self, video: torch.Tensor) -> None:
+    def _check_video(self, video: torch.Tensor, fewer_frames: bool = False) -> None:
         expected = self.sizes.video_shape
+        if fewer_frames and video.ndim == 5 and 1 <= video.shape[2] <= expected[1]:
+            expected = (expected[0], video.shape[2], *expected[2:])
         if video.ndim != 5 or tuple(video.shape[1:]) != expected:
             raise ValueError(
                 f"expected a video of shape (B, {', '.join(map(str, expected))}) "

@@ -37,9 +37,9 @@ class AutoencoderConfig:
         dynamics_channels: C_d, channels of the dynamics latents.
         dynamics_downsamples: halvings of the grid for the dynamics latents
             (0 is the released option `downsample_motion: False`).
-        structure_frame: the one frame of a window that the structure is read off, as a still, so
-            that it can't tell the movement; None reads all frames, as the paper does. For an
-            autoencoder that was trained with stills, see `vidtwin.frame_shuffle`.
+        structure_frame: the one frame of a window that the structure is read off, so that it
+            can't tell the movement; None reads all frames, as the paper does. For an autoencoder
+            that was trained with stills, see `vidtwin.frame_shuffle`.
 
     Raises:
         ValueError: if sizes do not fit together; the message names the keyword.

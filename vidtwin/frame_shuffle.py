@@ -24,8 +24,9 @@ class FrameShuffle:
     Args:
         share: of the clips; the dynamics branch always sees the frames in order. Above 0, every
             clip is encoded twice.
-        frames: how many different frames such a clip keeps, repeated to its length; None keeps
-            all. With 1, a still, nothing that moves can be told.
+        frames: how many different frames such a clip keeps; None keeps all. With 1, a still,
+            nothing that moves can be told. Repeated to the clip's length, unless every clip keeps
+            as few: then only these are encoded.
     Source: `shuffle_content_ratio` of the released VidTwin code, 0.5 there where it is used. Its
         `shuffle_content`, which shuffles the encoder's features, changes nothing: the Q-Former
         reads the frames of a position as a set.
@@ -48,7 +49,7 @@ class FrameShuffle:
             seeds: one per sample; its order follows from its own seed alone.
         Returns:
             (B, C, T, H, W): a share of the clips with their frames, or some of them, in another
-            order.
+            order. With a share of 1, T is `frames`.
         """
         if not self.share:
             return None
@@ -58,7 +59,9 @@ class FrameShuffle:
             rng = np.random.default_rng([int(seed), STREAM])
             order = frames
             if rng.random() < self.share:
-                order = np.resize(rng.permutation(frames)[: self.frames], frames.shape)
+                order = rng.permutation(frames)[: self.frames]
+                if self.share < 1:
+                    order = np.resize(order, frames.shape)
             orders.append(order)
         chosen = zip(video, orders, strict=True)
         return torch.stack([clip[:, torch.from_numpy(order)] for clip, order in chosen])

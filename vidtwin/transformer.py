@@ -201,10 +201,11 @@ class SpaceTimeTransformer(nn.Module):
         )
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, T, S, D) to (B, T, S, D)."""
+        """(B, T, S, D) to (B, T, S, D); fewer frames than T are taken for the first ones."""
         tokens = tokens + self.positions.spatial
+        first_codes = self.positions.temporal[: tokens.shape[1]]
         for index, block in enumerate(self.blocks):
-            frame_codes = self.positions.temporal if index == 0 else None
+            frame_codes = first_codes if index == 0 else None
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 tokens = self._gradient_checkpointing_func(block, tokens, frame_codes)
             else:

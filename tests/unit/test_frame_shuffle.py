@@ -46,11 +46,19 @@ def test_about_the_asked_share_is_shuffled():
 
 def test_some_frames_are_repeated_to_the_clip_s_length():
     video = numbered(64, 8)
-    stills = FrameShuffle(share=1.0, frames=1).shuffled(video, range(64))
-    assert torch.equal(stills, stills[:, :, :1].expand_as(stills))
-    assert {int(clip[0, 0, 0, 0]) for clip in stills} == set(range(8))
-    threes = FrameShuffle(share=1.0, frames=3).shuffled(video, range(64))
+    mixed = FrameShuffle(share=0.75, frames=1).shuffled(video, range(64))
+    assert mixed.shape == video.shape
+    stills = [clip for clip in mixed if torch.equal(clip, clip[:, :1].expand_as(clip))]
+    assert 32 < len(stills) < 64
+    threes = FrameShuffle(share=0.999999, frames=3).shuffled(video, range(64))
     assert {len(clip.unique()) for clip in threes} == {3}
+
+
+def test_where_every_clip_keeps_as_few_frames_they_are_not_repeated():
+    video = numbered(64, 8)
+    stills = FrameShuffle(share=1.0, frames=1).shuffled(video, range(64))
+    assert stills.shape[2] == 1 and set(stills.flatten().tolist()) == set(range(8))
+    assert FrameShuffle(share=1.0, frames=3).shuffled(video, range(64)).shape[2] == 3
     every = FrameShuffle(share=1.0, frames=8).shuffled(video, range(64))
     assert torch.equal(every, FrameShuffle(share=1.0).shuffled(video, range(64)))
 
@@ -99,7 +107,7 @@ def test_a_structure_read_off_one_frame_knows_nothing_of_the_others(build_tiny, 
     found, changed = model.encode(video), model.encode(other)
     assert torch.equal(found.structure.mean, changed.structure.mean)
     assert not torch.allclose(found.dynamics_x.mean, changed.dynamics_x.mean)
-    still = video[:, :, 1:2].expand_as(video)
+    still = video[:, :, 1:2]
     assert torch.equal(found.structure.mean, model.encode(video, still).structure.mean)
     assert not torch.allclose(
         found.structure.mean, model.encode(video, structure_video=video).structure.mean
@@ -117,5 +125,6 @@ def test_weights_go_on_with_their_structure_read_off_one_frame(build_tiny, tmp_p
 def test_a_structure_video_of_another_size_is_refused(build_tiny, random_video):
     model = build_tiny()
     video = random_video(model)
-    with pytest.raises(ValueError, match="expected a video of shape"):
-        model.encode(video, video[:, :, :2])
+    for other in (video[..., :2], video[:, :, :0], torch.cat([video, video], dim=2)):
+        with pytest.raises(ValueError, match="expected a video of shape"):
+            model.encode(video, other)
