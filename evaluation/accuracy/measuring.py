@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from evaluation.accuracy.config import AccuracyConfig
 from evaluation.accuracy.labels import asked_labels, given_labels
 from evaluation.accuracy.model_videos import ModelVideos
 from evaluation.accuracy.summary import make_report
-from evaluation.classifier import VideoClassifier
+from evaluation.classifier import VideoClassifier, load_classifier
 from evaluation.report import Processes, Report, merge_skipped, model_protocol, software_protocol
 from evaluation.videos import (
     DataVideos,
@@ -24,7 +23,7 @@ from evaluation.videos import (
 )
 from vidtwin.data import DataConfig, Factors, SkippedFile, factor_labels
 
-__all__ = ["describe", "load_classifier", "measure"]
+__all__ = ["describe", "measure"]
 
 
 def build_videos(
@@ -39,20 +38,6 @@ def build_videos(
         return real, build_generated(config.generated, real, number, device, config.threads)
     assert config.model is not None
     return real, ModelVideos(real, config.videos, config.model, config.num_inference_steps, device)
-
-
-def load_classifier(path: str) -> VideoClassifier:
-    """The judge.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    if not (Path(path) / "config.json").is_file():
-        raise ValueError(
-            f"classifier={path} is no folder of a saved classifier; make one with evaluate.py "
-            "classifier, and name the folder `classifier` in its output"
-        )
-    return VideoClassifier.from_pretrained(path)
 
 
 def check_classes(path: str, judge: Factors, data: Factors) -> None:
@@ -76,7 +61,7 @@ def sized_data(config: AccuracyConfig, model: VideoClassifier) -> DataConfig:
 
 def describe(config: AccuracyConfig) -> dict[str, Any]:
     """What would be judged: factors, clips, and of which model."""
-    model = load_classifier(config.classifier)
+    model = load_classifier(config.classifier, key="classifier")
     data = sized_data(config, model)
     real = build_real(data, config.seed, config.threads)
     check_classes(config.classifier, model.factors, factor_labels(real.dataset))
@@ -96,7 +81,7 @@ def measure(config: AccuracyConfig, processes: Processes) -> Report:
         ValueError: if classifier, data and model do not fit each other, or too few videos can be
             used.
     """
-    model = load_classifier(config.classifier)
+    model = load_classifier(config.classifier, key="classifier")
     model.to(processes.device)  # type: ignore[arg-type]
     data = sized_data(config, model)
     real, source = build_videos(config, data, processes.device)

@@ -12,7 +12,7 @@ puts it all together.
 
 from evaluation.classifier.config import ClassifierConfig
 from evaluation.classifier.measuring import describe, measure
-from evaluation.classifier.model import MODEL_FOLDER, VideoClassifier
+from evaluation.classifier.model import MODEL_FOLDER, VideoClassifier, load_classifier
 from evaluation.classifier.training import build_classifier, train_classifier
 from evaluation.classifier.verdicts import UNKNOWN, accuracies, flat_row, percent
 
@@ -25,6 +25,7 @@ __all__ = [
     "build_classifier",
     "describe",
     "flat_row",
+    "load_classifier",
     "measure",
     "percent",
     "train_classifier",

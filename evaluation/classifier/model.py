@@ -6,6 +6,7 @@ Axes: B batch, C channels, T frames, H W pixels, h w of feature maps.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -17,7 +18,7 @@ from torch.nn import functional
 from vidtwin import StrictLoading
 from vidtwin.data import Factors
 
-__all__ = ["MODEL_FOLDER", "VideoClassifier"]
+__all__ = ["MODEL_FOLDER", "VideoClassifier", "load_classifier"]
 
 GROUPS = 8  # of the normalisation, which must not look at the other clips of a batch
 MODEL_FOLDER = "classifier"
@@ -141,3 +142,23 @@ class VideoClassifier(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[m
         finally:
             self.train(training)
         return {name: each.float().softmax(1) for name, each in logits.items()}
+
+
+def load_classifier(path: str, key: str) -> VideoClassifier:
+    """A trained classifier, by its own folder or that of the training's results.
+
+    Args:
+        path: the folder.
+        key: the config's key that names it, for the message.
+    Raises:
+        ValueError: if there is none, saying how to make one.
+    """
+    candidates = (Path(path), Path(path) / MODEL_FOLDER)
+    folder = next((one for one in candidates if (one / "config.json").is_file()), None)
+    if folder is None:
+        raise ValueError(
+            f"{key}={path} holds no classifier: expected config.json in it or in "
+            f"{MODEL_FOLDER} below it; train one with evaluate.py classifier"
+        )
+    classifier: VideoClassifier = VideoClassifier.from_pretrained(folder, local_files_only=True)
+    return classifier.eval()

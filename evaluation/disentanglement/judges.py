@@ -6,12 +6,11 @@ Axes: B batch, C channels, T frames, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from evaluation.classifier import MODEL_FOLDER, VideoClassifier
+from evaluation.classifier import VideoClassifier, load_classifier
 from vidtwin.data import Factors
 from vidtwin.media import to_uint8
 from vidtwin.reconstruction import weights_digest
@@ -124,7 +123,7 @@ def build_judge(name: str, factors: Factors, source: str, device: torch.device) 
         ValueError: if it can't judge them.
     """
     if name != SHAPES_JUDGE:
-        classifier: Any = load_classifier(name)  # diffusers' `to` hides its types
+        classifier: Any = load_classifier(name, key="judge")  # diffusers' `to` hides its types
         return ClassifierJudge(classifier.to(device), name, factors.all)
     unknown = sorted(set(factors.all) - {*OBJECT_FACTORS, "background"})
     if source != "shapes" or unknown:
@@ -134,19 +133,3 @@ def build_judge(name: str, factors: Factors, source: str, device: torch.device) 
             "(evaluate.py classifier) and set judge=FOLDER"
         )
     return ShapesJudge(factors.all)
-
-
-def load_classifier(path: str) -> VideoClassifier:
-    """A trained classifier, by its own folder or that of the training's results.
-
-    Raises:
-        ValueError: if there is none, saying how to make one.
-    """
-    candidates = (Path(path), Path(path) / MODEL_FOLDER)
-    folder = next((one for one in candidates if (one / "config.json").is_file()), None)
-    if folder is None:
-        raise ValueError(
-            f"judge={path} holds no classifier: expected config.json in it or in "
-            f"{MODEL_FOLDER} below it; train one with evaluate.py classifier"
-        )
-    return VideoClassifier.from_pretrained(folder, local_files_only=True).eval()

@@ -24,10 +24,9 @@ from evaluation.accuracy import (
     sprites_measures,
 )
 from evaluation.accuracy.labels import asked_labels, given_labels
-from evaluation.accuracy.measuring import load_classifier
 from evaluation.accuracy.model_videos import ModelVideos
 from evaluation.accuracy.summary import joint_class
-from evaluation.classifier import ClassifierConfig, build_classifier
+from evaluation.classifier import ClassifierConfig, build_classifier, load_classifier
 from evaluation.report import Processes, rounded, write_report
 from evaluation.videos import Video, build_real
 from vidtwin import VidTwinAutoencoder, load_autoencoder
@@ -244,8 +243,10 @@ def test_one_and_two_processes_find_the_same(
     data, judge, autoencoder, videos, tmp_path, monkeypatch
 ):
     # Loaded once and before: loading changes torch for a moment, which two threads must not do.
-    models = load_classifier(str(judge)), load_autoencoder(autoencoder)
-    monkeypatch.setattr("evaluation.accuracy.measuring.load_classifier", lambda path: models[0])
+    models = load_classifier(str(judge), key="classifier"), load_autoencoder(autoencoder)
+    monkeypatch.setattr(
+        "evaluation.accuracy.measuring.load_classifier", lambda path, key: models[0]
+    )
     monkeypatch.setattr("evaluation.accuracy.model_videos.load_autoencoder", lambda path: models[1])
     config = AccuracyConfig(
         output=str(tmp_path),
@@ -275,7 +276,7 @@ def refusals(autoencoder: str) -> Sequence[tuple[dict[str, Any], str]]:
         ({"videos": "real", "model": autoencoder}, "leave it null"),
         ({"videos": "swaps"}, "`videos` must be one of"),
         ({"number": 0}, "`number` must be"),
-        ({"classifier": "/nowhere"}, "no folder of a saved classifier"),
+        ({"classifier": "/nowhere"}, "holds no classifier"),
         ({"number": 10_000}, "lower it to"),
         ({"videos": "swap", "model": "checkpoints/none"}, "does not exist"),
     ]
