@@ -61,4 +61,4 @@ def test_what_is_missing_is_said_in_one_line(sheets, tmp_path):
     assert "'/nowhere' is not a folder" in said.refused()
     assert said.err.strip().count("\n") == 0
     said = evaluate(*ACCURACY, f"data.path={sheets}", "classifier=/nowhere")
-    assert "make one with evaluate.py classifier" in said.refused()
+    assert "train one with evaluate.py classifier" in said.refused()
