@@ -52,7 +52,8 @@ class EncodeConfig:
         max_validation_samples: the same for "validation" alone; null for `max_samples`.
         variants: random windows, crops and flips of each clip, those of as many epochs.
         caption_variants: wordings of each caption, where the data set has several.
-        store: "moments" (mean and logvar: training draws from the posterior) or "mode".
+        store: "moments" (mean and logvar: training draws from the posterior) or "mode"; the
+            statistics are those of the whole posterior in either case.
         dtype: of the stored latents: "float16" or "float32".
         shard_size: clips in a shard: what a process that is killed has to do again.
         batch_size: clips per forward pass of each process.

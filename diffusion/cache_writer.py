@@ -39,7 +39,6 @@ from diffusion.latent_stats import LATENT_NAMES, LatentStats, LatentStatsAccumul
 from vidtwin import (
     AutoencoderConfig,
     DiagonalGaussian,
-    VidTwinLatents,
     VidTwinPosterior,
     file_digest,
 )
@@ -230,7 +229,7 @@ class CacheWriter:
             "end_clip": shard.end,
             "clips": _clips_of(rows),
             "skipped": [{"path": path, "reason": reason} for path, reason in dict(skipped).items()],
-            "statistics": self._statistics(arrays).state_dict() if rows else {},
+            "statistics": self._statistics(arrays, batches).state_dict() if rows else {},
             "files": files,
         }
         _write_json(writing / SHARD_RECORD, record)
@@ -270,14 +269,23 @@ class CacheWriter:
         parts = (part.mean, part.logvar) if self.store == "moments" else (part.mean,)
         return torch.cat([tensor.detach().float().cpu() for tensor in parts], dim=1)
 
-    def _statistics(self, arrays: Mapping[str, NDArray[Any]]) -> LatentStatsAccumulator:
-        """Of the values as they are stored, so that they describe what will be read."""
+    def _statistics(
+        self, arrays: Mapping[str, NDArray[Any]], batches: Sequence[VidTwinPosterior]
+    ) -> LatentStatsAccumulator:
+        """Of the values as they are stored, so that they describe what will be read.
+
+        The posteriors' variance counts for modes too. Of a channel that the autoencoder does not
+        use the mode hardly varies, and the decoder ignores it: scaled by the modes' own deviation
+        it would be noise of full size that a diffusion model spends a share of its loss on.
+        """
         accumulator = LatentStatsAccumulator()
         values = [torch.from_numpy(arrays[name]) for name in LATENT_NAMES]
         if self.store == "moments":
             accumulator.add(VidTwinPosterior(*map(DiagonalGaussian.from_moments, values)))
         else:
-            accumulator.add(VidTwinLatents(*values))
+            parts = zip(*(batch.parts() for batch in batches), strict=True)
+            logvars = [torch.cat([part.logvar.detach().cpu() for part in each]) for each in parts]
+            accumulator.add(VidTwinPosterior(*map(DiagonalGaussian, values, logvars)))
         return accumulator
 
     def records(self) -> Iterator[dict[str, Any]]:

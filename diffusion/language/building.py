@@ -75,6 +75,14 @@ def build_samples(config: LanguageConfig, corpus: Corpus, tokenizer: Any) -> Sam
 def _samples(config: LanguageConfig, corpus: Corpus, tokenizer: Any) -> Samples:
     objective, packing = config.objective, config.corpus.packing
     common = (tokenizer, config.model.max_positions, config.seed, objective.words)
+    if objective.named(config.model.family) == "contrastive" and (
+        config.corpus.source != "shapes" or config.corpus.shapes_pair_fraction < 1
+    ):
+        raise ValueError(
+            "objective.name=contrastive needs two texts that say the same in each sample; set "
+            "corpus.source=shapes corpus.shapes_pair_fraction=1, got "
+            f"{config.corpus.source} and {config.corpus.shapes_pair_fraction}"
+        )
     if objective.pairs == "none" and packing == "none":
         return TokenizedCorpus(corpus, *common)
     if not isinstance(corpus, DocumentCorpus):

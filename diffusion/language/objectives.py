@@ -1,4 +1,5 @@
-"""What a language model is trained to do: fill gaps, go on, find what was replaced, follow another.
+"""What a language model is trained to do: fill gaps, go on, find what was replaced, follow another
+model, read two texts that say the same alike.
 
 An objective turns samples into a batch with labels, each from its own seed, so that a sample is
 hidden alike in any batch, and a batch into terms of a loss; it knows nothing of where the samples
@@ -21,13 +22,13 @@ from diffusion.language.samples import PAIRS, Sample
 from diffusion.language.span_boundary import span_targets
 from diffusion.language.terms import IGNORED, Choice, Distance, Term
 
-OBJECTIVES = ("mlm", "clm", "rtd", "distillation")
+OBJECTIVES = ("mlm", "clm", "rtd", "distillation", "contrastive")
 # The family of a model -> what it can be trained with, its default first.
 OBJECTIVES_OF = {
-    "bert": ("mlm", "distillation"),
-    "roberta": ("mlm", "distillation"),
-    "albert": ("mlm",),
-    "distilbert": ("mlm", "distillation"),
+    "bert": ("mlm", "distillation", "contrastive"),
+    "roberta": ("mlm", "distillation", "contrastive"),
+    "albert": ("mlm", "contrastive"),
+    "distilbert": ("mlm", "distillation", "contrastive"),
     "electra": ("rtd", "mlm"),
     "gpt2": ("clm",),
 }
@@ -44,7 +45,8 @@ class ObjectiveConfig:
 
     Args:
         name: "mlm" fills gaps (BERT), "clm" goes on (GPT), "rtd" finds what a small generator put
-            into the gaps (ELECTRA), "distillation" fills gaps as a teacher does (DistilBERT); None
+            into the gaps (ELECTRA), "distillation" fills gaps as a teacher does (DistilBERT),
+            "contrastive" finds the other text of a pair among those of its batch (SimCSE); None
             takes that of the model's family.
         mask_probability: share of the tokens that are to be predicted; all but "clm".
         replaced_by_mask, replaced_by_random: shares of those; the rest stays as it is.
@@ -61,8 +63,11 @@ class ObjectiveConfig:
         temperature: of "distillation": of both predictions.
         soft_weight, hard_weight, cosine_weight: of "distillation": of the teacher's predictions,
             of the true tokens, of the angle between the last hidden states.
+        similarity_temperature: of "contrastive": of the cosines between texts.
+        token_weight: of "contrastive": of the gaps that are filled beside it; pairs have 1.
     Source: BERT (arXiv 1810.04805), RoBERTa (1907.11692), SpanBERT (1907.10529), ALBERT
-        (1909.11942), ELECTRA (2003.10555), DistilBERT (1910.01108; weights of its repository).
+        (1909.11942), ELECTRA (2003.10555), DistilBERT (1910.01108; weights of its repository),
+        SimCSE (2104.08821).
     """
 
     name: str | None = None
@@ -82,6 +87,8 @@ class ObjectiveConfig:
     soft_weight: float = 5.0
     hard_weight: float = 2.0
     cosine_weight: float = 1.0
+    similarity_temperature: float = 0.05
+    token_weight: float = 0.1
 
     def __post_init__(self) -> None:
         choices = {
@@ -104,9 +111,16 @@ class ObjectiveConfig:
             raise ValueError(f"`generator_size` must be in (0, 1], got {self.generator_size}")
         if self.span_longest < 1:
             raise ValueError(f"`span_longest` must be at least 1, got {self.span_longest}")
-        if not self.temperature > 0:
-            raise ValueError(f"`temperature` must be above 0, got {self.temperature}")
-        for name in ("discriminator_weight", "soft_weight", "hard_weight", "cosine_weight"):
+        for name in ("temperature", "similarity_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}")
+        for name in (
+            "discriminator_weight",
+            "soft_weight",
+            "hard_weight",
+            "cosine_weight",
+            "token_weight",
+        ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}")
         total = self.replaced_by_mask + self.replaced_by_random
@@ -398,6 +412,57 @@ class Distillation(MaskedTokens):
         }
 
 
+class Paraphrases(MaskedTokens):
+    """Finds the other text of each pair among those of the batch ("contrastive"); fills gaps.
+
+    A text is the mean of its tokens. The batch is what is read at once: with accumulation or more
+    processes a text is compared with fewer others.
+    Source: SimCSE (arXiv 2104.08821), Sec. 4 without hard negatives, in both directions, and App.
+        D for the gaps. Differs: the gaps are in the texts that are compared.
+    """
+
+    name = "contrastive"
+
+    def __init__(self, config: ObjectiveConfig, tokenizer: Any) -> None:
+        super().__init__(config, tokenizer)
+        self.weights = {"contrastive": 1.0, "mlm": config.token_weight}
+
+    def counts(self, samples: Sequence[Sample]) -> dict[str, int]:
+        """Of each term, over how many predictions it is a sum; each text of a pair seeks one."""
+        return {"contrastive": 2 * len(samples), **super().counts(samples)}
+
+    def batch(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """As of "mlm", (2 B, L): all first texts, then all second ones, each read alone."""
+        return super().batch([_text_of(sample, which) for which in (0, 1) for sample in samples])
+
+    def terms(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> dict[str, Term]:
+        """The terms of the loss, that of the pairs first."""
+        output = model(**inputs_for(model, batch), output_hidden_states=True)
+        mask = batch["attention_mask"][..., None].float()
+        sums = (output.hidden_states[-1].float() * mask).sum(1)
+        texts = torch.nn.functional.normalize(sums / mask.sum(1), dim=-1)
+        first, second = texts.chunk(2)  # (B, D) each
+        cosines = first @ second.T / self.config.similarity_temperature
+        places = torch.arange(len(cosines), device=cosines.device)
+        # Of each pair both texts' search, (B, 2, B), and both texts' gaps, (B, 2 L, V).
+        return {
+            "contrastive": Choice(
+                torch.stack([cosines, cosines.T], 1), places[:, None].repeat(1, 2)
+            ),
+            "mlm": Choice(
+                torch.cat(output.logits.chunk(2), 1), torch.cat(batch["labels"].chunk(2), 1)
+            ),
+        }
+
+
+def _text_of(sample: Sample, which: int) -> Sample:
+    """One of the two texts of a hidden pair as a sample: [CLS] a [SEP]."""
+    places = [i for i, kind in enumerate(sample["token_type_ids"]) if kind == which]
+    places = [0, *places] if which else places  # the second has no token of its own before it
+    row = {name: [sample[name][i] for i in places] for name in ("input_ids", "labels")}
+    return {**row, "token_type_ids": [0] * len(places)}
+
+
 def soft_cross_entropy(logits: Tensor, expected: Tensor, temperature: float) -> Tensor:
     """(B, L) divergence of (B, L, V) predictions from expected ones, 0 where they agree.
 
@@ -426,6 +491,8 @@ def build_objective(
         return ReplacedTokens(config, tokenizer)
     if name == "distillation":
         return Distillation(config, tokenizer, teacher)
+    if name == "contrastive":
+        return Paraphrases(config, tokenizer)
     return MaskedTokens(config, tokenizer)
 
 

@@ -199,10 +199,8 @@ class TestReading:
             parts = [posterior_of(*key).parts()[place] for key in keys]
             mean = np.stack([part.mean[0].double().numpy() for part in parts])
             axes = (0, *range(2, mean.ndim))
-            variance = mean.var(axes)
-            if store == "moments":
-                logvar = np.stack([part.logvar[0].double().numpy() for part in parts])
-                variance = variance + np.exp(logvar).mean(axes)
+            logvar = np.stack([part.logvar[0].double().numpy() for part in parts])
+            variance = mean.var(axes) + np.exp(logvar).mean(axes)
             assert np.allclose(getattr(stats, f"{name}_mean"), mean.mean(axes), rtol=1e-6)
             assert np.allclose(getattr(stats, f"{name}_std"), np.sqrt(variance), rtol=1e-6)
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from diffusion.language import TextEncoder
+from diffusion.language.building import build_samples
 from diffusion.language.corpus import DocumentCorpus
 from diffusion.language.distillation import build_student
 from diffusion.language.models import (
@@ -25,7 +26,7 @@ from diffusion.language.objectives import (
     soft_cross_entropy,
 )
 from diffusion.language.replaced_tokens import fill_gaps, sample_tokens
-from diffusion.language.samples import PackedCorpus, PairedCorpus, Samples
+from diffusion.language.samples import PackedCorpus, PairedCorpus, Samples, TokenizedCorpus
 from diffusion.language.span_boundary import MOST_TARGETS, SpanBoundaryHead, span_targets
 from diffusion.language.terms import IGNORED, Choice, Distance
 from diffusion.language.tokenizer import TokenizerConfig, train_tokenizer
@@ -355,6 +356,100 @@ class TestReplacedTokens:
         with pytest.raises(ValueError, match=r"no generator .*set model\.new_heads=true"):
             parts.build(init_from=tmp_path)
         parts.build(init_from=tmp_path, new_heads=True)
+
+
+class TestParaphrases:
+    """Pairs of texts that say the same: here the words of one in another order."""
+
+    @staticmethod
+    def parts(tokenizers: dict[str, Any], family: str = "bert", **keys: Any) -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        objective = ObjectiveConfig(name="contrastive", mask_probability=0.1, **keys)
+        sizes = LanguageModelConfig(family=family, dropout=0.0, **TINY)
+        tokenizer = tokenizers[sizes.tokenizer_kind]
+        model = build_language_model(sizes, objective, tokenizer)
+        return model, build_objective(objective, family, tokenizer)
+
+    @staticmethod
+    def hidden(objective: Any, tokenizer: Any, count: int) -> list[dict[str, Any]]:
+        class Corpus:
+            def __len__(self) -> int:
+                return count
+
+            def texts(self, index: int, epoch: int) -> tuple[str, ...]:
+                rng = np.random.default_rng([index, epoch])
+                words = rng.choice(WORDS, 4, replace=False)
+                return " ".join(words), " ".join(rng.permutation(words))
+
+        samples = TokenizedCorpus(Corpus(), tokenizer, 40, seed=0)
+        return [objective.hide(samples[0, index]) for index in range(count)]
+
+    @pytest.mark.parametrize("family", ["bert", "roberta", "albert", "distilbert"])
+    def test_each_text_is_read_alone_and_every_parameter_learns(self, family, tokenizers):
+        model, objective = self.parts(tokenizers, family)
+        tokenizer = tokenizers["byte_bpe" if family == "roberta" else "wordpiece"]
+        samples = self.hidden(objective, tokenizer, 5)
+        batch = objective.batch(samples)
+        lengths = batch["attention_mask"].sum(1).tolist()
+        for row, sample in enumerate([*samples, *samples]):
+            second = row >= len(samples)
+            first_length = sample["token_type_ids"].index(1)
+            own = (
+                sample["input_ids"][first_length:] if second else sample["input_ids"][:first_length]
+            )
+            expected = [sample["input_ids"][0], *own] if second else own
+            assert batch["input_ids"][row, : lengths[row]].tolist() == expected
+        terms = objective.terms(model, batch)
+        counts = {k: torch.tensor(float(v)) for k, v in objective.counts(samples).items()}
+        for name, term in terms.items():
+            assert int((term.labels != IGNORED).sum()) == counts[name]
+        loss, _ = objective.loss(terms, counts)
+        loss.backward()
+        unused = [name for name, value in model.named_parameters() if value.grad is None]
+        assert not unused
+
+    def test_loss_is_that_of_simcse(self, tokenizers):
+        model, objective = self.parts(tokenizers, similarity_temperature=0.2)
+        samples = self.hidden(objective, tokenizers["wordpiece"], 4)
+        texts = []
+        for which in (0, 1):
+            for sample in samples:
+                kinds = np.array(sample["token_type_ids"])
+                row = np.array(sample["input_ids"])[kinds == which]
+                row = [sample["input_ids"][0], *row] if which else row
+                with torch.no_grad():
+                    states = model.bert(torch.tensor(np.array(row))[None]).last_hidden_state[0]
+                mean = states.double().mean(0).numpy()
+                texts.append(mean / np.linalg.norm(mean))
+        cosines = np.array(texts[:4]) @ np.array(texts[4:]).T / 0.2
+        expected = 0.0
+        for table in (cosines, cosines.T):
+            for i, row in enumerate(table):
+                expected += np.log(np.exp(row).sum()) - row[i]
+        with torch.no_grad():
+            term = objective.terms(model, objective.batch(samples))["contrastive"]
+        assert float(term.total()) == pytest.approx(expected, rel=1e-5)
+
+    def test_learns_to_find_the_other_text(self, tokenizers):
+        model, objective = self.parts(tokenizers)
+        samples = self.hidden(objective, tokenizers["wordpiece"], 24)
+        counts = {k: torch.tensor(float(v)) for k, v in objective.counts(samples).items()}
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        batch = objective.batch(samples)
+        for _ in range(60):
+            terms = objective.terms(model, batch)
+            loss, _ = objective.loss(terms, counts)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert float(terms["contrastive"].right()) / float(counts["contrastive"]) > 0.9
+
+    def test_a_corpus_without_pairs(self, tokenizers):
+        from train_language import TrainConfig
+
+        config = TrainConfig(objective=ObjectiveConfig(name="contrastive"))
+        with pytest.raises(ValueError, match=r"needs two texts.*shapes_pair_fraction=1"):
+            build_samples(config, object(), tokenizers["wordpiece"])
 
 
 class TestDistillation:
