@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 
 from diffusion.language import TextEncoder
 from diffusion.language.building import build_samples
-from diffusion.language.corpus import DocumentCorpus
+from diffusion.language.corpus import CorpusConfig, DocumentCorpus
 from diffusion.language.distillation import build_student
 from diffusion.language.models import (
     LanguageModelConfig,
@@ -445,9 +446,13 @@ class TestParaphrases:
         assert float(terms["contrastive"].right()) / float(counts["contrastive"]) > 0.9
 
     def test_a_corpus_without_pairs(self, tokenizers):
-        from train_language import TrainConfig
-
-        config = TrainConfig(objective=ObjectiveConfig(name="contrastive"))
+        config = SimpleNamespace(
+            seed=0,
+            overfit=None,
+            corpus=CorpusConfig(),
+            model=LanguageModelConfig(**TINY),
+            objective=ObjectiveConfig(name="contrastive"),
+        )
         with pytest.raises(ValueError, match=r"needs two texts.*shapes_pair_fraction=1"):
             build_samples(config, object(), tokenizers["wordpiece"])
 
