@@ -72,9 +72,10 @@ def teacher(tmp_path_factory) -> Path:
 
 
 def extra_for(name: str, teacher: Path) -> tuple[str, ...]:
-    """What a config must be told besides: its texts, its teacher."""
+    """What a config must be told besides: its texts, its teacher, the model that it trains on."""
     texts = () if "debug" in name or "shapes" in name else ("corpus.files=[docs/*.md]",)
-    return (*texts, *([f"objective.teacher={teacher}"] if "distilbert" in name else []))
+    models = {"distilbert": "objective.teacher", "paraphrases": "init_from"}
+    return (*texts, *(f"{key}={teacher}" for part, key in models.items() if part in name))
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -84,7 +85,7 @@ def test_every_config_describes_itself(config, tmp_path, teacher):
     family = re.search(r"(\w+): [\d,]+ parameters, [\d,]+ tokens in its vocabulary", out)
     assert family is not None
     assert f"family: {family[1]}" in out
-    assert re.search(r"(mlm|clm)( \+ \w+)* on [\d,]+ samples an epoch", out)
+    assert re.search(r"(mlm|clm|contrastive)( \+ \w+)* on [\d,]+ samples an epoch", out)
     assert not (tmp_path / "run").exists()
 
 
