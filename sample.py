@@ -29,7 +29,7 @@ from accelerate import Accelerator
 
 from diffusion import VidTwinPipeline
 from diffusion.conditioning import GuidanceScales
-from diffusion.inputs import common_length, prompt_list
+from diffusion.inputs import check_seed, common_length, prompt_list
 from diffusion.long_video import latent_windows, window_starts
 from diffusion.pipeline import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 from diffusion.schedulers import SCHEDULERS, build_scheduler
@@ -183,6 +183,8 @@ def plan(
     labels = pipeline.class_indices(arguments.class_label)
     count = common_length(prompt=prompts, class_label=labels)
     each = arguments.num_videos or 1
+    number = arguments.num_samples or count * each
+    check_seed("--seed", arguments.seed, number)
 
     def request(index: int) -> Request:
         place = index % count if arguments.num_samples else index // each
@@ -193,7 +195,7 @@ def plan(
             class_label=labels[place % len(labels)] if labels else None,
         )
 
-    return [request(index) for index in range(arguments.num_samples or count * each)]
+    return [request(index) for index in range(number)]
 
 
 def sampling_options(arguments: argparse.Namespace, pipeline: VidTwinPipeline) -> dict[str, Any]:

@@ -19,6 +19,7 @@ Axes: R rows of a shard, B batch, C channels, Q structure queries, T frames, h w
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,6 +48,13 @@ MANIFEST = "manifest.json"
 STATS_FOLDER = "latent_stats"
 SHARDS_FOLDER = "shards"
 SHARD_RECORD = "shard.json"
+# Of the data's description: where the clips lie, and what no clip depends on.
+DATA_MAY_CHANGE = ("path", "root", "timeout", "max_bad_fraction", "shapes_size")
+# What else of a manifest the samples follow from.
+SAMPLES_FOLLOW_FROM = (
+    *("autoencoder_digest", "clips_digest", "samples", "rows", "captions"),
+    *("store", "dtype", "mixed_precision"),
+)
 STORES = ("moments", "mode")
 DTYPES = ("float16", "float32")
 # Each open shard holds three file descriptors, of which a process commonly has 1,024.
@@ -270,6 +278,16 @@ class LatentCache(Dataset[dict[str, Any]]):
     def all_captions(self) -> list[str]:
         """Every caption once, sorted: for a text encoder to read in advance."""
         return sorted({caption for captions in self.captions for caption in captions})
+
+    def digest(self) -> str:
+        """Hex digest of what was encoded and how: equal for a cache that was made again.
+
+        Where the clips lay, how they are cut into shards and which versions read them is left out.
+        """
+        kept = {name: self.manifest.get(name) for name in SAMPLES_FOLLOW_FROM}
+        data = self.manifest["data"]
+        kept["data"] = {key: data[key] for key in data if key not in DATA_MAY_CHANGE}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
     def check(
         self,

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from diffusion.cache import (
+    DATA_MAY_CHANGE,
     FORMAT,
     MANIFEST,
     SHARD_RECORD,
@@ -47,8 +48,6 @@ logger = logging.getLogger(__name__)
 
 IDENTITY = "encoding.json"
 WRITING = ".writing-"
-# Where the clips lie, how long one may take and how many there are: none of it changes a clip.
-DATA_MAY_CHANGE = ("path", "root", "timeout", "max_bad_fraction", "shapes_size")
 
 
 class CacheWriter:

@@ -150,6 +150,11 @@ class GuidanceScales:
             if value is not None and not 1.0 <= value < math.inf:
                 raise ValueError(f"`{name}` must be at least 1.0 (which is off), got {value}")
 
+    @property
+    def guides(self) -> bool:
+        """Whether any scale is above 1."""
+        return any(scale > 1 for pair in self.pairs() for scale in pair)
+
     def pairs(self) -> tuple[tuple[float, float], ...]:
         """(text, class) scales of structure, dynamics_x and dynamics_y."""
         found = []

@@ -29,6 +29,21 @@ def check_count(name: str, value: Any) -> int:
     return number
 
 
+def check_seed(name: str, seed: Any, count: int = 1) -> int:
+    """The seed as a whole number from which as many count on below 2**63.
+
+    Raises:
+        ValueError: naming the keyword.
+    """
+    number = _whole(seed)
+    if number is None or not 0 <= number <= 2**63 - count:
+        counted = "" if count == 1 else f" for {count} samples that count on from it"
+        raise ValueError(
+            f"`{name}` must be a whole number from 0 to 2**63 - {count}{counted}, got {seed!r}"
+        )
+    return number
+
+
 def prompt_list(prompt: str | Sequence[str] | None, name: str = "prompt") -> list[str] | None:
     """The prompts as a list.
 
@@ -128,10 +143,11 @@ def generators_of(
     if seed is None:
         seeds = torch.randint(2**62, (batch_size,)).tolist()
     elif isinstance(seed, Iterable):
-        seeds = [_checked_seed(one) for one in seed]
+        seeds = [check_seed("seed", one) for one in seed]
         _check_length("seed", len(seeds), batch_size)
     else:
-        seeds = [_checked_seed(seed) + index for index in range(batch_size)]
+        first = check_seed("seed", seed, batch_size)
+        seeds = list(range(first, first + batch_size))
     return [torch.Generator().manual_seed(one) for one in seeds]
 
 
@@ -151,14 +167,6 @@ def draw_latent_noise(
         )
         for name, shape in shapes.items()
     }
-
-
-def _checked_seed(seed: Any) -> int:
-    number = _whole(seed)
-    # A margin below what a generator takes, for those that count on.
-    if number is None or not 0 <= number < 2**63:
-        raise ValueError(f"`seed` must be a whole number from 0 to 2**63 - 1, got {seed!r}")
-    return number
 
 
 def _check_length(name: str, length: int, batch_size: int) -> None:

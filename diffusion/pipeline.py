@@ -137,15 +137,40 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     @classmethod
     def _get_signature_types(cls) -> dict[str, tuple[Any, ...]]:
-        """No types for diffusers to warn by: it reads few kinds of annotations, other ones in each
-        version, and the constructor checks the parts itself."""
+        """What diffusers may go by: the classes of our own parts, which `from_pipe` keeps by them.
+
+        It reads few kinds of annotations, other ones in each version, and the constructor checks
+        the parts itself; so of all else it is told nothing to warn by.
+        """
         empty = inspect.Signature.empty
-        return {name: (empty,) for name in inspect.signature(cls.__init__).parameters}
+        types = {name: (empty,) for name in inspect.signature(cls.__init__).parameters}
+        own = {
+            "autoencoder": (VidTwinAutoencoder,),
+            "transformer": (TwinDiT,),
+            "latent_stats": (LatentStats,),
+        }
+        return types | own
 
     @property
     def interrupt(self) -> bool:
         """Whether to stop before the next step; callbacks set `pipe._interrupt = True`."""
         return self._interrupt
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of a window in the last call, which diffusers' callbacks count by."""
+        return len(self.scheduler.timesteps)
+
+    def enable_sequential_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
+        """Not for this pipeline, whose parts are small and called by other methods than forward.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "the parts of this pipeline can't be offloaded layer by layer; "
+            "call enable_model_cpu_offload(), which brings one part at a time"
+        )
 
     @torch.no_grad()
     def __call__(
@@ -220,6 +245,16 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         prompts = prompt_list(prompt)
         negative_prompts = prompt_list(negative_prompt or None, "negative_prompt")
         labels = self.class_indices(class_labels)
+        if class_guidance_scale is not None and labels is None:
+            raise ValueError(
+                f"`class_guidance_scale` is {class_guidance_scale} and there are no class labels "
+                "to guide by; leave it out, or ask for a class"
+            )
+        if negative_prompts is not None and not scales.guides:
+            raise ValueError(
+                "a `negative_prompt` does nothing while every guidance scale is 1.0; raise "
+                "`guidance_scale`, or leave it out"
+            )
         held = self._held(structure, dynamics)
         count = common_length(
             prompt=prompts, negative_prompt=negative_prompts, class_labels=labels, **held
@@ -303,6 +338,12 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         for given, names in ((structure, LATENT_NAMES[:1]), (dynamics, LATENT_NAMES[1:])):
             if given is None:
                 continue
+            if not isinstance(given, VidTwinLatents | Tensor):
+                kind = "structure" if given is structure else "dynamics"
+                raise ValueError(
+                    f"`{kind}` must be latents or a video as a tensor (B, 3, T, H, W) in [-1, 1], "
+                    f"got {type(given).__name__}; vidtwin.media.read_first_window reads a file"
+                )
             latents = given if isinstance(given, VidTwinLatents) else self._encode(given)
             for name in names:
                 value, shape = (
@@ -365,7 +406,10 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             if prompts is None:
                 raise ValueError("`negative_prompt` needs a `prompt` to tell it from; got none")
             negative = self._read(negative_prompts, batch_size)
-        return replace(positive, class_labels=class_labels), negative
+        # The text encoder may lie on another device than what it reads for.
+        return replace(positive, class_labels=class_labels).to(device), (
+            None if negative is None else negative.to(device)
+        )
 
     def _read(self, prompts: list[str], batch_size: int) -> Conditions:
         """The text conditions of prompts, each for as many videos as it takes."""

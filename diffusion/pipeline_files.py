@@ -27,7 +27,10 @@ REQUIRED = {
 }
 OPTIONAL = {"text_encoder": ("transformers", None), "tokenizer": ("transformers", None)}
 PARTS = (*REQUIRED, *OPTIONAL)
-DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+DOWNLOAD_OPTIONS = (
+    *("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token"),
+    "variant",
+)
 
 
 def check_pipeline_folder(folder: Path, passed: Collection[str] = ()) -> dict[str, Any]:
@@ -132,6 +135,6 @@ def _load_text_encoder(folder: Path, options: dict[str, Any]) -> Any:
     if isinstance(dtype, dict):
         dtype = dtype.get("text_encoder", dtype.get("default", torch.float32))
     try:
-        return load_text_model(str(folder), local_files_only=True).to(dtype=dtype)
+        return load_text_model(str(folder), True, options.get("variant")).to(dtype=dtype)
     except SafetensorError as error:
         raise ValueError(f"the text_encoder in {folder} can't be loaded: {error}") from error

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from diffusion.building import TransformerConfig
-from diffusion.cache import LatentCache, build_latent_loader, iterate_latents
-from diffusion.cache_writer import DATA_MAY_CHANGE
+from diffusion.cache import DATA_MAY_CHANGE, LatentCache, build_latent_loader, iterate_latents
 from diffusion.dit import TwinDiT
 from diffusion.flow import FlowObjective
 from diffusion.inputs import class_indices
@@ -78,6 +77,7 @@ class RunParts:
         # Until they are measured, or come with a checkpoint.
         self.stats = LatentStats(sizes.structure_channels, sizes.dynamics_channels).to(device)
         self.cache = None if cache is None else Path(cache).expanduser()
+        self.digests["cache"] = None
         self.overfit = overfit
         self.dataset: Any
         if self.cache is None:
@@ -86,6 +86,7 @@ class RunParts:
         else:
             self.dataset = self._open_cache("train")
             self.dataset.check(data=asked_of(data))
+            self.digests["cache"] = self.dataset.digest()
             self.data = DataConfig(**self.dataset.manifest["data"])
             if overfit:
                 self.dataset = self.dataset.first(overfit)
@@ -171,14 +172,14 @@ class RunParts:
         self.stats.load_state_dict(found.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the statistics, and which models gave latents and texts."""
+        """What a checkpoint keeps: the statistics, and what gave latents and texts."""
         return {"stats": self.stats.state_dict(), "digests": self.digests}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the statistics of a checkpoint.
 
         Raises:
-            ValueError: if it was trained with another autoencoder or text encoder.
+            ValueError: if it was trained with another autoencoder, text encoder or cache.
         """
         for name, digest in self.digests.items():
             if state["digests"][name] != digest:

@@ -160,8 +160,27 @@ class LatentSampler:
         self.steps_done += 1
         if self.after_step is not None:
             changed = self.after_step(step, timestep, self.held | sampled)
+            check_changed(changed, self.held, sampled)
             sampled = {name: changed.get(name, value) for name, value in sampled.items()}
         return packed(list(sampled.values()))
+
+
+def check_changed(
+    changed: dict[str, Tensor], held: dict[str, Tensor], sampled: dict[str, Tensor]
+) -> None:
+    """Raises ValueError for what a callback returned and nothing can be done with."""
+    for name, value in changed.items():
+        if name in sampled:
+            expected, came = tuple(sampled[name].shape), tuple(value.shape)
+            if came != expected:
+                raise ValueError(
+                    f"the callback returned `{name}` of shape {came}, expected {expected}"
+                )
+        elif value is not held.get(name):
+            raise ValueError(
+                f"the callback returned `{name}`, which is not sampled here; it may change "
+                f"{', '.join(sampled)}"
+            )
 
 
 def packed(tensors: list[Tensor]) -> Tensor:

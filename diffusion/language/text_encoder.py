@@ -419,8 +419,8 @@ class CachedTextEncoder:
         return row
 
 
-def load_text_model(name: str, local_files_only: bool) -> Any:
-    """The encoder alone, every weight of it from the file."""
+def load_text_model(name: str, local_files_only: bool, variant: str | None = None) -> Any:
+    """The encoder alone, every weight of it from the file, or from that of a variant."""
     try:
         with quiet():
             config = AutoConfig.from_pretrained(name, local_files_only=local_files_only)
@@ -431,7 +431,10 @@ def load_text_model(name: str, local_files_only: bool) -> Any:
             kind = AutoModelForTextEncoding
         with quiet():
             model, report = kind.from_pretrained(
-                name, local_files_only=local_files_only, output_loading_info=True
+                name,
+                local_files_only=local_files_only,
+                output_loading_info=True,
+                variant=variant,
             )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(f"no text encoder in {name}: {one_line(error)}") from error

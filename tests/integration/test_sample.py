@@ -188,6 +188,8 @@ BAD_INPUT: dict[str, tuple[tuple[object, ...], str]] = {
     "latent's guidance": (("--structure-guidance-scale", "0"), "structure_guidance_scale"),
     "motion scale": (("--motion-scale", "inf"), "motion_scale"),
     "negative seed": (("--seed", "-3"), "seed"),
+    "last seed": (("--seed", str(2**63 - 1), "--num-videos", "2"), "--seed"),
+    "class guidance of no class": (("--class-guidance-scale", "2"), "no class labels"),
     "frame rate": (("--fps", "0"), "fps"),
     "few frames": (("--num-frames", "3"), "at least 8"),
     "scheduler": (("--scheduler", "ddim"), "euler, heun"),

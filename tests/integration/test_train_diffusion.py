@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pkgutil
 import re
 import shutil
@@ -225,6 +226,11 @@ class TestBadInput:
             (["optimizer.warmup_steps=99"], "`warmup_steps` must be less than"),
             (["init_from=nowhere"], "init_from=nowhere holds no transformer"),
             (["sample_prompts=[a red circle]"], "`sample_prompts` are asked of a run without text"),
+            (
+                ["sample_prompts=['']", "text_encoder=x"],
+                "`sample_prompts` must be a text that says",
+            ),
+            (["sample_steps=2000", "flow.prediction=v"], "`sample_steps` must be at most 1000 for"),
             (["class_conditional=false"], "`sample_classes` are asked of a run without class_cond"),
             (["sample_classes=[growin]"], "no class 'growin'; the nearest names are growing"),
             (["sample_guidance_scale=0.5"], "guidance_scale` must be at least 1.0"),
@@ -280,6 +286,17 @@ class TestBadInput:
         train(*longer, f"autoencoder={moved}").done()  # where it lies does not matter
         told = train(*longer, "steps=5", f"autoencoder={models / 'other'}").refused()
         assert "the run's autoencoder has the digest" in told
+
+    def test_another_cache_in_the_same_run(self, train, cache, tmp_path) -> None:
+        run = tmp_path / "run"
+        train(f"output={run}", f"cache={cache}", "steps=3", *QUIET).done()
+        moved = shutil.copytree(cache, tmp_path / "moved")
+        longer = (f"output={run}", f"cache={moved}", *QUIET)
+        train(*longer, "steps=4").done()  # where it lies does not matter
+        manifest = moved / "train" / "manifest.json"
+        of_others = json.loads(manifest.read_text()) | {"clips_digest": "of other clips"}
+        manifest.write_text(json.dumps(of_others))
+        assert "the run's cache has the digest" in train(*longer, "steps=5").refused()
 
     def test_folder_of_another_run(self, train, tmp_path) -> None:
         options = (f"output={tmp_path}", "steps=3", *QUIET)

@@ -19,6 +19,7 @@ from diffusers import (
     FlowMatchHeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch.testing import assert_close
 
 from diffusion import LatentStats, VidTwinPipeline
@@ -455,6 +456,50 @@ class TestCallback:
         assert made.videos.shape[2] == made.latents.dynamics_x.shape[2] == frames
         assert ask(text_pipeline).latents.dynamics_x.shape[2] == 8  # and not the next call
 
+    def test_those_of_diffusers_count_its_steps(self, text_pipeline) -> None:
+        counted: list[int] = []
+
+        class Half(PipelineCallback):
+            @property
+            def tensor_inputs(self) -> list[str]:
+                return ["structure"]
+
+            def callback_fn(self, pipeline, step_index, timestep, callback_kwargs) -> Any:
+                if step_index == int(pipeline.num_timesteps * self.config.cutoff_step_ratio):
+                    counted.append(step_index)
+                return callback_kwargs
+
+        callback = MultiPipelineCallbacks([Half(cutoff_step_ratio=0.5)])
+        ask(text_pipeline, num_inference_steps=4, callback_on_step_end=callback)
+        assert text_pipeline.num_timesteps == 4
+        assert counted == [2]
+
+    @pytest.mark.parametrize(
+        ("returned", "reason"),
+        [
+            (
+                {"structure": torch.zeros(1, 2)},
+                "`structure` of shape \\(1, 2\\), expected \\(1, 2, 2",
+            ),
+            ({"prompt_embeds": torch.zeros(1)}, "`prompt_embeds`, which is not sampled here"),
+        ],
+    )
+    def test_what_it_may_not_return(self, text_pipeline, returned, reason) -> None:
+        with pytest.raises(ValueError, match=reason):
+            ask(text_pipeline, callback_on_step_end=lambda *arguments: returned)
+
+    def test_what_is_held_is_not_its_to_change(self, text_pipeline) -> None:
+        held = ask(text_pipeline).latents
+        options = {"structure": held, "callback_on_step_end_tensor_inputs": ["structure"]}
+        made = ask(text_pipeline, callback_on_step_end=lambda *given: given[-1], **options)
+        assert torch.equal(made.latents.structure, held.structure)
+        with pytest.raises(ValueError, match="may change dynamics_x, dynamics_y"):
+            ask(
+                text_pipeline,
+                callback_on_step_end=lambda *given: {"structure": given[-1]["structure"] + 1},
+                **options,
+            )
+
     def test_unknown_tensors(self, text_pipeline) -> None:
         with pytest.raises(ValueError, match="got noise"):
             ask(
@@ -473,6 +518,14 @@ class TestCallback:
         ({"prompt": 3}, "says something|not iterable"),
         ({"prompt": PROMPTS, "negative_prompt": ["a", "b", "c"]}, "as many of each"),
         ({"negative_prompt": "a star"}, "needs a `prompt`"),
+        (
+            {"prompt": "a star", "negative_prompt": "a ring", "guidance_scale": 1.0},
+            "does nothing while every guidance scale is 1.0",
+        ),
+        ({"prompt": "a star", "class_guidance_scale": 2.0}, "no class labels to guide by"),
+        ({"structure": "clip.mp4"}, "`structure` must be latents or a video as a tensor"),
+        ({"dynamics": np.zeros((3, 8, 16, 24))}, "`dynamics` must be latents .* got ndarray"),
+        ({"prompt": PROMPTS, "seed": 2**63 - 1}, "for 2 samples that count on from it"),
         ({"class_labels": 0}, "not trained with classes"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"num_inference_steps": 2.5}, "num_inference_steps"),
@@ -539,6 +592,21 @@ class TestFiles:
         for name in files:
             assert _without_origin(tmp_path / name) == _without_origin(tmp_path / "again" / name)
 
+    def test_variants(self, build_pipeline, tmp_path) -> None:
+        build_pipeline().save_pretrained(tmp_path, variant="fp16")
+        assert (tmp_path / "text_encoder" / "model.fp16.safetensors").is_file()
+        loaded = VidTwinPipeline.from_pretrained(tmp_path, variant="fp16")
+        assert_same(ask(loaded).latents, ask(build_pipeline()).latents)
+        with pytest.raises(ValueError, match="no text encoder in"):
+            VidTwinPipeline.from_pretrained(tmp_path)
+
+    def test_from_pipe_shares_the_parts(self, build_pipeline) -> None:
+        pipeline = build_pipeline()
+        again = VidTwinPipeline.from_pipe(pipeline)
+        assert again.transformer is pipeline.transformer
+        assert again.config["fps"] == pipeline.config["fps"]
+        assert_same(ask(again).latents, ask(pipeline).latents)
+
     def test_an_exchanged_scheduler_travels(self, build_pipeline, tmp_path) -> None:
         pipeline = build_pipeline()
         pipeline.scheduler = build_scheduler("unipc", pipeline.scheduler)
@@ -548,7 +616,10 @@ class TestFiles:
         assert_same(ask(loaded).latents, ask(pipeline).latents)
 
     def test_stored_in_half_loads_as_float(self, build_pipeline, tmp_path) -> None:
-        build_pipeline().to(torch.float16).save_pretrained(tmp_path)
+        pipeline = build_pipeline()
+        pipeline.latent_stats.structure_mean.fill_(0.3)
+        expected = {k: v.clone() for k, v in pipeline.latent_stats.state_dict().items()}
+        pipeline.to(torch.float16).save_pretrained(tmp_path)
         loaded = VidTwinPipeline.from_pretrained(tmp_path)
         half = VidTwinPipeline.from_pretrained(tmp_path, torch_dtype=torch.float16)
         for name in ("autoencoder", "transformer", "text_encoder", "latent_stats"):
@@ -556,6 +627,12 @@ class TestFiles:
                 torch.float32,
                 torch.int64,
             }
+        for pipeline in (half, loaded.to(torch.bfloat16)):  # they are never rounded
+            stats = pipeline.latent_stats.state_dict()
+            assert stats.keys() == expected.keys()
+            for name, value in expected.items():
+                assert stats[name].dtype == torch.float32
+                assert torch.equal(stats[name], value)
         assert half.transformer.dtype == half.text_encoder.dtype == torch.float16
 
     @pytest.mark.parametrize(
@@ -638,6 +715,10 @@ class TestParts:
         pipeline = VidTwinPipeline(**parts | {"text_encoder": None, "tokenizer": None})
         with pytest.raises(ValueError, match="no text encoder"):
             ask(pipeline, prompt="a star")
+
+    def test_offloading_layer_by_layer(self, build_pipeline) -> None:
+        with pytest.raises(ValueError, match="enable_model_cpu_offload"):
+            build_pipeline().enable_sequential_cpu_offload()
 
     @pytest.mark.parametrize("device", ["cpu", "cuda"])
     def test_offloading(self, build_pipeline, device) -> None:
