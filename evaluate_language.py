@@ -248,6 +248,11 @@ def finetune(run: Run, task: PreparedTask, seed: int) -> TaskResult:
     config, accelerator = run.config, run.accelerator
     rank, count = accelerator.process_index, accelerator.num_processes
     steps, name = config.steps(len(task.train)), f"{task.name}/seed{seed}"
+    if len(task.train) < count:
+        raise ValueError(
+            f"{task.name} has {len(task.train)} rows to train on, fewer than the {count} "
+            "processes; start fewer"
+        )
     torch.manual_seed(seed)
     plain = TaskModel(run.encoder, task.kind, task.outputs, run.reader["pooling"], config.dropout,
                       config.reader.random_weights).to(accelerator.device).train()  # fmt: skip

@@ -40,7 +40,7 @@ class CaptionProbesConfig:
         wordings: of the captions to train and to test on: "train", "test" or "all".
         layer: hidden state that is read: -1 the last, 0 the embeddings.
         decay: of the probe's weights.
-        reader: pooling null is "mean" here.
+        reader: pooling null is "mean" here, and "last" for a one-way reader.
     """
 
     output: str = "outputs/probe"
@@ -89,7 +89,9 @@ def measure(config: CaptionProbesConfig, processes: Processes) -> Report:
     """Accuracy of the probes, beside those of the most frequent answer and of words alone."""
     reader = config.reader
     encoder = reader.load(config.layer).to(processes.device)
-    pooling = reader.pooling or "mean"
+    pooling = "last" if encoder.causal else "mean"
+    if reader.pooling is not None:
+        pooling = reader.pooling_of(encoder)
     jobs = [(name, seed) for name in config.names for seed in config.seeds]
     rows: list[dict[str, Any]] = [
         {"index": jobs.index(job), "question": job[0], "seed": job[1]}

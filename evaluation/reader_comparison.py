@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,13 +83,14 @@ class Comparison:
         values: measure -> reader -> seed -> value; a measure is STAGE/TASK/NAME.
         pretraining: reader -> how it was pretrained.
         protocols: stage -> READER_seedN -> task -> what its figures follow from.
-        words_alone: probe -> what the words give without their order, the same for all readers.
+        words_alone: probe -> seed -> what the words give without their order, the same for all
+            readers.
     """
 
     values: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)
     pretraining: dict[str, dict[str, Any]] = field(default_factory=dict)
     protocols: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    words_alone: dict[str, float] = field(default_factory=dict)
+    words_alone: dict[str, dict[int, float]] = field(default_factory=dict)
 
     def add(self, measure: str, reader: str, seed: int, value: float) -> None:
         """Takes a value."""
@@ -230,8 +232,9 @@ def markdown(
     for row, text in rows.items():
         own = [(title(reader), cell(found, wanted, row, reader)) for reader in wanted.readers]
         figures = [(model.title, model.figures.get(row, "")) for model in shown]
-        if row in found.words_alone:
-            text += f" (words alone: {100 * found.words_alone[row]:.1f})"
+        alone = [found.words_alone.get(row, {}).get(seed) for seed in wanted.seeds]
+        if known_alone := [value for value in alone if value is not None]:
+            text += f" (words alone: {100 * statistics.median(known_alone):.1f})"
         lines.append([("measured, %", text), *own, *figures])
     notes = [
         f"Medians of {len(wanted.seeds)} seeds, with the lowest and the highest; each reader was "
@@ -419,7 +422,7 @@ def _collect_run(found: Comparison, folder: Path, reader: str, seed: int) -> Non
         for question, known in content["found"].items():
             measure = f"probe/{question}/accuracy"
             found.add(measure, reader, seed, known["accuracy"]["median"])
-            found.words_alone.setdefault(measure, known["words_alone"]["median"])
+            found.words_alone.setdefault(measure, {})[seed] = known["words_alone"]["median"]
     if shown.is_file():
         content = _json(shown)
         keep("adherence", "prompt", content["protocol"])

@@ -147,12 +147,15 @@ class DocumentCorpus:
 
     def __init__(self, config: CorpusConfig, part: str = "train") -> None:
         held_out = part == "validation"
-        apart = config.validation_path is not None or config.validation_split is not None
-        self.documents = [
-            _sentences(lines, config.sentences)
-            for lines in _documents(config, held_out)
-            if apart or _is_held_out("\n".join(lines), config.validation_fraction) == held_out
-        ]
+        documents = _documents(config, held_out)
+        if config.validation_path is None and config.validation_split is None:
+            fraction = config.validation_fraction
+            kept = [doc for doc in documents if _is_held_out(doc, fraction) == held_out]
+        elif held_out:
+            kept = list(documents)
+        else:
+            kept = _without_those_of(documents, _documents(config, held_out=True))
+        self.documents = [_sentences(lines, config.sentences) for lines in kept]
         if not self.documents:
             hint = "set corpus.validation_path" if held_out else "it is empty or too small"
             raise ValueError(f"no {part} text in {place_of(config)}; {hint} to be divided")
@@ -313,6 +316,25 @@ def _rows_of_data_set(config: CorpusConfig, split: str) -> Iterator[str]:
             yield value.strip()
 
 
-def _is_held_out(text: str, fraction: float) -> bool:
-    digest = hashlib.sha256(text.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+def _is_held_out(lines: list[str], fraction: float) -> bool:
+    return int.from_bytes(_digest(lines)[:8], "big") < fraction * 2**64
+
+
+def _without_those_of(
+    documents: Iterable[list[str]], held_out: Iterable[list[str]]
+) -> list[list[str]]:
+    """Documents whose text is not held out: files and lines may stand in both parts."""
+    known = {_digest(lines) for lines in held_out}
+    every = list(documents)
+    kept = [lines for lines in every if _digest(lines) not in known]
+    if len(kept) < len(every):
+        logger.warning(
+            "%d of %d documents are validation text too, and are not trained on",
+            len(every) - len(kept),
+            len(every),
+        )
+    return kept
+
+
+def _digest(lines: list[str]) -> bytes:
+    return hashlib.sha256("\n".join(lines).encode()).digest()

@@ -59,7 +59,8 @@ class ObjectiveConfig:
         short_fraction: share of the pairs that are shorter than they could be.
         generator_size: of "rtd": the generator's width as a share of the discriminator's.
         discriminator_weight: of "rtd": of the discriminator's loss; the generator's has 1.
-        teacher: of "distillation": a saved language model's folder or hub id.
+        teacher: of "distillation": a saved language model's folder or hub id; all sizes but the
+            number of layers are the teacher's.
         temperature: of "distillation": of both predictions.
         soft_weight, hard_weight, cosine_weight: of "distillation": of the teacher's predictions,
             of the true tokens, of the angle between the last hidden states.

@@ -21,12 +21,11 @@ def measure_language_model(
     model: torch.nn.Module,
     objective: Objective,
     samples: Dataset[dict[str, Any]],
-    indices: Sequence[int],
+    batches: Iterable[Sequence[int]],
     *,
-    batch_size: int,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> list[tuple[int, Measures]]:
-    """(index, its measures) of some samples in epoch 0, whose gaps are always the same.
+    """(index, its measures) of batches of samples in epoch 0, whose gaps are always the same.
 
     Measures are sums over what is to be predicted: "count" how much it is, "right" how much was
     predicted, "loss" in nats; of each term of the objective.
@@ -35,8 +34,7 @@ def measure_language_model(
     training = model.training
     model.eval()
     rows: list[tuple[int, Measures]] = []
-    for start in range(0, len(indices), batch_size):
-        part = indices[start : start + batch_size]
+    for part in batches:
         batch = objective.batch([objective.hide(samples[index]) for index in part])
         batch = {name: value.to(device) for name, value in batch.items()}
         with autocast():

@@ -21,6 +21,7 @@ from vidtwin.data import (
     build_dataset,
 )
 from vidtwin.data.readers import read_video_info
+from vidtwin.reconstruction import software_versions
 
 __all__ = ["DataVideos"]
 
@@ -114,12 +115,20 @@ class DataVideos(VideoSource):
 
     def identity(self) -> dict[str, Any]:
         """What the videos depend on, for the cache."""
-        digest = hashlib.sha256()
+        files: list[tuple[str, int | None]] = []  # and labels
         if isinstance(self.dataset, FileDataset):
-            for clip in self.dataset.clips:
-                path = Path(clip.path)
-                # A file that was exchanged under the same name makes other statistics.
-                state = path.stat() if path.exists() else None
-                version = (state.st_size, state.st_mtime_ns) if state else None
-                digest.update(repr((clip.path, clip.label, version)).encode())
-        return {"data": repr(self.config), "seed": self.seed, "files": digest.hexdigest()}
+            files = [(clip.path, clip.label) for clip in self.dataset.clips]
+        elif self.config.path is not None:  # the sheets that Sprites are drawn from
+            files = [(str(sheet), None) for sheet in sorted(Path(self.config.path).rglob("*.png"))]
+        digest = hashlib.sha256()
+        for name, label in files:
+            # A file that was exchanged under the same name makes other statistics.
+            state = Path(name).stat() if Path(name).exists() else None
+            version = (state.st_size, state.st_mtime_ns) if state else None
+            digest.update(repr((name, label, version)).encode())
+        return {
+            "data": repr(self.config),
+            "seed": self.seed,
+            "files": digest.hexdigest(),
+            "software": software_versions(),
+        }

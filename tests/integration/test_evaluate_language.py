@@ -241,6 +241,7 @@ def test_probes(readers, family, tmp_path):
     color = found["found"]["color"]
     assert color["words_alone"]["median"] > color["most_frequent"]["median"]
     assert found["protocol"]["reader"]["one_way"] == (family == "gpt2")
+    assert found["protocol"]["reader"]["pooling"] == ("last" if family == "gpt2" else "mean")
     assert "| reader | color | order | motion_at_shape |" in out
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +147,16 @@ def test_the_cache_knows_an_exchanged_file(tmp_path) -> None:
     assert DataVideos(config_of(tmp_path, start="center")).identity() != before
     write_clip(tmp_path / "a" / "1.mp4", 7, frames=9)
     assert DataVideos(config_of(tmp_path)).identity() != before
+
+
+def test_the_cache_knows_an_exchanged_sheet(sheets, tmp_path) -> None:
+    own = shutil.copytree(sheets, tmp_path / "sheets")
+    config = DataConfig(source="sprites", path=str(own), num_frames=8, height=64, width=64)
+    before = DataVideos(config).identity()
+    assert DataVideos(config).identity() == before
+    sheet = next(own.rglob("*.png"))
+    os.utime(sheet, ns=(1, 1))
+    assert DataVideos(config).identity() != before
 
 
 def test_a_folder_of_samples_has_the_classes_that_were_asked_for(tmp_path) -> None:

@@ -251,6 +251,13 @@ class TestTable:
         assert lines[1] == "glue/sst2/accuracy,mlm,0,0.9"
         assert len(lines) == 1 + 4
 
+    def test_words_alone_are_a_median_too(self, compared):
+        for seed, alone in enumerate((0.9, 0.3, 0.5)):
+            found = {"accuracy": {"median": 0.7}, "words_alone": {"median": alone}}
+            content = {"protocol": {}, "found": {"color": found}}
+            write(compared / "probe" / f"mlm_seed{seed}" / "probe.json", content)
+        assert "(words alone: 50.0)" in write_comparison(compared, WANTED, PAGE)
+
     def test_nothing_finished_is_a_table_too(self, tmp_path):
         text = write_comparison(tmp_path, WANTED, PAGE)
         assert "| SST-2 accuracy | not run | not run | not run |" in text

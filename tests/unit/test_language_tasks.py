@@ -406,6 +406,18 @@ class TestWindows:
             assert self.CONTEXT[begin:end].strip() == "dog ran"
         assert found
 
+    def test_an_answer_that_is_not_where_it_should_be(self, reader):
+        """The next one is taught; a question without any is left out and counted."""
+        lost, right = Answer("no such", self.START), Answer("dog ran", self.START)
+        form = RowFormat(reader, 32)
+        taught = [
+            form.windows(Question("q", "t", self.CONTEXT, "who ran ?", answers), 5, 8, 16, True)
+            for answers in ((lost, right), (right,), (lost,))
+        ]
+        assert taught[0] == taught[1] == self.windows(reader, train=True)
+        assert taught[2] == []
+        assert form.counts.lost_answers == 1
+
     def test_best_spans_are_those_of_a_full_search(self, reader):
         window = self.windows(reader, train=False)[0]
         ends = np.random.default_rng(0).normal(size=(len(window.input_ids), 2)).astype(np.float32)

@@ -122,6 +122,16 @@ class TestFiles:
         assert list(read_texts(DocumentCorpus(config, "train"), 99)) == LINES
         assert DocumentCorpus(config, "validation").texts(0, 0) == ("held out",)
 
+    def test_a_file_for_validation_in_the_folder_itself_is_not_trained_on(self, tmp_path, caplog):
+        self.write(tmp_path, LINES)
+        (tmp_path / "v.txt").write_text(f"held out\n{LINES[3]}\n")
+        config = CorpusConfig(
+            source="text", path=str(tmp_path), validation_path=str(tmp_path / "v.txt")
+        )
+        trained = list(read_texts(DocumentCorpus(config, "train"), 99))
+        assert trained == [line for line in LINES if line != LINES[3]]
+        assert f"3 of {len(LINES) + 2} documents are validation text too" in caplog.text
+
     def test_csv_and_folders(self, tmp_path):
         for name in ("a", "b"):
             rows = "\n".join(f'{name}{i},"a {name}, {i}"' for i in range(30))
@@ -277,13 +287,13 @@ class TestModels:
             optimizer.zero_grad()
         assert first == pytest.approx(np.log(len(samples.tokenizer)), rel=0.2)
         assert loss.item() < 0.5 * first
-        rows = measure_language_model(model, objective, samples, range(16), batch_size=8)
+        rows = measure_language_model(model, objective, samples, [range(8), range(8, 16)])
         assert mean_measures(rows)["accuracy"] > 0.3
 
     def test_measures_do_not_depend_on_the_batch(self, family):
         model, objective, samples = self.parts(family)
-        rows = [measure_language_model(model, objective, samples, range(20), batch_size=size)
-                for size in (1, 7)]  # fmt: skip
+        rows = [measure_language_model(model, objective, samples, batches)
+                for batches in ([[i] for i in range(20)], [range(7), range(7, 20)])]  # fmt: skip
         assert model.training
         for (index, first), (other, second) in zip(*rows, strict=True):
             assert index == other and first.keys() == second.keys()

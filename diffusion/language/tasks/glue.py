@@ -216,7 +216,9 @@ def task_folder(task: GlueTask, data: str) -> Path:
     """Where a task's files lie; capitals and hyphens of the folder's name don't matter."""
     root = Path(data)
     if not root.is_dir():
-        raise ValueError(f"the folder of the GLUE tasks, {data}, does not exist; set data=FOLDER")
+        raise ValueError(
+            f"the folder of the GLUE tasks, {data}, does not exist; set data.path=FOLDER"
+        )
     wanted = re.sub(r"[^a-z0-9]", "", task.folder.lower())
     for folder in sorted(root.iterdir()):
         if folder.is_dir() and re.sub(r"[^a-z0-9]", "", folder.name.lower()) == wanted:

@@ -21,8 +21,8 @@ def load_split(
         import datasets
     except ImportError:
         raise ValueError(
-            "source=datasets needs its library: pip install datasets; or set source=files and "
-            "data=FOLDER"
+            "data.source=datasets needs its library: pip install datasets; or set "
+            "data.source=files and say where the files are"
         ) from None
     try:
         loaded = datasets.load_dataset(name, configuration, split=split)

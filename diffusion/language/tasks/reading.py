@@ -125,8 +125,8 @@ class RowFormat:
 
         Args:
             max_question: tokens of the question that are kept.
-            train: give the first answer's place, (-1, -1) in windows without it; a question whose
-                answer does not stand where it should gives no window, and is counted.
+            train: give the place of the first answer that stands where it should, (-1, -1) in
+                windows without it; a question of which none does gives no window, and is counted.
         Raises:
             ValueError: if the tokenizer can't tell the characters of its tokens.
         """
@@ -135,10 +135,10 @@ class RowFormat:
                 "SQuAD needs a fast tokenizer, which knows the characters of its tokens; got "
                 f"{type(self.tokenizer).__name__}"
             )
-        answer = question.answers[0] if train and question.answers else None
-        if answer is not None and not question.found(answer):
+        if train and question.lost:
             self.counts.lost_answers += 1
             return []
+        answer = next(filter(question.found, question.answers), None) if train else None
         asked = self._tokens([question.question])[0]
         if len(asked) > max_question:
             self.counts.truncated += 1
