@@ -248,11 +248,6 @@ def finetune(run: Run, task: PreparedTask, seed: int) -> TaskResult:
     config, accelerator = run.config, run.accelerator
     rank, count = accelerator.process_index, accelerator.num_processes
     steps, name = config.steps(len(task.train)), f"{task.name}/seed{seed}"
-    if len(task.train) < count:
-        raise ValueError(
-            f"{task.name} has {len(task.train)} rows to train on, fewer than the {count} "
-            "processes; start fewer"
-        )
     torch.manual_seed(seed)
     plain = TaskModel(run.encoder, task.kind, task.outputs, run.reader["pooling"], config.dropout,
                       config.reader.random_weights).to(accelerator.device).train()  # fmt: skip
@@ -262,7 +257,7 @@ def finetune(run: Run, task: PreparedTask, seed: int) -> TaskResult:
     scheduler = runtime.build_scheduler(optimizer, schedule, steps)
     guard, timer = runtime.NonFiniteGuard(), runtime.StepTimer()
     mean = runtime.mean_over_processes(accelerator)
-    batches = task.batches(config.batch_size, seed)
+    batches = task.batches(config.batch_size, seed, processes=count)
     bar = runtime.progress_bar(steps, 0, not accelerator.is_main_process, name)
     for step in range(steps):
         places = next(batches)

@@ -26,8 +26,7 @@ from diffusion.building import (
     describe_transformer,
 )
 from diffusion.conditioning import GuidanceScales
-from diffusion.flow import NUM_TIMESTEPS
-from diffusion.inputs import prompt_list
+from diffusion.inputs import check_count, prompt_list
 from diffusion.run_parts import RunParts
 from diffusion.training_batch import losses_of
 from diffusion.validation import measure_losses
@@ -88,16 +87,10 @@ class TrainConfig(runtime.RunConfig):
         for name in ("class_dropout", "text_dropout", "held_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}")
-        for name in ("stats_samples", "sample_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        check_count("stats_samples", self.stats_samples)
         GuidanceScales(self.sample_guidance_scale)
         prompt_list(self.sample_prompts or None, "sample_prompts")
-        if self.flow.prediction != "velocity" and self.sample_steps > NUM_TIMESTEPS:
-            raise ValueError(
-                f"`sample_steps` must be at most {NUM_TIMESTEPS} for "
-                f"flow.prediction={self.flow.prediction}, got {self.sample_steps}"
-            )
+        self.flow.check_steps("sample_steps", self.sample_steps)
         for name, needed in (("prompts", "text_encoder"), ("classes", "class_conditional")):
             if getattr(self, f"sample_{name}") and not getattr(self, needed):
                 raise ValueError(

@@ -112,17 +112,16 @@ class LatentStats(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | PathLike[str] | None, **kwargs: Any
     ) -> Self:
-        """As `StrictLoading.from_pretrained`, float32 whatever `torch_dtype` asks for.
+        """As `StrictLoading.from_pretrained`, float32 whatever is stored or asked for.
 
         Raises:
             ValueError: for numbers that can't scale, too.
         """
-        kwargs = {
-            key: value for key, value in kwargs.items() if key not in ("torch_dtype", "dtype")
-        }
-        options = kwargs | {"torch_dtype": torch.float32}
+        options = {key: kwargs[key] for key in kwargs.keys() - {"torch_dtype", "dtype"}}
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, **options)
         stats = loaded[0] if kwargs.get("output_loading_info") else loaded
+        for name, buffer in stats.named_buffers():
+            stats._buffers[name] = buffer.float()
         stats._check()
         return loaded
 

@@ -82,8 +82,17 @@ class PreparedTask:
             "predicted": {part: len(samples) for part, samples in self.parts.items()},
         }
 
-    def batches(self, batch_size: int, seed: int) -> Iterator[list[int]]:
-        """Numbers of training samples without end, one epoch after another."""
+    def batches(self, batch_size: int, seed: int, processes: int = 1) -> Iterator[list[int]]:
+        """Numbers of training samples without end, one epoch after another.
+
+        Raises:
+            ValueError: if there are fewer samples than processes to share them.
+        """
+        if len(self.train) < processes:
+            raise ValueError(
+                f"{self.name} has {len(self.train)} rows to train on, fewer than the {processes} "
+                "processes; start fewer"
+            )
         lengths = [len(sample.input_ids) for sample in self.train]
         for epoch in itertools.count():
             yield from length_batches(lengths, batch_size, seed, epoch)
