@@ -12,7 +12,8 @@ import runtime
 
 def main():
     here = Accelerator()
-    print(f"{here.process_index} of {here.num_processes} on {here.device.type}: {sys.argv[1:]}")
+    told = f"{here.process_index} of {here.num_processes} on {here.device.type}: {sys.argv[1:]}"
+    sys.stdout.write(told + "\\n")  # at once: print's line and its end may be apart
     here.wait_for_everyone()
     here.end_training()
 
