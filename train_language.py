@@ -206,14 +206,14 @@ class Run:
         accelerator = self.accelerator
         count = min(self.config.validation_samples, len(self.validation))
         # Whole batches are shared out: texts are told from those of their batch ("contrastive").
-        size, shift = self.config.validation_batch_size, accelerator.process_index
+        size = self.config.validation_batch_size
         batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
         with runtime.ema_weights(self.ema, self.plain):
             rows = measure_language_model(
                 self.plain,
                 self.objective,
                 self.validation,
-                batches[shift :: accelerator.num_processes],
+                batches[accelerator.process_index :: accelerator.num_processes],
                 autocast=accelerator.autocast,
             )
         means = mean_measures(runtime.gather_rows(accelerator, rows))

@@ -147,6 +147,11 @@ def _check_file(path: Path, expected: Mapping[str, Any], verify: bool) -> None:
         raise ValueError(f"shard {path.parent} is damaged: the bytes of {path.name} have changed")
 
 
+def lasting(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the data's description the clips depend on."""
+    return {name: value for name, value in data.items() if name not in DATA_MAY_CHANGE}
+
+
 def differences(
     saved: Mapping[str, Any], current: Mapping[str, Any], prefix: str = ""
 ) -> list[str]:
@@ -285,8 +290,7 @@ class LatentCache(Dataset[dict[str, Any]]):
         Where the clips lay, how they are cut into shards and which versions read them is left out.
         """
         kept = {name: self.manifest.get(name) for name in SAMPLES_FOLLOW_FROM}
-        data = self.manifest["data"]
-        kept["data"] = {key: data[key] for key in data if key not in DATA_MAY_CHANGE}
+        kept["data"] = lasting(self.manifest["data"])
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
     def check(

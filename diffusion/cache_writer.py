@@ -22,7 +22,6 @@ import torch
 from numpy.typing import NDArray
 
 from diffusion.cache import (
-    DATA_MAY_CHANGE,
     FORMAT,
     MANIFEST,
     SHARD_RECORD,
@@ -31,6 +30,7 @@ from diffusion.cache import (
     Shard,
     check_storage,
     differences,
+    lasting,
     plain,
     read_json,
     read_shard,
@@ -362,8 +362,7 @@ def _clips_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _comparable(identity: Mapping[str, Any], ignored: Sequence[str]) -> dict[str, Any]:
     kept = {key: value for key, value in identity.items() if key not in ignored}
-    data = kept.get("data") or {}
-    return kept | {"data": {k: v for k, v in data.items() if k not in DATA_MAY_CHANGE}}
+    return kept | {"data": lasting(kept.get("data") or {})}
 
 
 def _record_or_none(shard: Shard) -> dict[str, Any] | None:

@@ -103,15 +103,6 @@ class FlowConfig:
     min_snr_gamma: float | None = None
     beta_schedule: str = "squaredcos_cap_v2"
 
-    def check_steps(self, name: str, steps: int) -> None:
-        """Raises ValueError for a number of solver steps that no scheduler of it takes."""
-        most = math.inf if self.prediction == "velocity" else NUM_TIMESTEPS
-        if not 1 <= steps <= most:
-            raise ValueError(
-                f"`{name}` must be at least 1, and at most {NUM_TIMESTEPS} for "
-                f"flow.prediction=epsilon or v; got {steps} for {self.prediction}"
-            )
-
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
             raise ValueError(
@@ -141,6 +132,15 @@ class FlowConfig:
             raise ValueError(
                 '`beta_schedule` must be "linear", "scaled_linear" or "squaredcos_cap_v2", '
                 f"got {self.beta_schedule!r}"
+            )
+
+    def check_steps(self, name: str, steps: int) -> None:
+        """Raises ValueError for a number of solver steps that no scheduler takes."""
+        most = math.inf if self.prediction == "velocity" else NUM_TIMESTEPS
+        if not 1 <= steps <= most:
+            raise ValueError(
+                f"`{name}` must be at least 1, and at most {NUM_TIMESTEPS} for "
+                f"flow.prediction=epsilon or v; got {steps} for {self.prediction}"
             )
 
 

@@ -58,7 +58,7 @@ class LatentStats(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
             self.register_buffer(f"{name}_std", torch.ones(channels))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        kept = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        kept = dict(self.named_buffers())  # as they were: dtypes are not for them to take
         super()._apply(fn, recurse)
         for name, buffer in kept.items():
             self._buffers[name] = buffer.to(getattr(self, name).device)

@@ -89,9 +89,7 @@ def measure(config: CaptionProbesConfig, processes: Processes) -> Report:
     """Accuracy of the probes, beside those of the most frequent answer and of words alone."""
     reader = config.reader
     encoder = reader.load(config.layer).to(processes.device)
-    pooling = "last" if encoder.causal else "mean"
-    if reader.pooling is not None:
-        pooling = reader.pooling_of(encoder)
+    pooling = reader.pooling_of(encoder, default="mean")
     jobs = [(name, seed) for name in config.names for seed in config.seeds]
     rows: list[dict[str, Any]] = [
         {"index": jobs.index(job), "question": job[0], "seed": job[1]}

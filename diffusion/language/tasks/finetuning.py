@@ -67,13 +67,13 @@ class ReaderConfig:
             return TextEncoder(model, load_tokenizer(str(folder / "tokenizer")), layer)
         return TextEncoder.from_pretrained(self.name, layer, local_files_only=self.local_files_only)
 
-    def pooling_of(self, encoder: TextEncoder) -> str:
+    def pooling_of(self, encoder: TextEncoder, default: str = "first") -> str:
         """The pooling for this reader.
 
         Raises:
             ValueError: if it would pool a token that has not read the text.
         """
-        pooling = self.pooling or ("last" if encoder.causal else "first")
+        pooling = self.pooling or ("last" if encoder.causal else default)
         if encoder.causal and pooling == "first":
             raise ValueError(
                 "pooling=first of a one-way reader knows the first token alone; set pooling=last "
