@@ -129,7 +129,7 @@ def main() -> None:
     runtime.check_launched_precision(accelerator)
     model, found = load_autoencoder(config.autoencoder)
     about = {"autoencoder": str(found), "device": accelerator.device.type}
-    digest = weights_digest(model)
+    digest = weights_digest(model.encoder_parts())
     caches = []
     for part in config.parts:
         dataset = build_dataset(config.data_of(part, model))

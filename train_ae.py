@@ -19,14 +19,10 @@ from accelerate import Accelerator
 import runtime
 from vidtwin import AutoencoderConfig
 from vidtwin.branch_dropout import BranchDropout
+from vidtwin.branch_videos import branch_videos
 from vidtwin.building import build_models, describe_models
-from vidtwin.data import (
-    DataConfig,
-    TooManyBadFiles,
-    build_dataset,
-    build_evaluation_loader,
-    build_loader,
-)
+from vidtwin.data import TWINS, DataConfig, build_dataset, build_evaluation_loader, build_loader
+from vidtwin.data.bad_files import TooManyBadFiles
 from vidtwin.discriminator import DiscriminatorConfig, PatchDiscriminator
 from vidtwin.frame_shuffle import FrameShuffle
 from vidtwin.latents import draw_noise
@@ -44,6 +40,7 @@ class TrainConfig(runtime.RunConfig):
             .ckpt/.safetensors (its discriminator comes along if it is there).
         branch_dropout: how often a clip is decoded without structure or without dynamics.
         frame_shuffle: how often a clip's structure is read off its frames in shuffled order.
+        freeze_encoder: train the decoder alone; latents that were cached stay valid.
         overfit: learn the first N clips by heart, one window and crop each, and validate on them.
         data: its num_frames, height and width follow the model's.
     """
@@ -53,6 +50,7 @@ class TrainConfig(runtime.RunConfig):
     init_from: str | None = None
     branch_dropout: BranchDropout = BranchDropout()
     frame_shuffle: FrameShuffle = FrameShuffle()
+    freeze_encoder: bool = False
     overfit: int | None = None
     model: AutoencoderConfig = AutoencoderConfig()
     data: DataConfig = DataConfig()
@@ -115,7 +113,11 @@ class Run:
                 **ranks,
             )
         self.plain, discriminator, self.objective = build_models(
-            config.model, config.discriminator, config.loss, config.init_from
+            config.model,
+            config.discriminator,
+            config.loss,
+            config.init_from,
+            config.freeze_encoder,
         )
         if config.gradient_checkpointing:
             self.plain.enable_gradient_checkpointing()
@@ -248,14 +250,11 @@ class Adversary:
         self.accelerator = accelerator
         self.objective = objective
         self.guard = runtime.NonFiniteGuard(config.max_nonfinite_steps)
-        self.max_grad_norm = config.discriminator_optimizer.max_grad_norm
-        optimizer = runtime.build_optimizer(
-            discriminator.parameters(), config.discriminator_optimizer
-        )
+        settings = config.discriminator_optimizer
+        self.max_grad_norm = settings.max_grad_norm
+        optimizer = runtime.build_optimizer(discriminator.parameters(), settings)
         self.discriminator, self.optimizer = accelerator.prepare(discriminator, optimizer)
-        self.scheduler = runtime.build_scheduler(
-            self.optimizer, config.discriminator_optimizer, config.steps
-        )
+        self.scheduler = runtime.build_scheduler(self.optimizer, settings, config.steps)
 
     def step(self, pairs: list[tuple[torch.Tensor, torch.Tensor]], step: int) -> dict[str, Any]:
         """One update on the step's videos and their reconstructions; returns its logs."""
@@ -291,7 +290,8 @@ def micro_batches(
         video = batch["video"][part].to(accelerator.device, non_blocking=True)
         noise = draw_noise(config.model, seeds).to(accelerator.device)
         inputs = {"noise": noise, "branch_weights": config.branch_dropout.weights(seeds)}
-        inputs["structure_video"] = config.frame_shuffle.shuffled(video, seeds)
+        twins = {name: batch[name][part].to(video.device) for name in TWINS if name in batch}
+        inputs |= branch_videos(video, twins, seeds, config.frame_shuffle)
         sync = runtime.sync_on_last(accelerator, model, index, config.accumulation)
         yield video, inputs, sync
 

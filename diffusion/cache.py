@@ -302,7 +302,7 @@ class LatentCache(Dataset[dict[str, Any]]):
         """Refuse a cache that was made by another autoencoder, or from other data.
 
         Args:
-            autoencoder_digest: of the run's autoencoder, `weights_digest`.
+            autoencoder_digest: of the run's autoencoder, see `CacheWriter`.
             autoencoder_config: its sizes.
             data: keys of the run's data config, as a mapping or dataclass, that must agree.
         Raises:
@@ -315,7 +315,7 @@ class LatentCache(Dataset[dict[str, Any]]):
         saved_digest = self.manifest["autoencoder_digest"]
         if autoencoder_digest is not None and autoencoder_digest != saved_digest:
             found.append(
-                f"the weights of the autoencoder have the digest {saved_digest} in the cache, now "
+                f"the encoder's weights have the digest {saved_digest} in the cache, now "
                 f"{autoencoder_digest}"
             )
         if data is not None:

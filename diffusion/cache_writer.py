@@ -56,7 +56,7 @@ class CacheWriter:
     Args:
         folder: of the cache; made by `claim`.
         autoencoder_config: sizes of the autoencoder.
-        autoencoder_digest: of its weights.
+        autoencoder_digest: of the weights that latents depend on, its `encoder_parts`.
         data: the data config, as plain values.
         num_clips: clips of the data set; more of them than before extend a cache.
         label_names: the name of each label.

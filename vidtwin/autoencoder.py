@@ -243,13 +243,25 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         """Latent values over pixel values."""
         return self.sizes.compression_rate
 
+    def encoder_parts(self) -> torch.nn.ModuleDict:
+        """What makes latents of videos; the other modules make videos of latents."""
+        names = ("patch_embedding", "encoder", "structure_encoder", "dynamics_encoder")
+        return torch.nn.ModuleDict({name: getattr(self, name) for name in names})
+
+    def freeze_encoder(self) -> None:
+        """Leaves the encoder as it is, so that latents stay what they are while the rest learns."""
+        self.encoder_parts().requires_grad_(False)
+
     @property
     def decoder_last_weight(self) -> torch.Tensor:
         """Weight of the decoder's last Linear, where the adaptive GAN weight is measured."""
         return self.head.linear.weight
 
     def encode(
-        self, video: torch.Tensor, structure_video: torch.Tensor | None = None
+        self,
+        video: torch.Tensor,
+        structure_video: torch.Tensor | None = None,
+        dynamics_video: torch.Tensor | None = None,
     ) -> VidTwinPosterior:
         """The posterior over the latents of a batch of clips.
 
@@ -258,17 +270,22 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
             structure_video: what the structure is read off instead, (B, C, 1 to T, H, W); a
                 training may shuffle its frames, see `vidtwin.frame_shuffle`. Without it, the
                 config's `structure_frame` alone, or where that is None the video itself.
+            dynamics_video: what the dynamics are read off instead, (B, C, T, H, W).
         Returns:
             VidTwinPosterior: call `.mode()` or `.sample()` for latents.
         Raises:
             ValueError: if a size differs from the config (nothing is padded or cropped).
         """
         self._check_video(video)
-        features = self.features(video)
-        dynamics_x, dynamics_y = self.dynamics_encoder(features)
         frame = self.sizes.structure_frame
         if structure_video is None and frame is not None:
             structure_video = video[:, :, frame : frame + 1]
+        if dynamics_video is not None:
+            self._check_video(dynamics_video)
+            structure_video = video if structure_video is None else structure_video
+            video = dynamics_video
+        features = self.features(video)
+        dynamics_x, dynamics_y = self.dynamics_encoder(features)
         if structure_video is not None:
             self._check_video(structure_video, fewer_frames=True)
             features = self.features(structure_video)
@@ -331,6 +348,7 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         noise: VidTwinLatents | None = None,
         branch_weights: torch.Tensor | None = None,
         structure_video: torch.Tensor | None = None,
+        dynamics_video: torch.Tensor | None = None,
     ) -> AutoencoderOutput:
         """Encodes and decodes.
 
@@ -340,9 +358,9 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
             generator: for drawing: none, one, or one per sample.
             noise: to use instead of drawing, see `vidtwin.latents.draw_noise`.
             branch_weights: as in `decode`.
-            structure_video: as in `encode`.
+            structure_video, dynamics_video: as in `encode`.
         """
-        posterior = self.encode(video, structure_video)
+        posterior = self.encode(video, structure_video, dynamics_video)
         latents = posterior.sample(generator, noise) if sample_posterior else posterior.mode()
         reconstruction = self.decode(latents, branch_weights=branch_weights)
         return AutoencoderOutput(reconstruction, posterior, latents)

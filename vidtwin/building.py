@@ -22,12 +22,14 @@ def build_models(
     discriminator_config: DiscriminatorConfig,
     loss_config: LossConfig,
     init_from: str | None = None,
+    freeze_encoder: bool = False,
 ) -> tuple[VidTwinAutoencoder, PatchDiscriminator, AutoencoderLoss]:
     """Everything that a training of the autoencoder learns, in training mode.
 
     Args:
         init_from: weights to start from: the folder of a saved autoencoder, or a released
             checkpoint, whose discriminator and log-variance come along if it holds them.
+        freeze_encoder: leave the encoder as it is, see `VidTwinAutoencoder.freeze_encoder`.
     Raises:
         ValueError: if the weights do not fit the configs.
     """
@@ -61,6 +63,8 @@ def build_models(
         raise ValueError(
             f"init_from={init_from} has other sizes than the config's model: {', '.join(others)}"
         )
+    if freeze_encoder:
+        model.freeze_encoder()
     return model.train(), discriminator.train(), objective.train()
 
 

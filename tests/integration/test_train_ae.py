@@ -72,6 +72,18 @@ def test_a_structure_off_shuffled_frames_trains_otherwise(tmp_path):
     assert any(not torch.equal(value, shuffled[key]) for key, value in plain.items())
 
 
+def test_a_frozen_encoder_stays_what_it_is(tmp_path):
+    options = ("--config", DEBUG, "validation_samples=0")
+    one, two = tmp_path / "first", tmp_path / "second"
+    train(*options, f"output={one}", "steps=3").done()
+    options += ("freeze_encoder=true", "data.recast_fraction=1", f"init_from={one / 'autoencoder'}")
+    train(*options, f"output={two}", "steps=3").done()
+    first, second = (weights(folder / "autoencoder") for folder in (one, two))
+    for name, value in first.items():
+        encodes = name.startswith(("patch_embedding", "encoder", "structure_enc", "dynamics_enc"))
+        assert torch.equal(value, second[name]) == encodes, name
+
+
 def test_two_processes_equal_one(tmp_path):
     options = ("--config", DEBUG, "steps=8", "batch_size=4", "log_every=1", "model.query_dropout=0",
                "loss.learn_logvar=true", "loss.lecam_weight=0.01", "validate_every=8")  # fmt: skip

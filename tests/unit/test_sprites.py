@@ -147,6 +147,35 @@ def characters(data: SpritesDataset) -> set[str]:
     return {data.sprites.key(one) for one in data.characters}
 
 
+def test_a_recast_is_another_character_with_the_same_motion(sheets):
+    data = dataset(sheets, recast_fraction=1.0)
+    own, asked = 0, range(0, len(data), len(data) // 6)
+    for index in asked:
+        sample = data[index]
+        motion = data.describe(index)[1]
+        shown = [
+            torch.equal(data[other]["video"], sample["recast"])
+            for other in range(motion, len(data), len(data.sprites.motions))
+        ]
+        assert any(shown)
+        own += torch.equal(sample["video"], sample["recast"])
+    assert own < len(asked) / 2
+
+
+def test_a_reenactment_is_the_same_character(sheets):
+    data = dataset(sheets, reenact_fraction=1.0)
+    motions, own = len(data.sprites.motions), 0
+    for index in range(0, len(data), len(data) // 6):
+        sample, first = data[index], index - index % motions
+        shown = [
+            torch.equal(data[other]["video"], sample["reenactment"])
+            for other in range(first, first + motions)
+        ]
+        assert sum(shown) == 1
+        own += shown[index - first]
+    assert own < 4
+
+
 def test_parts_share_no_character_and_make_up_all(sheets):
     sides = {
         part: characters(dataset(sheets, part=part, validation_fraction=0.2))

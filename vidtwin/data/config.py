@@ -13,6 +13,8 @@ from vidtwin.sprites import PARTS, SpritesConfig
 __all__ = ["DataConfig"]
 
 PARTS_OF_DATA = ("train", "validation", "all", "test")
+# What a sample may bring along besides its video -> the key that says how often.
+TWINS = {"recast": "recast_fraction", "reenactment": "reenact_fraction"}
 FACTOR_KEYS = ("content_factors", "motion_factors")
 
 
@@ -52,6 +54,9 @@ class DataConfig:
         timeout: seconds that reading one clip may take.
         max_bad_fraction: share of the files that may be unusable before the run stops.
         seed: of every random choice.
+        recast_fraction: share of the training clips that bring along their movement in another
+            look, for sources that are drawn: "shapes" and "sprites".
+        reenact_fraction: the same for their look in another movement.
         shapes_size: number of clips of the source "shapes".
         shapes_seed: of the clips of the source "shapes"; `seed` only orders them.
         shapes_split: see `ShapesConfig.split`; None follows `part`: "train" combinations of shape,
@@ -91,6 +96,8 @@ class DataConfig:
     timeout: float = 30.0
     max_bad_fraction: float = 0.05
     seed: int = 0
+    recast_fraction: float = 0.0
+    reenact_fraction: float = 0.0
     shapes_size: int = 20000
     shapes_seed: int = 0
     shapes_split: str | None = None
@@ -146,6 +153,15 @@ class DataConfig:
             raise ValueError(
                 f"data.max_bad_fraction must be in [0, 1], got {self.max_bad_fraction}"
             )
+        for name in TWINS.values():
+            share = getattr(self, name)
+            if not 0 <= share <= 1:
+                raise ValueError(f"data.{name} must be in [0, 1], got {share}")
+            if share > 0 and self.source in SOURCES:
+                raise ValueError(
+                    f"data.{name}={share} needs clips that can be drawn again with a change, of "
+                    f"data.source=shapes or sprites; got {self.source}"
+                )
         if not self.timeout > 0:
             raise ValueError(f"data.timeout must be above 0 seconds, got {self.timeout}")
         if self.seed < 0 or self.shapes_seed < 0:
@@ -227,7 +243,8 @@ class DataConfig:
 
     def centered(self) -> DataConfig:
         """The same clips with nothing random in them, as evaluation wants them."""
-        return replace(self, start="center", crop="center", flip=False)
+        plain = replace(self, recast_fraction=0.0, reenact_fraction=0.0)
+        return replace(plain, start="center", crop="center", flip=False)
 
     def first(self, clips: int) -> DataConfig:
         """The first clips alone, each with one window and one crop, to be learned by heart."""

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
-from einops import rearrange
 
 from vidtwin.data.config import DataConfig
 from vidtwin.data.factors import Factors
 from vidtwin.data.sources import Clip, split_clips
 from vidtwin.data.video_dataset import Draws, VideoDataset
+from vidtwin.media import from_uint8
 from vidtwin.shapes import BACKGROUNDS, COLORS, LABELS, MOTIONS, SHAPES, MovingShapes, ShapesConfig
 from vidtwin.sprites import PARTS, TEST_FRACTION, Sprites
 
@@ -53,9 +54,8 @@ class ShapesDataset(VideoDataset):
     def load(self, index: int, draws: Draws) -> dict[str, Any]:
         """The rendered clip; of the draws the epoch alone counts, it words the caption."""
         clip = self.shapes.clip(index, draws.epoch)
-        frames = torch.from_numpy(clip.video).float()
         return {
-            "video": rearrange(frames, "T H W C -> C T H W").contiguous() / 127.5 - 1,
+            "video": from_uint8(clip.video),
             "caption": clip.caption,
             "label": clip.label,
             "index": index,
@@ -63,6 +63,11 @@ class ShapesDataset(VideoDataset):
             "fps": self.config.fps or 8.0,
             "frame_indices": torch.arange(self.config.num_frames),
         }
+
+    def draw_twin(self, twin: str, index: int, rng: np.random.Generator) -> torch.Tensor:
+        """Other objects of the same part that move alike, or the same ones moving otherwise."""
+        draw = {"recast": self.shapes.recast, "reenactment": self.shapes.reenact}[twin]
+        return from_uint8(draw(index, rng))
 
     def captions(self, index: int, count: int) -> list[str]:
         """The wordings of a clip's caption in the first epochs, without rendering it."""
@@ -151,10 +156,9 @@ class SpritesDataset(VideoDataset):
         """The drawn clip, the same whatever the draws."""
         character, number = self.describe(index)
         motion = self.sprites.motions[number]
-        frames = torch.from_numpy(self.sprites.clip(character, motion)).float()
         labels = {**self.factors(index), "motion": number}
         return {
-            "video": rearrange(frames, "T H W C -> C T H W").contiguous() / 127.5 - 1,
+            "video": from_uint8(self.sprites.clip(character, motion)),
             "caption": self.sprites.caption(character, motion),
             "label": labels[self.config.sprites_label],
             "index": index,
@@ -162,6 +166,15 @@ class SpritesDataset(VideoDataset):
             "fps": self.config.fps or 8.0,
             "frame_indices": torch.arange(self.config.num_frames),
         }
+
+    def draw_twin(self, twin: str, index: int, rng: np.random.Generator) -> torch.Tensor:
+        """A character of the same part in the same motion, or the same one in any motion."""
+        character, number = self.describe(index)
+        if twin == "recast":
+            character = self.characters[rng.integers(len(self.characters))]
+        else:
+            number = int(rng.integers(len(self.sprites.motions)))
+        return from_uint8(self.sprites.clip(character, self.sprites.motions[number]))
 
     def captions(self, index: int, count: int) -> list[str]:
         """The one caption of a clip."""

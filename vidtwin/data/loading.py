@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vidtwin.data.bad_files import BadFileLog, SkippedFile, UnusableVideo
+from vidtwin.data.config import TWINS
 
 if TYPE_CHECKING:
     from vidtwin.data.video_dataset import VideoDataset
@@ -98,6 +99,9 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if filled:
         batch["video"] = torch.stack([sample["video"] for sample in filled])
         batch["frame_indices"] = torch.stack([sample["frame_indices"] for sample in filled])
+        for name in TWINS:
+            if name in filled[0]:
+                batch[name] = torch.stack([sample[name] for sample in filled])
         for name in ("label", "index", "noise_seed"):
             batch[name] = torch.tensor([sample[name] for sample in filled], dtype=torch.int64)
         batch["fps"] = torch.tensor([sample["fps"] for sample in filled])

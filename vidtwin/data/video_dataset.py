@@ -13,10 +13,11 @@ from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from vidtwin.data.bad_files import BadFileLog, SkippedFile, UnusableVideo
-from vidtwin.data.config import DataConfig
+from vidtwin.data.config import TWINS, DataConfig
 from vidtwin.data.factors import Factors
 
 __all__ = ["Draws", "VideoDataset", "draws_for", "noise_seed_for"]
@@ -71,6 +72,31 @@ class VideoDataset(Dataset[dict[str, Any]], ABC):
             UnusableVideo: if the file can't be used.
         """
 
+    def draw_twin(self, twin: str, index: int, rng: np.random.Generator) -> torch.Tensor:
+        """(3, T, H, W) in [-1, 1]: a clip drawn again with a change.
+
+        Args:
+            twin: "recast", its movement in another look, or "reenactment", its look in another
+                movement.
+            index: of the clip.
+            rng: draws the change.
+        Raises:
+            NotImplementedError: for clips that are not drawn.
+        """
+        raise NotImplementedError(f"the clips of {type(self).__name__} are not drawn")
+
+    def finish(self, sample: dict[str, Any], clip: int, index: int, epoch: int) -> dict[str, Any]:
+        """A sample of `load` with all that follows from its clip and its place (epoch, index)."""
+        seed = self.config.seed
+        sample["noise_seed"] = noise_seed_for(seed, epoch, index)
+        for purpose, (twin, key) in enumerate(TWINS.items(), start=3):
+            share = getattr(self.config, key)
+            if share > 0:
+                rng = np.random.default_rng([seed, epoch, clip, 0, purpose])
+                drawn = rng.random() < share
+                sample[twin] = self.draw_twin(twin, clip, rng) if drawn else sample["video"]
+        return sample
+
     @abstractmethod
     def captions(self, index: int, count: int) -> list[str]:
         """The captions of one clip in epochs 0 to count - 1; just one where epochs change none.
@@ -112,9 +138,8 @@ class VideoDataset(Dataset[dict[str, Any]], ABC):
         if not 0 <= index < self.size:
             raise IndexError(f"index must be in [0, {self.size}), got {index}")
         sample = self.load(index, draws_for(self.config.seed, epoch, index))
-        sample["noise_seed"] = noise_seed_for(self.config.seed, epoch, index)
         sample["skipped"] = []
-        return sample
+        return self.finish(sample, index, index, epoch)
 
     def fill(self, index: int, epoch: int = 0) -> dict[str, Any]:
         """The sample of this clip, or of another where this one can't be used.
@@ -136,9 +161,8 @@ class VideoDataset(Dataset[dict[str, Any]], ABC):
                 entropy = [self.config.seed, epoch, index, attempt, 2]
                 candidate = int(np.random.default_rng(entropy).integers(self.size))
             else:
-                sample["noise_seed"] = noise_seed_for(self.config.seed, epoch, index)
                 sample["skipped"] = skipped
-                return sample
+                return self.finish(sample, candidate, index, epoch)
         return {"skipped": skipped}
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
@@ -149,7 +173,9 @@ class VideoDataset(Dataset[dict[str, Any]], ABC):
         Returns:
             dict: video (3, T, H, W) float32 in [-1, 1], caption str, label int (-1 for none), index
             int of the clip that was used, noise_seed int, path str, fps float, frame_indices (T,)
-            int64 within the file, skipped list of `SkippedFile`.
+            int64 within the file, skipped list of `SkippedFile`. With a `recast_fraction` also
+            recast (3, T, H, W), the movement in another look (for the other clips the video), and
+            with a `reenact_fraction` reenactment, the look in another movement.
         Raises:
             TooManyBadFiles: when more than `max_bad_fraction` of the files are bad.
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -128,6 +128,50 @@ def _draw_object(rng: np.random.Generator, split: str, motions: Sequence[str]) -
     # The motion first: the classes of the data set are then balanced.
     pool = _objects_of(split, motions[int(rng.integers(len(motions)))])
     return pool[rng.integers(len(pool))]
+
+
+def recast_attributes(
+    rng: np.random.Generator, attributes: ShapesAttributes, split: str = "all"
+) -> ShapesAttributes:
+    """Other objects that do the same, on another background.
+
+    Args:
+        rng: the only source of randomness.
+        attributes: whose motions are kept, and the texture.
+        split: of the objects that are drawn, as in `draw_attributes`.
+    """
+    objects: list[ShapesObject] = []
+    for item in attributes.objects:
+        pool = _objects_of(split, item.motion)
+        free = [other for other in pool if other.color not in [each.color for each in objects]]
+        objects.append(free[rng.integers(len(free))])
+    background = tuple(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
+    return ShapesAttributes(tuple(objects), background, attributes.texture)
+
+
+def reenact_attributes(
+    rng: np.random.Generator,
+    attributes: ShapesAttributes,
+    split: str = "all",
+    motions: Sequence[str] = MOTIONS,
+) -> ShapesAttributes:
+    """The same objects on the same background, doing something else.
+
+    Args:
+        rng: the only source of randomness.
+        attributes: whose look is kept.
+        split, motions: what objects may do, as in `draw_attributes`.
+    """
+    objects = []
+    for item in attributes.objects:
+        free = [
+            other
+            for motion in motions
+            for other in _objects_of(split, motion)
+            if (other.shape, other.color) == (item.shape, item.color)
+        ]
+        objects.append(free[rng.integers(len(free))] if free else item)
+    return replace(attributes, objects=tuple(objects))
 
 
 def draw_attributes(

@@ -19,6 +19,8 @@ from vidtwin.shapes.attributes import (
     ShapesAttributes,
     check_choice,
     draw_attributes,
+    recast_attributes,
+    reenact_attributes,
 )
 from vidtwin.shapes.captions import WORDINGS, caption
 from vidtwin.shapes.rendering import (
@@ -150,6 +152,34 @@ class MovingShapes:
             label=LABELS.index(attributes.objects[0].motion),
             seed=seed,
         )
+
+    def recast(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        """(T, H, W, 3) uint8: the movement of clip `index` by other objects in another scene.
+
+        Places, sizes and speeds are the clip's own; what turns turns by the same part of what its
+        shape repeats after.
+
+        Args:
+            index: of the clip.
+            rng: draws the other look.
+        """
+        seed, attributes = self._describe(index)
+        config = self.config
+        other = recast_attributes(rng, attributes, config.split)
+        return render_attributes(other, seed, config.num_frames, config.height, config.width)
+
+    def reenact(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        """(T, H, W, 3) uint8: the objects and the scene of clip `index` in another movement.
+
+        Args:
+            index: of the clip.
+            rng: draws the other movement, with its places and sizes.
+        """
+        seed, attributes = self._describe(index)
+        config = self.config
+        other = reenact_attributes(rng, attributes, config.split, config.motions)
+        size = (config.num_frames, config.height, config.width)
+        return render_attributes(other, seed, *size, paths_rng=rng)
 
     def render(self, index: int, epoch: int = 0) -> ShapesClip:
         """The same as `clip`."""

@@ -263,6 +263,7 @@ def render_attributes(
     num_frames: int = 16,
     height: int = 64,
     width: int = 64,
+    paths_rng: np.random.Generator | None = None,
 ) -> np.ndarray:
     """A clip that shows the given attributes.
 
@@ -270,6 +271,7 @@ def render_attributes(
         attributes: what the clip shows.
         seed: picks positions, sizes and speeds; the seed of a ShapesClip gives that clip again.
         num_frames, height, width: size of the clip, in frames and pixels.
+        paths_rng: picks them instead; the background's pattern stays the seed's.
     Returns:
         (T, H, W, 3) uint8.
     Raises:
@@ -278,7 +280,7 @@ def render_attributes(
     check_size(num_frames, height, width)
     rng = stream(seed, LAYOUT_STREAM)
     background = _draw_background(attributes, rng, height, width)
-    paths = draw_paths(attributes, rng, num_frames, height, width)
+    paths = draw_paths(attributes, paths_rng or rng, num_frames, height, width)
     video = np.empty((num_frames, height, width, 3), np.uint8)
     video[:] = background
     for item, path in zip(attributes.objects, paths, strict=True):
