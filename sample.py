@@ -31,7 +31,7 @@ from diffusion import VidTwinPipeline
 from diffusion.conditioning import GuidanceScales
 from diffusion.inputs import check_seed, common_length, prompt_list
 from diffusion.long_video import latent_windows, window_starts
-from diffusion.pipeline import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+from diffusion.pipeline import GUIDANCE_SCALE, HELD_GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 from diffusion.schedulers import SCHEDULERS, build_scheduler
 from runtime import configure_logging, gather_rows, run_main
 from vidtwin.data.window import read_first_window
@@ -78,6 +78,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--class-guidance-scale", type=float, metavar="SCALE", help="of the class alone")
     add("--structure-guidance-scale", type=float, metavar="SCALE", help="for structure alone")
     add("--dynamics-guidance-scale", type=float, metavar="SCALE", help="for dynamics alone")
+    add("--held-guidance-scale", type=float, default=HELD_GUIDANCE_SCALE, help="of what is held")
     add("--motion-scale", type=float, default=1.0, help="of the dynamics' changes (%(default)s)")
     add("--num-frames", type=int, metavar="N", help="beyond what the model makes at once")
     add("--fps", type=float, help="of the files (default: of the pipeline's training clips)")
@@ -138,12 +139,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def guidance_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The guidance scales as keywords of the pipeline, checked."""
-    kinds = ("", "class_", "structure_", "dynamics_")
+    kinds = ("", "class_", "structure_", "dynamics_", "held_")
     scales = {
         f"{kind}guidance_scale": getattr(arguments, f"{kind}guidance_scale") for kind in kinds
     }
-    text, by_class, structure, dynamics = scales.values()
-    GuidanceScales(text, text if by_class is None else by_class, structure, dynamics)
+    text, by_class, *others = scales.values()
+    GuidanceScales(text, text if by_class is None else by_class, *others)
     return scales
 
 

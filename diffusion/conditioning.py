@@ -2,10 +2,12 @@
 
 Axes: B batch, L text tokens.
 
-    guided = null + text_scale (text - null) + class_scale (text and class - text)
+    guided = null + held_scale (held - null) + text_scale (text - held) + class_scale (class - text)
 
-with either term missing where the model has no such condition, and scales of its own for structure
-and for dynamics. A negative prompt takes the place of the null text.
+where each prediction knows what the one before it knew, and more: nothing, the latent that is
+held, the text, the class. A term is missing where there is no such condition. Structure and
+dynamics may have text and class scales of their own. A negative prompt takes the place of the null
+text.
 Source: classifier-free guidance (arXiv 2207.12598), with the terms of arXiv 2206.01714 and
 InstructPix2Pix (arXiv 2211.09800) for two conditions.
 """
@@ -129,6 +131,7 @@ class GuidanceScales:
         class_: of the class.
         structure: for the structure latent, instead of both of the former; None for them.
         dynamics: the same for the dynamics latents.
+        held: of the latent that is given while the other is sampled.
     Raises:
         ValueError: for a scale below 1, or one that is not finite.
     """
@@ -137,6 +140,7 @@ class GuidanceScales:
     class_: float = 1.0
     structure: float | None = None
     dynamics: float | None = None
+    held: float = 1.0
 
     def __post_init__(self) -> None:
         names = {
@@ -144,6 +148,7 @@ class GuidanceScales:
             "class_": "class_guidance_scale",
             "structure": "structure_guidance_scale",
             "dynamics": "dynamics_guidance_scale",
+            "held": "held_guidance_scale",
         }
         for field, name in names.items():
             value = getattr(self, field)
@@ -164,38 +169,47 @@ class GuidanceScales:
 
 
 def guided_prediction(
-    predict: Callable[[Conditions, int], Latents],
+    predict: Callable[[Conditions, Sequence[bool]], Latents],
     conditions: Conditions,
     scales: GuidanceScales,
     num_classes: int | None,
     negative: Conditions | None = None,
+    holds: bool = False,
 ) -> Latents:
     """The model's predictions, pushed towards the conditions.
 
     Args:
-        predict: (conditions of V variants one after another, V) -> predictions, V x B rows each;
-            called once.
+        predict: (conditions of V variants one after another, for each variant whether the held
+            latent is known to it) -> predictions, V x B rows each; called once.
         conditions: of the B samples.
         scales: strengths; with all of them 1 there is one variant.
         num_classes: of the model.
         negative: with the states of a negative prompt, in place of the null text.
+        holds: whether a latent is held.
     """
     has_class = conditions.class_labels is not None
     has_text = conditions.encoder_hidden_states is not None
+    held = scales.held if holds else 1.0
     # Rows: structure, dynamics_x, dynamics_y. Columns: strengths of all conditions, of the text
-    # alone, of none; they sum to 1.
+    # and what is held, of what is held, of nothing; they sum to 1.
     strengths = []
     for text_scale, class_scale in scales.pairs():
-        inner = text_scale if has_text else class_scale if has_class else 1.0
+        inner = text_scale if has_text else class_scale if has_class else held
         outer = class_scale if has_class else inner
-        strengths.append((outer, inner - outer, 1 - inner))
+        strengths.append((outer, inner - outer, held - inner, 1 - held))
     without_class = conditions.without_class(num_classes)
-    variants = (conditions, without_class, _unconditional(without_class, negative))
+    variants = (
+        (conditions, True),
+        (without_class, True),
+        (_unconditional(without_class, negative), True),
+        (without_class.without_text(), False),
+    )
     # A variant that counts for nothing is not asked for.
-    columns = [column for column in range(3) if any(row[column] for row in strengths)]
+    columns = [column for column in range(4) if any(row[column] for row in strengths)]
+    asked, knows = zip(*(variants[column] for column in columns))
     if columns == [0]:
-        return predict(conditions, 1)
-    predictions = predict(Conditions.cat([variants[column] for column in columns]), len(columns))
+        return predict(conditions, knows)
+    predictions = predict(Conditions.cat(asked), knows)
     guided = []
     for prediction, row in zip(predictions, strengths, strict=True):
         chunks = prediction.chunk(len(columns))

@@ -205,9 +205,8 @@ class FlowObjective:
 
     def timesteps(self, levels: Levels) -> tuple[Tensor, Tensor]:
         """What the model is told of the levels: 1000 sigma, or whole DDPM steps."""
-        if self.config.prediction == "velocity":
-            return levels.structure * NUM_TIMESTEPS, levels.dynamics * NUM_TIMESTEPS
-        return step_of(levels.structure).float(), step_of(levels.dynamics).float()
+        structure, dynamics = (timestep_of(self.config.prediction, level) for level in levels)
+        return structure, dynamics
 
     def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """(B,) factors of the clean latents and of the noise. Sigma 0 is exactly clean."""
@@ -298,6 +297,11 @@ def wide(values: Tensor, latent: Tensor) -> Tensor:
 def step_of(sigma: Tensor) -> Tensor:
     """The DDPM step, 0 to 999, of a level."""
     return (sigma * NUM_TIMESTEPS).long().clamp(max=NUM_TIMESTEPS - 1)
+
+
+def timestep_of(prediction: str, sigma: Tensor) -> Tensor:
+    """What a model of a prediction is told of a level: 1000 sigma, or a whole DDPM step."""
+    return sigma * NUM_TIMESTEPS if prediction == "velocity" else step_of(sigma).float()
 
 
 def draw_uniforms(seeds: Sequence[int], count: int, stream: int) -> Tensor:

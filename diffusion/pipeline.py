@@ -42,7 +42,8 @@ from vidtwin import VidTwinAutoencoder, VidTwinLatents, decode_windows
 
 OUTPUT_TYPES = ("pt", "np", "pil", "latent")
 NUM_INFERENCE_STEPS = 30
-GUIDANCE_SCALE = 3.0
+GUIDANCE_SCALE = 6.0
+HELD_GUIDANCE_SCALE = 2.0
 
 Callback = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]]
 
@@ -190,6 +191,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         class_guidance_scale: float | None = None,
         structure_guidance_scale: float | None = None,
         dynamics_guidance_scale: float | None = None,
+        held_guidance_scale: float = HELD_GUIDANCE_SCALE,
         num_frames: int | None = None,
         overlap_frames: int | None = None,
         motion_scale: float = 1.0,
@@ -216,6 +218,9 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             class_guidance_scale: of the class.
             structure_guidance_scale: for the structure latent, instead of both former scales.
             dynamics_guidance_scale: the same for the dynamics latents.
+            held_guidance_scale: of the structure or dynamics that are given, or carried over from
+                a long video's first window; for models that were trained with
+                `FlowConfig.structure_noise` and `dynamics_noise`.
             num_frames: of the video; more than the model makes at once takes several windows.
             overlap_frames: which neighbouring windows share; a quarter of a window by default.
             motion_scale: multiplies the dynamics' deviation from their mean over time.
@@ -239,7 +244,11 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         self._check_scheduler()
         own_class_scale = guidance_scale if class_guidance_scale is None else class_guidance_scale
         scales = GuidanceScales(
-            guidance_scale, own_class_scale, structure_guidance_scale, dynamics_guidance_scale
+            guidance_scale,
+            own_class_scale,
+            structure_guidance_scale,
+            dynamics_guidance_scale,
+            held_guidance_scale,
         )
         starts = self._window_starts(num_frames, overlap_frames, dynamics is not None)
         prompts = prompt_list(prompt)

@@ -208,7 +208,8 @@ class RunParts:
     def _open_cache(self, part: str) -> LatentCache:
         assert self.cache is not None
         cache = LatentCache(self.cache / part)
-        cache.check(self.digests["autoencoder"], self.autoencoder.sizes)
+        encoder = self.autoencoder.encoder_parts()
+        cache.check(weights_digest(encoder), self.autoencoder.sizes)
         return cache
 
     def _find_held_out(self) -> Any:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from einops import pack, repeat, unpack
+from einops import pack, unpack
 from torch import Tensor
 
 from diffusion.conditioning import Conditions, GuidanceScales, guided_prediction
 from diffusion.dit import TwinDiT
+from diffusion.flow import Latents, timestep_of
 from diffusion.inputs import Generators, draw_latent_noise
 from diffusion.latent_stats import LATENT_NAMES
-from diffusion.schedulers import LatentSolver
+from diffusion.schedulers import LatentSolver, prediction_of
 from vidtwin import VidTwinLatents
 
 
@@ -54,6 +56,11 @@ class LatentSampler:
     interrupted: Callable[[], bool]
     progress_bar: Callable[..., Any]
     steps_done: int = 0
+
+    @cached_property
+    def prediction(self) -> str:
+        """What the transformer predicts."""
+        return prediction_of(self.scheduler)
 
     def sample(self, starts: Sequence[int], batch_size: int) -> list[VidTwinLatents]:
         """The scaled latents of each window; after an interrupt, of those that were begun.
@@ -111,7 +118,7 @@ class LatentSampler:
                     noised = solver.noised(clean, flat_noise, index)
                     sample = torch.where(is_known, noised, sample)
                 inputs = named(solver.model_input(sample, index))
-                prediction = self.predict(inputs, solver.timestep(index))
+                prediction = self.predict(inputs, solver.timestep(index), noise)
                 sample = solver.step(prediction, sample, index)
                 sample = self.call_back(named(sample), solver.timesteps[index])
                 bar.update()
@@ -119,29 +126,32 @@ class LatentSampler:
             sample = torch.where(is_known, clean, sample)
         return VidTwinLatents(**(self.held | named(sample)))
 
-    def predict(self, sampled: dict[str, Tensor], timestep: Tensor) -> Tensor:
+    def predict(
+        self, sampled: dict[str, Tensor], timestep: Tensor, noise: dict[str, Tensor]
+    ) -> Tensor:
         """(B, values): the guided prediction for the latents that are sampled.
 
         Args:
             sampled: those latents at their noise level.
             timestep: of that level; what is held enters clean, at timestep 0.
+            noise: what enters in place of what is held, at the last timestep, where the
+                prediction is not to know it.
         """
-        latents = self.held | sampled
-        structure_timestep, dynamics_timestep = (
-            timestep if name in sampled else torch.zeros_like(timestep)
-            for name in ("structure", "dynamics_x")
-        )
+        unknown = {name: noise[name] for name in self.held}
+        batch_size = len(noise["structure"])
 
-        def predict(conditions: Conditions, variants: int) -> tuple[Tensor, Tensor, Tensor]:
+        def predict(conditions: Conditions, knows: Sequence[bool]) -> Latents:
+            variants = [sampled | (self.held if known else unknown) for known in knows]
             inputs = [
-                repeat(latents[name], "b ... -> (v b) ...", v=variants).to(self.transformer.dtype)
+                torch.cat([variant[name] for variant in variants]).to(self.transformer.dtype)
                 for name in LATENT_NAMES
             ]
-            rows = len(inputs[0])
+            own = timestep.expand(len(inputs[0]))
+            levels = torch.tensor([0.0 if known else 1.0 for known in knows], device=own.device)
+            held = timestep_of(self.prediction, levels).to(own).repeat_interleave(batch_size)
             structure, dynamics_x, dynamics_y = self.transformer(
                 *inputs,
-                structure_timestep.expand(rows),
-                dynamics_timestep.expand(rows),
+                *(own if name in sampled else held for name in ("structure", "dynamics_x")),
                 **conditions.arguments(),
             )
             # The solver's small steps add up in float32, whatever the transformer's dtype.
@@ -149,7 +159,7 @@ class LatentSampler:
 
         num_classes = self.transformer.sizes.num_classes
         guided = guided_prediction(
-            predict, self.conditions, self.scales, num_classes, self.negative
+            predict, self.conditions, self.scales, num_classes, self.negative, bool(self.held)
         )
         kept = [part for name, part in zip(LATENT_NAMES, guided, strict=True) if name in sampled]
         return packed(kept)

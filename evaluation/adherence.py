@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from diffusion import VidTwinPipeline
-from diffusion.pipeline import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+from diffusion.conditioning import GuidanceScales
+from diffusion.pipeline import GUIDANCE_SCALE, HELD_GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 from evaluation.intervals import share_interval
 from evaluation.pipelines import load_pipeline, parts_digests
 from evaluation.report import (
@@ -77,7 +78,8 @@ class AdherenceConfig:
         max_objects: 1 or 2, half of the clips then having two.
         without_background: prompts say nothing of the background, and it isn't judged.
         steps: of the sampler.
-        guidance_scale: of prompts; where a latent is held there is nothing to guide.
+        guidance_scale: of prompts.
+        held_guidance_scale: of the latent that is held.
         seed: of the clips, and of the first video's noise; the next ones have the next seeds.
         batch_size: videos sampled together.
     Raises:
@@ -94,6 +96,7 @@ class AdherenceConfig:
     without_background: bool = False
     steps: int = NUM_INFERENCE_STEPS
     guidance_scale: float = GUIDANCE_SCALE
+    held_guidance_scale: float = HELD_GUIDANCE_SCALE
     seed: int = 0
     batch_size: int = 8
 
@@ -107,6 +110,7 @@ class AdherenceConfig:
         for name in ("samples", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        GuidanceScales(text=self.guidance_scale, held=self.held_guidance_scale)
         if self.max_objects not in (1, 2):
             raise ValueError(f"max_objects must be 1 or 2, got {self.max_objects}")
         if self.seed < 0:
@@ -267,9 +271,9 @@ def make_videos(
     if config.mode == "prompt":
         sampling["prompt"] = [clip.caption for clip in clips]
         sampling["guidance_scale"] = config.guidance_scale
-    else:  # without a prompt there is nothing to guide
+    else:
         sampling[config.mode.removesuffix("-from")] = originals
-        sampling["guidance_scale"] = 1.0
+        sampling["held_guidance_scale"] = config.held_guidance_scale
     output: Any = loaded.pipe(**sampling, output_type="pt")
     return [to_uint8(2 * video - 1) for video in output.videos]
 
@@ -343,6 +347,7 @@ def protocol_of(
         sampling = {
             "steps": config.steps,
             "guidance_scale": config.guidance_scale if config.mode == "prompt" else None,
+            "held_guidance_scale": None if config.mode == "prompt" else config.held_guidance_scale,
             "scheduler": type(loaded.pipe.scheduler).__name__,
         }
     sizes = loaded.model.sizes

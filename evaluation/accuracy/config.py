@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from diffusion.pipeline import NUM_INFERENCE_STEPS
+from diffusion.conditioning import GuidanceScales
+from diffusion.pipeline import HELD_GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 from evaluation.videos import VideosConfig
 from vidtwin.data import DataConfig
 
@@ -41,7 +42,7 @@ class AccuracyConfig:
         generated: samples of a pipeline by class or caption of the data, or a folder of them.
         number: how many videos; null for all clips of the data.
         batch_size: videos at once, on each process.
-        num_inference_steps: of a pipeline that holds dynamics or structure.
+        num_inference_steps, held_guidance_scale: of a pipeline that holds dynamics or structure.
         seed: of the order of the clips; a sampled video i has the noise of seed + i.
         threads: that read files, in each process.
     Raises:
@@ -57,6 +58,7 @@ class AccuracyConfig:
     number: int | None = None
     batch_size: int = 32
     num_inference_steps: int = NUM_INFERENCE_STEPS
+    held_guidance_scale: float = HELD_GUIDANCE_SCALE
     seed: int = 0
     threads: int = 1
 
@@ -68,6 +70,7 @@ class AccuracyConfig:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
         if self.number is not None and self.number < 1:
             raise ValueError(f"`number` must be at least 1 or null, got {self.number}")
+        GuidanceScales(held=self.held_guidance_scale)
         if self.seed < 0:
             raise ValueError(f"`seed` must not be negative, got {self.seed}")
         needs_model = self.videos not in ("real", "generated")

@@ -37,7 +37,11 @@ def build_videos(
         number = config.number or len(real)
         return real, build_generated(config.generated, real, number, device, config.threads)
     assert config.model is not None
-    return real, ModelVideos(real, config.videos, config.model, config.num_inference_steps, device)
+    sampling = {
+        "num_inference_steps": config.num_inference_steps,
+        "held_guidance_scale": config.held_guidance_scale,
+    }
+    return real, ModelVideos(real, config.videos, config.model, sampling, device)
 
 
 def check_classes(path: str, judge: Factors, data: Factors) -> None:

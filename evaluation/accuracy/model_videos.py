@@ -27,17 +27,22 @@ class ModelVideos(VideoSource):
         real: the clips, in a random order.
         videos: of `SHOWN`.
         path: of the model.
-        steps: of a pipeline.
+        sampling: keywords of a pipeline's call.
         device: of the model.
     Raises:
         ValueError: if the model has another size than the clips.
     """
 
     def __init__(
-        self, real: DataVideos, videos: str, path: str, steps: int, device: torch.device
+        self,
+        real: DataVideos,
+        videos: str,
+        path: str,
+        sampling: Mapping[str, Any],
+        device: torch.device,
     ) -> None:
         super().__init__(len(real), real.sizes, real.label_names)
-        self.real, self.videos, self.path, self.steps = real, videos, path, steps
+        self.real, self.videos, self.path, self.sampling = real, videos, path, dict(sampling)
         self.bad_files = real.bad_files
         self.pipeline: VidTwinPipeline | None = None
         self.autoencoder: VidTwinAutoencoder
@@ -91,8 +96,7 @@ class ModelVideos(VideoSource):
             held: dict[str, Any] = {self.videos: latents}
             sampled: Any = self.pipeline(
                 **held,
-                num_inference_steps=self.steps,
-                guidance_scale=1.0,  # without a prompt there is nothing to guide
+                **self.sampling,
                 seed=[self.real.seed + video.index for video, _ in pairs],
             )
             return 2 * sampled.videos.float().cpu() - 1
@@ -119,7 +123,7 @@ class ModelVideos(VideoSource):
             "pairs": "clip i with the structure of the clip half the random order further on"
             if self.videos == "swap"
             else None,
-            "num_inference_steps": self.steps if sampled else None,
+            "sampling": self.sampling if sampled else None,
             "seeds": [self.real.seed, self.real.seed + n - 1] if sampled else None,
             "clips": self.real.protocol(n),
         }

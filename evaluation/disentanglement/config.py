@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffusion.pipeline import NUM_INFERENCE_STEPS
+from diffusion.conditioning import GuidanceScales
+from diffusion.pipeline import HELD_GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 from evaluation.disentanglement.judges import SHAPES_JUDGE
 from evaluation.disentanglement.probes import ProbeConfig
 from vidtwin import AutoencoderConfig, nearest_name
@@ -24,13 +25,16 @@ class SamplingConfig:
         clips: whose latents are held.
         videos_per_clip: of each latent that is held.
         steps: of the solver.
+        held_guidance_scale: of the latent that is held.
     """
 
     clips: int = 64
     videos_per_clip: int = 8
     steps: int = NUM_INFERENCE_STEPS
+    held_guidance_scale: float = HELD_GUIDANCE_SCALE
 
     def __post_init__(self) -> None:
+        GuidanceScales(held=self.held_guidance_scale)
         for field in dataclasses.fields(self):
             if getattr(self, field.name) < 1:
                 raise ValueError(

@@ -77,7 +77,7 @@ def sample_videos(
         arguments: dict[str, Any] = {held: clips.batch(repeated, repeated), "seed": seeds}
         output: Any = pipe(
             num_inference_steps=config.steps,
-            guidance_scale=1.0,  # without a prompt there is nothing to guide
+            held_guidance_scale=config.held_guidance_scale,
             **arguments,
         )
         for j, seen in enumerate(judge(2 * output.videos - 1)):

@@ -357,7 +357,7 @@ def _protocol(
             "transformer_digest": weights_digest(pipe.transformer),
             "scheduler": type(pipe.scheduler).__name__,
             "steps": config.sampling.steps,
-            "guidance_scale": 1.0,
+            "held_guidance_scale": config.sampling.held_guidance_scale,
             "clips": min(config.sampling.clips, counts["clips"]),
             "videos_per_clip": config.sampling.videos_per_clip,
             "seeds": "seed + place of the clip * videos_per_clip + number of the video",

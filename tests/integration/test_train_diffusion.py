@@ -260,7 +260,7 @@ class TestBadInput:
     def test_a_cache_of_another_autoencoder(self, train, models, cache, tmp_path) -> None:
         other = f"autoencoder={models / 'other'}"
         told = train(f"output={tmp_path}", f"cache={cache}", other).refused()
-        assert "the weights of the autoencoder have the digest" in told
+        assert "the encoder's weights have the digest" in told
         assert not list(tmp_path.rglob("*.safetensors"))
 
     def test_a_cache_of_other_clips(self, train, cache, tmp_path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -29,11 +30,14 @@ class Model:
     def __init__(self) -> None:
         self.calls: list[tuple[int, int]] = []
 
-    def __call__(self, conditions: Conditions, variants: int) -> tuple[Tensor, Tensor, Tensor]:
-        first = next(iter(conditions.arguments().values()), None)
-        rows = 2 if first is None else len(first)
-        self.calls.append((rows, variants))
+    def __call__(
+        self, conditions: Conditions, knows: Sequence[bool] = (True,)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        rows = 2 * len(knows)
+        assert all(len(value) == rows for value in conditions.arguments().values())
+        self.calls.append((rows, len(knows)))
         value = answer(conditions, rows)
+        value = value + 7 * torch.tensor(knows).repeat_interleave(2)
         return value[:, None], value[:, None] ** 2, torch.cos(value)[:, None]
 
 
@@ -49,7 +53,10 @@ def answer(conditions: Conditions, rows: int) -> Tensor:
 
 
 def by_hand(
-    conditions: Conditions, scales: GuidanceScales, negative: Conditions | None = None
+    conditions: Conditions,
+    scales: GuidanceScales,
+    negative: Conditions | None = None,
+    holds: bool = False,
 ) -> list[Tensor]:
     """The formula of the module's docstring, term by term."""
     model = Model()
@@ -60,16 +67,21 @@ def by_hand(
             negative.encoder_hidden_states,
             negative.encoder_attention_mask,
         )
-    null = model(null_text.without_class(CLASSES), 1)
-    text = model(conditions.without_class(CLASSES), 1)
-    both = model(conditions, 1)
+    null = model(conditions.without_text().without_class(CLASSES), [not holds])
+    held = model(null_text.without_class(CLASSES))
+    text = model(conditions.without_class(CLASSES))
+    both = model(conditions)
     if conditions.class_labels is None:
         text = both
     if conditions.encoder_hidden_states is None:
-        null = text
+        held = text
+    held_scale = scales.held if holds else 1.0
+    start = [n + held_scale * (h - n) for n, h in zip(null, held, strict=True)] if holds else held
     return [
-        n + text_scale * (t - n) + class_scale * (b - t)
-        for n, t, b, (text_scale, class_scale) in zip(null, text, both, scales.pairs(), strict=True)
+        s + text_scale * (t - h) + class_scale * (b - t)
+        for s, h, t, b, (text_scale, class_scale) in zip(
+            start, held, text, both, scales.pairs(), strict=True
+        )
     ]
 
 
@@ -78,6 +90,7 @@ KINDS = {
     "text": text_conditions(),
     "class": Conditions(class_labels=LABELS),
     "both": text_conditions(class_labels=LABELS),
+    "none": Conditions(),
 }
 
 
@@ -126,27 +139,74 @@ class TestGuidance:
         guided_prediction(model, KINDS[kind], scales, CLASSES)
         assert model.calls == [(2 * variants, variants)]
 
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize(
+        "scales",
+        [
+            GuidanceScales(),
+            GuidanceScales(held=2.0),
+            GuidanceScales(text=3.0, class_=2.0),
+            GuidanceScales(text=3.0, class_=2.0, held=4.0),
+            GuidanceScales(text=3.0, class_=1.0, structure=1.5, held=3.0),
+            GuidanceScales(text=2.0, class_=2.0, held=2.0),
+        ],
+        ids=str,
+    )
+    def test_the_formula_where_a_latent_is_held(self, kind, scales) -> None:
+        conditions = KINDS[kind]
+        negative = text_conditions(length=6, seed=9) if kind in ("text", "both") else None
+        found = guided_prediction(Model(), conditions, scales, CLASSES, negative, holds=True)
+        expected = by_hand(conditions, scales, negative, holds=True)
+        for name, came, wanted in zip(LATENTS, found, expected, strict=True):
+            assert_close(came, wanted, msg=name)
+
+    @pytest.mark.parametrize(
+        ("kind", "scales", "variants"),
+        [
+            ("none", GuidanceScales(text=3.0), 1),
+            ("none", GuidanceScales(text=3.0, held=2.0), 2),
+            ("text", GuidanceScales(text=3.0), 2),
+            ("text", GuidanceScales(text=3.0, held=2.0), 3),
+            ("text", GuidanceScales(text=2.0, held=2.0), 2),
+            ("both", GuidanceScales(text=3.0, class_=4.0, held=2.0), 4),
+        ],
+        ids=str,
+    )
+    def test_variants_where_a_latent_is_held(self, kind, scales, variants) -> None:
+        model = Model()
+        guided_prediction(model, KINDS[kind], scales, CLASSES, holds=True)
+        assert model.calls == [(2 * variants, variants)]
+
+    def test_the_scale_of_what_is_held_is_for_held_latents(self) -> None:
+        model = Model()
+        guided_prediction(model, KINDS["text"], GuidanceScales(held=5.0), CLASSES)
+        assert model.calls == [(2, 1)]
+
     def test_without_guidance_it_is_the_prediction_itself(self) -> None:
         conditions = KINDS["both"]
         found = guided_prediction(Model(), conditions, GuidanceScales(), CLASSES)
-        for came, expected in zip(found, Model()(conditions, 1), strict=True):
+        for came, expected in zip(found, Model()(conditions), strict=True):
             assert torch.equal(came, expected)
 
     def test_nothing_to_guide_by(self) -> None:
         model = Model()
         found = guided_prediction(model, Conditions(), GuidanceScales(text=5.0, class_=5.0), None)
         assert model.calls == [(2, 1)]
-        assert torch.equal(found[0], Model()(Conditions(), 1)[0])
+        assert torch.equal(found[0], Model()(Conditions())[0])
 
     @pytest.mark.parametrize("kind", KINDS)
-    @pytest.mark.parametrize("field", ["text", "class_", "structure", "dynamics"])
+    @pytest.mark.parametrize("field", ["text", "class_", "structure", "dynamics", "held"])
     def test_the_strengths_have_no_jumps(self, kind, field) -> None:
         others = {"text": 3.0, "class_": 2.0}
         at_one = guided_prediction(
-            Model(), KINDS[kind], GuidanceScales(**others | {field: 1.0}), CLASSES
+            Model(), KINDS[kind], GuidanceScales(**others | {field: 1.0}), CLASSES, holds=True
         )
         near = guided_prediction(
-            Model(), KINDS[kind], GuidanceScales(**others | {field: 1.0 + 1e-9}), CLASSES
+            Model(),
+            KINDS[kind],
+            GuidanceScales(**others | {field: 1.0 + 1e-9}),
+            CLASSES,
+            holds=True,
         )
         for a, b in zip(at_one, near, strict=True):
             assert_close(a, b, rtol=1e-6, atol=1e-6)
@@ -163,7 +223,7 @@ class TestGuidance:
             plain = guided_prediction(Model(), conditions, scales, CLASSES)
             assert not torch.allclose(found[0], plain[0])
 
-    @pytest.mark.parametrize("kind", ["", "class_", "structure_", "dynamics_"])
+    @pytest.mark.parametrize("kind", ["", "class_", "structure_", "dynamics_", "held_"])
     @pytest.mark.parametrize("value", [0.9, -3.0, math.nan, math.inf])
     def test_bad_strengths(self, kind, value) -> None:
         field = {"": "text", "class_": "class_"}.get(kind, kind.strip("_"))

@@ -141,7 +141,7 @@ def autoencoder(tiny_sizes, tmp_path_factory) -> Path:
 
 def test_a_swap_shows_the_motion_of_one_and_the_content_of_the_other(data, autoencoder):
     real = build_real(data, seed=3)
-    source = ModelVideos(real, "swap", str(autoencoder), 1, torch.device("cpu"))
+    source = ModelVideos(real, "swap", str(autoencoder), {}, torch.device("cpu"))
     factors = factor_labels(real.dataset)
     videos = source.load(range(4))
     labels_of = given_labels(real, source, factors)
@@ -162,7 +162,7 @@ def test_a_swap_shows_the_motion_of_one_and_the_content_of_the_other(data, autoe
 
 def test_every_clip_gives_its_structure_once(data, autoencoder):
     real = build_real(data, seed=3)
-    source = ModelVideos(real, "swap", str(autoencoder), 1, torch.device("cpu"))
+    source = ModelVideos(real, "swap", str(autoencoder), {}, torch.device("cpu"))
     partners = [source.partner(index) for index in range(len(source))]
     assert sorted(partners) == list(range(len(source)))
     assert all(index != partner for index, partner in enumerate(partners))
@@ -173,7 +173,7 @@ def test_clips_show_what_they_showed(data, autoencoder, videos, groups):
     real = build_real(data, seed=0)
     source: Any = real
     if videos != "real":
-        source = ModelVideos(real, videos, str(autoencoder), 1, torch.device("cpu"))
+        source = ModelVideos(real, videos, str(autoencoder), {}, torch.device("cpu"))
     labels_of = given_labels(real, source, factor_labels(real.dataset))
     for video in source.load([5, 6]):
         assert labels_of(video) == real.dataset.factors(int(real.order[video.index]))

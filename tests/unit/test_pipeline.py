@@ -285,6 +285,35 @@ class TestGuidance:
         assert_close(mixed.dynamics_x, off.dynamics_x, rtol=1e-4, atol=1e-4)
         assert not torch.allclose(off.structure, on.structure, atol=1e-3)
 
+    @pytest.mark.parametrize("held", ["structure", "dynamics"])
+    def test_by_what_is_held(self, text_pipeline, held) -> None:
+        """One step from noise: as the formula says, from the model's own predictions."""
+        given = ask(text_pipeline, seed=5).latents
+        asked = {held: given, "num_inference_steps": 1, "output_type": "latent", "seed": 3}
+        with CountedRows(text_pipeline) as counted:
+            off, on = (
+                ask(text_pipeline, **asked, held_guidance_scale=scale).latents
+                for scale in (1.0, 3.0)
+            )
+        assert counted.calls == [1, 2]
+        sampled = "dynamics_x" if held == "structure" else "structure"
+        kept = "structure" if held == "structure" else "dynamics_x"
+        assert torch.equal(getattr(on, kept), getattr(given, kept))
+        # What it would be without knowing what is held: both latents start from the same noise,
+        # and one step's prediction of a latent does not depend on the step of the other.
+        apart = ask(text_pipeline, num_inference_steps=1, output_type="latent", seed=3).latents
+        expected = getattr(apart, sampled) + 3 * (getattr(off, sampled) - getattr(apart, sampled))
+        assert_close(getattr(on, sampled), expected, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(getattr(on, sampled), getattr(off, sampled), atol=1e-3)
+
+    def test_by_what_is_held_and_a_prompt(self, text_pipeline) -> None:
+        given = ask(text_pipeline, seed=5).latents
+        asked = {"prompt": PROMPTS[0], "structure": given, "held_guidance_scale": 2.0}
+        with CountedRows(text_pipeline) as counted:
+            ask(text_pipeline, **asked, guidance_scale=3.0)
+            ask(text_pipeline, prompt=PROMPTS[0], held_guidance_scale=2.0, guidance_scale=3.0)
+        assert counted.calls == [3] * 3 + [2] * 3
+
     def test_by_class(self, class_pipeline) -> None:
         with CountedRows(class_pipeline) as counted:
             by_number = ask(class_pipeline, class_labels=[0, 2], guidance_scale=2.0)
@@ -334,7 +363,7 @@ class TestHeld:
             lambda module, inputs: seen.append(inputs[0].clone())
         )
         given = draw_noise(text_pipeline.autoencoder.sizes, [1])
-        ask(text_pipeline, structure=given)
+        ask(text_pipeline, structure=given, held_guidance_scale=1.0)
         hook.remove()
         assert_close(seen[0], given.structure - 0.5)  # the mean that the fixture sets
 
@@ -533,6 +562,7 @@ class TestCallback:
         ({"guidance_scale": 0.5}, "guidance_scale"),
         ({"guidance_scale": float("nan")}, "guidance_scale"),
         ({"structure_guidance_scale": 0.0}, "structure_guidance_scale"),
+        ({"held_guidance_scale": 0.5}, "held_guidance_scale"),
         ({"motion_scale": float("nan")}, "motion_scale"),
         ({"output_type": "gif"}, "output_type"),
         ({"seed": [1, 2]}, "each of the 1 videos"),
