@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -20,13 +21,13 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForTextEncoding,
-    AutoTokenizer,
     CLIPTextModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
 from diffusion.language.loading import one_line, quiet
 from diffusion.language.packaged import packaged_reader
+from diffusion.language.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -106,22 +107,19 @@ class TextEncoder:
         max_length: int | None = None,
         local_files_only: bool = False,
     ) -> Self:
-        """The encoder of a folder or hub id; of a language model's folder, the part that reads.
+        """The encoder of a folder or hub id; of a language model's folder, the part that reads; of
+        a pipeline's folder, its text encoder and tokenizer.
 
         The name "minilm" stands for the reader of an installed package; see `packaged_reader`.
 
         Raises:
             ValueError: if there is none, or weights are missing.
         """
-        name_or_folder = packaged_reader(str(name_or_folder))
-        model = load_text_model(name_or_folder, local_files_only)
-        try:
-            with quiet():
-                tokenizer = AutoTokenizer.from_pretrained(
-                    name_or_folder, local_files_only=local_files_only
-                )
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"no tokenizer in {name_or_folder}: {one_line(error)}") from error
+        name = packaged_reader(str(name_or_folder))
+        folder, words = Path(name) / "text_encoder", Path(name) / "tokenizer"
+        parts = (str(folder), str(words)) if folder.is_dir() else (name, name)
+        model = load_text_model(parts[0], local_files_only)
+        tokenizer = load_tokenizer(parts[1], local_files_only)
         return cls(model, tokenizer, layer, max_length)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:

@@ -136,7 +136,7 @@ def _learn_merges(
     return learned["vocab"], [tuple(merge) for merge in learned["merges"]]
 
 
-def load_tokenizer(name_or_folder: str) -> Any:
+def load_tokenizer(name_or_folder: str, local_files_only: bool = False) -> Any:
     """A saved tokenizer.
 
     Raises:
@@ -144,6 +144,8 @@ def load_tokenizer(name_or_folder: str) -> Any:
     """
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(packaged_reader(name_or_folder))
+            return AutoTokenizer.from_pretrained(
+                packaged_reader(name_or_folder), local_files_only=local_files_only
+            )
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"no tokenizer in {name_or_folder}: {one_line(error)}") from error

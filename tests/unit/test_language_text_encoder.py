@@ -313,6 +313,13 @@ def test_reads_a_language_models_folder(family, tmp_path):
         assert torch.equal(value, again.model.state_dict()[name]), name
 
 
+def test_reads_a_pipelines_folder(tmp_path):
+    encoder = build("bert")
+    encoder.model.save_pretrained(tmp_path / "text_encoder")
+    encoder.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    assert TextEncoder.from_pretrained(tmp_path).digest() == encoder.digest()
+
+
 def test_digest_tells_weights_and_vocabulary():
     first, second = build("bert"), build("bert")
     assert first.digest() == second.digest()

@@ -9,7 +9,6 @@ import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,7 @@ from torch.nn import functional
 
 from diffusion.language.tasks.reading import Sample, pad_rows
 from diffusion.language.tasks.squad import WindowSpans
-from diffusion.language.text_encoder import TextEncoder, load_text_model
-from diffusion.language.tokenizer import load_tokenizer
+from diffusion.language.text_encoder import TextEncoder
 
 POOLINGS = ("first", "mean", "last")
 KINDS = ("classes", "score", "span")
@@ -61,10 +59,6 @@ class ReaderConfig:
         Raises:
             ValueError: if there is none, or its tokenizer has other tokens than the model.
         """
-        folder = Path(self.name)
-        if (folder / "text_encoder").is_dir():
-            model = load_text_model(str(folder / "text_encoder"), self.local_files_only)
-            return TextEncoder(model, load_tokenizer(str(folder / "tokenizer")), layer)
         return TextEncoder.from_pretrained(self.name, layer, local_files_only=self.local_files_only)
 
     def pooling_of(self, encoder: TextEncoder, default: str = "first") -> str:
