@@ -14,6 +14,7 @@ import torch
 
 import runtime
 from diffusion import VidTwinPipeline
+from vidtwin.reconstruction import load_autoencoder, weights_digest
 
 
 def main() -> None:
@@ -21,8 +22,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pipeline", required=True, help="folder")
     parser.add_argument("--output", type=Path, required=True, help="folder")
+    parser.add_argument(
+        "--autoencoder", help="folder of one whose decoder was trained on (freeze_encoder=true)"
+    )
     arguments = parser.parse_args()
     pipeline = VidTwinPipeline.from_pretrained(arguments.pipeline)
+    if arguments.autoencoder is not None:
+        autoencoder, _ = load_autoencoder(arguments.autoencoder)
+        models = (autoencoder, pipeline.autoencoder)
+        new, trained_with = (weights_digest(model.encoder_parts()) for model in models)
+        if new != trained_with:
+            raise ValueError(
+                f"the encoder of {arguments.autoencoder} is not the pipeline's: its decoder was "
+                "made for other latents"
+            )
+        pipeline.register_modules(autoencoder=autoencoder)
     # The statistics stay float32: a few numbers that every latent is multiplied by.
     for name in ("autoencoder", "transformer", "text_encoder"):
         part = getattr(pipeline, name)
