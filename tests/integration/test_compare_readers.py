@@ -19,7 +19,7 @@ from diffusion.language import TextEncoder
 from diffusion.language.tokenizer import TokenizerConfig, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "configs" / "language").glob("compare_readers*.yaml"))
+CONFIGS = sorted((ROOT / "configs" / "language").glob("compare_*.yaml"))
 DEBUG = "configs/language/compare_readers_debug.yaml"
 # One reader and the floor of its kind; the stages are the same for more of them.
 FEW = ("objectives=[clm]", "floors=[clm]")
