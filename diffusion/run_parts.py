@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -208,9 +209,13 @@ class RunParts:
     def _open_cache(self, part: str) -> LatentCache:
         assert self.cache is not None
         cache = LatentCache(self.cache / part)
-        encoder = self.autoencoder.encoder_parts()
-        cache.check(weights_digest(encoder), self.autoencoder.sizes)
+        cache.check(self._encoder_digest, self.autoencoder.sizes)
         return cache
+
+    @cached_property
+    def _encoder_digest(self) -> str:
+        """Of the weights that latents depend on: all of them are read, so once for both parts."""
+        return weights_digest(self.autoencoder.encoder_parts())
 
     def _find_held_out(self) -> Any:
         if self.cache is not None:
