@@ -21,7 +21,6 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-import runtime
 from diffusion.cache import check_storage
 from diffusion.cache_writer import CacheWriter
 from vidtwin import DiagonalGaussian, VidTwinAutoencoder, VidTwinPosterior
@@ -36,6 +35,7 @@ from vidtwin.data import (
     iterate_variants,
 )
 from vidtwin.reconstruction import load_autoencoder, software_versions, weights_digest
+from vidtwin_lab import runtime
 
 PARTS = ("train", "validation", "all")
 

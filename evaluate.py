@@ -30,11 +30,11 @@ from typing import Any, NamedTuple
 import yaml
 from accelerate import Accelerator
 
-import runtime
-from evaluation import Processes, Report, write_report
-from evaluation.report import markdown_table, rounded
 from vidtwin.data import TooManyBadFiles
-from vidtwin.results import check_folder
+from vidtwin.files import check_folder
+from vidtwin_lab import runtime
+from vidtwin_lab.evaluation import Processes, Report, write_report
+from vidtwin_lab.evaluation.report import markdown_table, rounded
 
 
 class Measurement(NamedTuple):
@@ -46,12 +46,14 @@ class Measurement(NamedTuple):
 
 # Named, not imported: a measurement needs the packages of its own module alone.
 MEASUREMENTS = {
-    "reconstruction": Measurement("evaluation.reconstruction", "ReconstructionConfig"),
-    "generation": Measurement("evaluation.generation", "GenerationConfig"),
-    "disentanglement": Measurement("evaluation.disentanglement", "DisentanglementConfig"),
-    "adherence": Measurement("evaluation.adherence", "AdherenceConfig"),
-    "classifier": Measurement("evaluation.classifier", "ClassifierConfig"),
-    "accuracy": Measurement("evaluation.accuracy", "AccuracyConfig"),
+    "reconstruction": Measurement("vidtwin_lab.evaluation.reconstruction", "ReconstructionConfig"),
+    "generation": Measurement("vidtwin_lab.evaluation.generation", "GenerationConfig"),
+    "disentanglement": Measurement(
+        "vidtwin_lab.evaluation.disentanglement", "DisentanglementConfig"
+    ),
+    "adherence": Measurement("vidtwin_lab.evaluation.adherence", "AdherenceConfig"),
+    "classifier": Measurement("vidtwin_lab.evaluation.classifier", "ClassifierConfig"),
+    "accuracy": Measurement("vidtwin_lab.evaluation.accuracy", "AccuracyConfig"),
 }
 
 

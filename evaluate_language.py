@@ -2,7 +2,8 @@
 
     python evaluate_language.py glue --config configs/language/tasks/glue_minilm.yaml
     python evaluate_language.py squad --config configs/language/tasks/squad_minilm.yaml
-    python evaluate_language.py probe --config configs/language/tasks/probe.yaml reader.name=FOLDER
+    python evaluate_language.py probe --config configs/language/tasks/probe.yaml \
+        text_encoder.name=FOLDER
     accelerate launch evaluate_language.py glue --config ... "data.tasks=[mrpc,rte]"
 
 glue and squad fine-tune a copy of the reader for every task and seed. Run the same command again,
@@ -22,26 +23,26 @@ import torch
 import yaml
 from accelerate import Accelerator, PartialState
 
-import runtime
-from diffusion.language import TextEncoder
-from diffusion.language.tasks import (
+from diffusion.text_encoder import TextEncoder
+from vidtwin import nearest_name
+from vidtwin.files import check_folder
+from vidtwin.reconstruction import software_versions
+from vidtwin_lab import runtime
+from vidtwin_lab.evaluation import caption_probes
+from vidtwin_lab.evaluation.report import Processes, Report, markdown_table, write_report
+from vidtwin_lab.language.packaged_encoders import FinishedRuns, fine_tuning_report
+from vidtwin_lab.language.tasks import (
     GlueData,
     PreparedTask,
-    ReaderConfig,
     SquadData,
     TaskModel,
     TaskResult,
+    TextEncoderConfig,
     predict,
     prepare_glue,
     prepare_squad,
     summed_task_loss,
 )
-from evaluation import caption_probes
-from evaluation.readers import FinishedRuns, fine_tuning_report
-from evaluation.report import Processes, Report, markdown_table, write_report
-from vidtwin import nearest_name
-from vidtwin.reconstruction import software_versions
-from vidtwin.results import check_folder
 
 LINEAR = runtime.OptimizerConfig(learning_rate=5e-5, weight_decay=0.01, schedule="linear")
 
@@ -76,7 +77,7 @@ class FinetuneConfig:
     log_every: int = 50
     tracker: str = "none"
     project: str = "vidtwin-language-tasks"
-    reader: ReaderConfig = ReaderConfig()
+    text_encoder: TextEncoderConfig = TextEncoderConfig()
     optimizer: runtime.OptimizerConfig = LINEAR
 
     def __post_init__(self) -> None:
@@ -120,7 +121,7 @@ class SquadConfig(FinetuneConfig):
     output: str = "outputs/squad"
     epochs: float = 2.0
     evaluation_batch_size: int = 32
-    reader: ReaderConfig = ReaderConfig(max_length=384)
+    text_encoder: TextEncoderConfig = TextEncoderConfig(max_length=384)
     data: SquadData = SquadData(train=("train-v1.1.json",), dev="dev-v1.1.json")
 
 
@@ -174,12 +175,14 @@ def measure_probes(config: caption_probes.CaptionProbesConfig) -> Report:
 
 def finetune_all(config: Config, name: str, dry_run: bool) -> tuple[Report | None, dict[str, Any]]:
     """Every task and seed that is not finished, and the report of all."""
-    config.reader.pooling_of(encoder := config.reader.load())  # refuses what it can't have
+    config.text_encoder.pooling_of(
+        encoder := config.text_encoder.load()
+    )  # refuses what it can't have
     absent: list[dict[str, str]] = []
     if isinstance(config, GlueConfig):
-        tasks, absent = prepare_glue(config.data, encoder, config.reader.max_length)
+        tasks, absent = prepare_glue(config.data, encoder, config.text_encoder.max_length)
     else:
-        tasks = [prepare_squad(config.data, encoder, config.reader.max_length)]
+        tasks = [prepare_squad(config.data, encoder, config.text_encoder.max_length)]
     if dry_run:
         return None, {task.name: task.describe(config.steps(len(task.train))) for task in tasks}
     run = Run(config, encoder, tasks)
@@ -209,7 +212,7 @@ class Run:
         if config.batch_size % count:
             raise ValueError(f"`batch_size` must be a multiple of {count}, got {config.batch_size}")
         self.encoder = encoder.to(self.accelerator.device)
-        self.reader = config.reader.protocol(encoder, config.reader.pooling_of(encoder))
+        self.reader = config.text_encoder.protocol(encoder, config.text_encoder.pooling_of(encoder))
         self.runs = FinishedRuns(config.output)
         keys = [(task, seed) for task in tasks for seed in config.seeds]
         kept = [self.runs.read(task.name, seed, self.identity(task)) for task, seed in keys]
@@ -249,8 +252,9 @@ def finetune(run: Run, task: PreparedTask, seed: int) -> TaskResult:
     rank, count = accelerator.process_index, accelerator.num_processes
     steps, name = config.steps(len(task.train)), f"{task.name}/seed{seed}"
     torch.manual_seed(seed)
+    random_weights = config.text_encoder.random_weights
     plain = TaskModel(run.encoder, task.kind, task.outputs, run.reader["pooling"], config.dropout,
-                      config.reader.random_weights).to(accelerator.device).train()  # fmt: skip
+                      random_weights).to(accelerator.device).train()  # fmt: skip
     schedule = config.schedule(steps)
     optimizer = runtime.build_optimizer(plain.parameters(), schedule)
     model, optimizer = accelerator.prepare(plain, optimizer)

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from runtime import run_main
+from vidtwin.data.synthetic.shapes import unseen_clip
+from vidtwin.files import check_folder, write_json
 from vidtwin.media import write_video
 from vidtwin.metrics import LPIPS_NETS, Lpips
 from vidtwin.reconstruction import (
@@ -36,9 +37,8 @@ from vidtwin.reconstruction import (
     weights_digest,
 )
 from vidtwin.reconstruction.jobs import Job, find_jobs
-from vidtwin.results import check_folder, write_json
-from vidtwin.shapes import unseen_clip
 from vidtwin.tiling import Layout, tile_starts
+from vidtwin_lab.runtime import run_main
 
 ROOT = Path(__file__).resolve().parent
 SHIPPED_MODEL = ROOT / "checkpoints" / "shapes" / "autoencoder"

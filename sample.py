@@ -31,13 +31,14 @@ from diffusion import VidTwinPipeline
 from diffusion.conditioning import GuidanceScales
 from diffusion.inputs import check_seed, common_length, prompt_list
 from diffusion.long_video import latent_windows, window_starts
-from diffusion.pipeline import GUIDANCE_SCALE, HELD_GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+from diffusion.pipeline import GIVEN_GUIDANCE_SCALE, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 from diffusion.schedulers import SCHEDULERS, build_scheduler
-from runtime import configure_logging, gather_rows, run_main
 from vidtwin.data.window import read_first_window
+from vidtwin.files import check_folder, write_json
 from vidtwin.media import contact_sheet, frame_rate, thumbnail, to_uint8
 from vidtwin.reconstruction import software_versions, weights_digest
-from vidtwin.results import check_folder, write_clip, write_json
+from vidtwin.results import write_clip
+from vidtwin_lab.runtime import configure_logging, gather_rows, run_main
 
 SHIPPED_PIPELINE = Path(__file__).resolve().parent / "checkpoints" / "shapes"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -78,7 +79,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--class-guidance-scale", type=float, metavar="SCALE", help="of the class alone")
     add("--structure-guidance-scale", type=float, metavar="SCALE", help="for structure alone")
     add("--dynamics-guidance-scale", type=float, metavar="SCALE", help="for dynamics alone")
-    add("--held-guidance-scale", type=float, default=HELD_GUIDANCE_SCALE, help="of what is held")
+    add("--given-guidance-scale", type=float, default=GIVEN_GUIDANCE_SCALE, help="of what is held")
     add("--motion-scale", type=float, default=1.0, help="of the dynamics' changes (%(default)s)")
     add("--num-frames", type=int, metavar="N", help="beyond what the model makes at once")
     add("--fps", type=float, help="of the files (default: of the pipeline's training clips)")
@@ -139,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def guidance_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The guidance scales as keywords of the pipeline, checked."""
-    kinds = ("", "class_", "structure_", "dynamics_", "held_")
+    kinds = ("", "class_", "structure_", "dynamics_", "given_")
     scales = {
         f"{kind}guidance_scale": getattr(arguments, f"{kind}guidance_scale") for kind in kinds
     }

@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-import runtime
 from vidtwin import AutoencoderConfig
 from vidtwin.branch_dropout import BranchDropout
 from vidtwin.branch_videos import branch_videos
 from vidtwin.building import build_models, describe_models
-from vidtwin.data import TWINS, DataConfig, build_dataset, build_evaluation_loader, build_loader
+from vidtwin.data import PAIRS, DataConfig, build_dataset, build_evaluation_loader, build_loader
 from vidtwin.data.bad_files import TooManyBadFiles
 from vidtwin.discriminator import DiscriminatorConfig, PatchDiscriminator
 from vidtwin.frame_shuffle import FrameShuffle
@@ -29,11 +28,12 @@ from vidtwin.latents import draw_noise
 from vidtwin.losses import AutoencoderLoss, LossConfig
 from vidtwin.media import write_video
 from vidtwin.validation import mean_measures, measure_reconstructions
+from vidtwin_lab import runtime
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(runtime.RunConfig):
-    """One autoencoder run; the other keys are `runtime.RunConfig`'s.
+    """One autoencoder run; the other keys are `vidtwin_lab.runtime.RunConfig`'s.
 
     Args:
         init_from: weights to start from: a saved autoencoder's folder, or a released
@@ -112,7 +112,7 @@ class Run:
                 max_samples=config.validation_samples,
                 **ranks,
             )
-        self.plain, discriminator, self.objective = build_models(
+        self.unwrapped, discriminator, self.objective = build_models(
             config.model,
             config.discriminator,
             config.loss,
@@ -120,18 +120,18 @@ class Run:
             config.freeze_encoder,
         )
         if config.gradient_checkpointing:
-            self.plain.enable_gradient_checkpointing()
-        self.plain.to(accelerator.device)
+            self.unwrapped.enable_gradient_checkpointing()
+        self.unwrapped.to(accelerator.device)
         self.objective.to(accelerator.device)
-        model = runtime.compiled(self.plain) if config.compile else self.plain
-        parameters = [*self.plain.parameters(), *self.objective.parameters()]
+        model = runtime.compiled(self.unwrapped) if config.compile else self.unwrapped
+        parameters = [*self.unwrapped.parameters(), *self.objective.parameters()]
         optimizer = runtime.build_optimizer(parameters, config.optimizer)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.scheduler = runtime.build_scheduler(self.optimizer, config.optimizer, config.steps)
         self.adversary = None
         if config.loss.discriminator_weight > 0:
             self.adversary = Adversary(config, accelerator, discriminator, self.objective)
-        self.ema = runtime.build_ema(self.plain, config.ema)
+        self.ema = runtime.build_ema(self.unwrapped, config.ema)
         self.guard = runtime.NonFiniteGuard(config.max_nonfinite_steps)
         accelerator.register_for_checkpointing(
             self.objective,
@@ -155,15 +155,15 @@ class Run:
     def export(self) -> None:
         """Writes the weights and their average for `from_pretrained`."""
         if self.accelerator.is_main_process:
-            runtime.export_weights(self.folder, "autoencoder", self.plain, self.ema)
+            runtime.export_weights(self.folder, "autoencoder", self.unwrapped, self.ema)
 
     def validate(self, step: int) -> None:
         """Measures the averaged weights on the validation clips."""
         if self.validation_loader is None:
             return
-        with runtime.ema_weights(self.ema, self.plain):
+        with runtime.ema_weights(self.ema, self.unwrapped):
             rows, sheet = measure_reconstructions(
-                self.plain,
+                self.unwrapped,
                 self.validation_loader,
                 autocast=self.accelerator.autocast,
                 lpips=self.objective.lpips,
@@ -177,7 +177,12 @@ class Run:
 
 def train(run: Run) -> None:
     """The steps that are left."""
-    config, accelerator, plain, adversary = run.config, run.accelerator, run.plain, run.adversary
+    config, accelerator, unwrapped, adversary = (
+        run.config,
+        run.accelerator,
+        run.unwrapped,
+        run.adversary,
+    )
     mean = runtime.mean_over_processes(accelerator)
     timer = runtime.StepTimer()
     hidden = not accelerator.is_main_process
@@ -202,18 +207,18 @@ def train(run: Run) -> None:
                     output.posterior,
                     step=step,
                     discriminator=None if adversary is None else adversary.discriminator,
-                    last_weight=plain.decoder_last_weight,
+                    last_weight=unwrapped.decoder_last_weight,
                     reduce_gradient=mean,
                 )
                 accelerator.backward(loss / config.accumulation)
             runtime.add_share(logs, "loss", terms, config.accumulation)
             pairs.append((video, output.reconstruction.detach()))
         max_norm = config.optimizer.max_grad_norm
-        norm = runtime.clip_gradients(accelerator, plain.parameters(), max_norm)
+        norm = runtime.clip_gradients(accelerator, unwrapped.parameters(), max_norm)
         if run.guard.ok(accelerator, logs["loss/total"], norm):
             run.optimizer.step()
             if run.ema is not None:
-                run.ema.step(plain.parameters())
+                run.ema.step(unwrapped.parameters())
             if adversary is not None and run.objective.discriminator_active(step):
                 logs |= adversary.step(pairs, step)
         run.optimizer.zero_grad()
@@ -290,7 +295,7 @@ def micro_batches(
         video = batch["video"][part].to(accelerator.device, non_blocking=True)
         noise = draw_noise(config.model, seeds).to(accelerator.device)
         inputs = {"noise": noise, "branch_weights": config.branch_dropout.weights(seeds)}
-        twins = {name: batch[name][part].to(video.device) for name in TWINS if name in batch}
+        twins = {name: batch[name][part].to(video.device) for name in PAIRS if name in batch}
         inputs |= branch_videos(video, twins, seeds, config.frame_shuffle)
         sync = runtime.sync_on_last(accelerator, model, index, config.accumulation)
         yield video, inputs, sync

@@ -17,7 +17,6 @@ import torch
 from accelerate import Accelerator
 from einops import rearrange
 
-import runtime
 from diffusion import FlowConfig, FlowObjective, VidTwinPipeline
 from diffusion.building import (
     TransformerConfig,
@@ -34,11 +33,12 @@ from vidtwin import DataConfig
 from vidtwin.data import TooManyBadFiles
 from vidtwin.media import to_uint8, write_video
 from vidtwin.validation import mean_measures
+from vidtwin_lab import runtime
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(runtime.RunConfig):
-    """One diffusion run; the other keys are `runtime.RunConfig`'s.
+    """One diffusion run; the other keys are `vidtwin_lab.runtime.RunConfig`'s.
 
     Args:
         autoencoder: folder of the frozen autoencoder, or the run folder of its training.
@@ -51,7 +51,7 @@ class TrainConfig(runtime.RunConfig):
         text_layer: which of its hidden states; -1 is the last.
         max_text_length: in tokens; None for what the encoder takes.
         class_dropout, text_dropout: share of the samples that learn without the condition.
-        held_dropout: the same where structure or dynamics are given clean, if it is larger.
+        given_dropout: the same where structure or dynamics are given clean, if it is larger.
         init_from: folder of a saved transformer to start from.
         overfit: learn the first N clips by heart.
         sample_prompts, sample_classes: of the videos that validation makes, seeds 0, 1, ...
@@ -70,7 +70,7 @@ class TrainConfig(runtime.RunConfig):
     max_text_length: int | None = None
     class_dropout: float = 0.1
     text_dropout: float = 0.1
-    held_dropout: float = 0.5
+    given_dropout: float = 0.5
     init_from: str | None = None
     overfit: int | None = None
     sample_prompts: tuple[str, ...] = ()
@@ -84,7 +84,7 @@ class TrainConfig(runtime.RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("class_dropout", "text_dropout", "held_dropout"):
+        for name in ("class_dropout", "text_dropout", "given_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}")
         check_count("stats_samples", self.stats_samples)
@@ -156,15 +156,15 @@ class Run:
         self.ranks = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
         self.parts = parts = find_parts(config, accelerator.device)
         self.objective = FlowObjective(config.flow)
-        self.plain = build_transformer(parts.sizes, config.init_from)
+        self.unwrapped = build_transformer(parts.sizes, config.init_from)
         if config.gradient_checkpointing:
-            self.plain.enable_gradient_checkpointing()
-        self.plain.to(accelerator.device)
-        model = runtime.compiled(self.plain) if config.compile else self.plain
-        optimizer = runtime.build_optimizer(self.plain.parameters(), config.optimizer)
+            self.unwrapped.enable_gradient_checkpointing()
+        self.unwrapped.to(accelerator.device)
+        model = runtime.compiled(self.unwrapped) if config.compile else self.unwrapped
+        optimizer = runtime.build_optimizer(self.unwrapped.parameters(), config.optimizer)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.scheduler = runtime.build_scheduler(self.optimizer, config.optimizer, config.steps)
-        self.ema = runtime.build_ema(self.plain, config.ema)
+        self.ema = runtime.build_ema(self.unwrapped, config.ema)
         self.guard = runtime.NonFiniteGuard(config.max_nonfinite_steps)
         accelerator.register_for_checkpointing(
             self.guard, self.scheduler, parts, *([] if self.ema is None else [self.ema])
@@ -177,7 +177,7 @@ class Run:
             self.objective,
             class_dropout=config.class_dropout,
             text_dropout=config.text_dropout,
-            held_dropout=config.held_dropout,
+            given_dropout=config.given_dropout,
         )
         self.batches = parts.training_batches(
             batch_size=config.batch_size,
@@ -193,7 +193,7 @@ class Run:
     def build_pipeline(self) -> VidTwinPipeline:
         """The pipeline around the model; its frozen parts are written once, before training."""
         folder = self.folder.path / "pipeline"
-        pipeline = self.parts.pipeline(self.plain, build_sampling_scheduler(self.config.flow))
+        pipeline = self.parts.pipeline(self.unwrapped, build_sampling_scheduler(self.config.flow))
         # A run that goes on from another's checkpoint has none yet; the index is written last.
         begun = self.folder.checkpoints.latest() and (folder / "model_index.json").is_file()
         if self.accelerator.is_main_process and not begun:
@@ -209,12 +209,14 @@ class Run:
     def export(self) -> None:
         """Puts the averaged weights into the pipeline's folder."""
         if self.accelerator.is_main_process:
-            with runtime.ema_weights(self.ema, self.plain):
-                runtime.replace_weights(self.folder.path / "pipeline" / "transformer", self.plain)
+            with runtime.ema_weights(self.ema, self.unwrapped):
+                runtime.replace_weights(
+                    self.folder.path / "pipeline" / "transformer", self.unwrapped
+                )
 
     def validate(self, step: int) -> None:
         """Held-out losses of the averaged weights, and videos for fixed prompts and seeds."""
-        with runtime.ema_weights(self.ema, self.plain):
+        with runtime.ema_weights(self.ema, self.unwrapped):
             if self.config.validation_samples:
                 held_out = self.parts.held_out_batches(
                     batch_size=self.config.validation_batch_size,
@@ -222,7 +224,7 @@ class Run:
                     **self.ranks,
                 )
                 autocast = self.accelerator.autocast
-                rows = measure_losses(self.plain, self.reader, held_out, autocast=autocast)
+                rows = measure_losses(self.unwrapped, self.reader, held_out, autocast=autocast)
                 means = mean_measures(runtime.gather_rows(self.accelerator, rows))
                 self.trackers.log_validation(means, step)
             if self.accelerator.is_main_process:
@@ -272,11 +274,11 @@ def train(run: Run) -> None:
             terms = {name: value.detach().mean() for name, value in losses._asdict().items()}
             runtime.add_share(logs, "loss", terms, config.accumulation)
         max_norm = config.optimizer.max_grad_norm
-        norm = runtime.clip_gradients(accelerator, run.plain.parameters(), max_norm)
+        norm = runtime.clip_gradients(accelerator, run.unwrapped.parameters(), max_norm)
         if run.guard.ok(accelerator, logs["loss/total"], norm):
             run.optimizer.step()
             if run.ema is not None:
-                run.ema.step(run.plain.parameters())
+                run.ema.step(run.unwrapped.parameters())
         run.optimizer.zero_grad()
         run.scheduler.step()
         timer.step(config.batch_size)

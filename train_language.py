@@ -20,25 +20,25 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-import runtime
-from diffusion.language.building import build_model, build_samples, build_tokenizer
-from diffusion.language.corpus import TEXT_STREAM, Corpus, CorpusConfig, DocumentCorpus
-from diffusion.language.models import (
+from diffusion.tokenizer import TokenizerConfig, load_tokenizer
+from vidtwin.data.loading import GlobalBatchSampler, worker_arguments
+from vidtwin.data.synthetic.shapes import ShapesAttributes, caption, draw_attributes
+from vidtwin.media import write_video
+from vidtwin_lab import runtime
+from vidtwin_lab.language.building import build_model, build_samples, build_tokenizer
+from vidtwin_lab.language.corpus import TEXT_STREAM, Corpus, CorpusConfig, DocumentCorpus
+from vidtwin_lab.language.models import (
     LanguageModelConfig,
     LanguageModelFiles,
     describe_language_model,
 )
-from diffusion.language.objectives import ObjectiveConfig
-from diffusion.language.tokenizer import TokenizerConfig, load_tokenizer
-from diffusion.language.validation import mean_measures, measure_language_model
-from vidtwin.data.loading import GlobalBatchSampler, worker_arguments
-from vidtwin.media import write_video
-from vidtwin.shapes import ShapesAttributes, caption, draw_attributes
+from vidtwin_lab.language.objectives import ObjectiveConfig
+from vidtwin_lab.language.validation import mean_measures, measure_language_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(runtime.RunConfig):
-    """One language model's run; the other keys are `runtime.RunConfig`'s.
+    """One language model's run; the other keys are `vidtwin_lab.runtime.RunConfig`'s.
 
     Args:
         init_from: a saved language model's folder or hub id to train on, with its tokenizer; the
@@ -139,16 +139,16 @@ class Run:
         self.config, self.accelerator, self.folder = config, accelerator, folder
         corpus = build_corpus(config, "train")
         self.tokenizer = self.own_tokenizer(corpus)
-        self.plain, self.objective = build_model(config, self.tokenizer)
+        self.unwrapped, self.objective = build_model(config, self.tokenizer)
         self.objective.to(accelerator.device)
         if config.gradient_checkpointing:
-            self.plain.gradient_checkpointing_enable()
-        self.plain.to(accelerator.device)
-        model = runtime.compiled(self.plain) if config.compile else self.plain
-        optimizer = runtime.build_optimizer(self.plain.parameters(), config.optimizer)
+            self.unwrapped.gradient_checkpointing_enable()
+        self.unwrapped.to(accelerator.device)
+        model = runtime.compiled(self.unwrapped) if config.compile else self.unwrapped
+        optimizer = runtime.build_optimizer(self.unwrapped.parameters(), config.optimizer)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.scheduler = runtime.build_scheduler(self.optimizer, config.optimizer, config.steps)
-        self.ema = runtime.build_ema(self.plain, config.ema)
+        self.ema = runtime.build_ema(self.unwrapped, config.ema)
         self.guard = runtime.NonFiniteGuard(config.max_nonfinite_steps)
         accelerator.register_for_checkpointing(
             self.guard, self.scheduler, *([] if self.ema is None else [self.ema])
@@ -196,7 +196,7 @@ class Run:
     def export(self) -> None:
         """Writes model and tokenizer for `TextEncoder.from_pretrained`."""
         if self.accelerator.is_main_process:
-            files = LanguageModelFiles(self.plain, self.tokenizer)
+            files = LanguageModelFiles(self.unwrapped, self.tokenizer)
             runtime.export_weights(self.folder, "language_model", files, self.ema)
 
     def validate(self, step: int) -> None:
@@ -208,9 +208,9 @@ class Run:
         # Whole batches are shared out: texts are told from those of their batch ("contrastive").
         size = self.config.validation_batch_size
         batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
-        with runtime.ema_weights(self.ema, self.plain):
+        with runtime.ema_weights(self.ema, self.unwrapped):
             rows = measure_language_model(
-                self.plain,
+                self.unwrapped,
                 self.objective,
                 self.validation,
                 batches[accelerator.process_index :: accelerator.num_processes],
@@ -258,11 +258,11 @@ def train(run: Run) -> None:
             runtime.add_share(logs, "loss", {"total": loss.detach(), **means}, 1)
             runtime.add_share(logs, "training", run.objective.accuracies(terms, counts), 1)
         max_norm = config.optimizer.max_grad_norm
-        norm = runtime.clip_gradients(accelerator, run.plain.parameters(), max_norm)
+        norm = runtime.clip_gradients(accelerator, run.unwrapped.parameters(), max_norm)
         if run.guard.ok(accelerator, logs["loss/total"], norm):
             run.optimizer.step()
             if run.ema is not None:
-                run.ema.step(run.plain.parameters())
+                run.ema.step(run.unwrapped.parameters())
         run.optimizer.zero_grad()
         run.scheduler.step()
         timer.step(config.batch_size)

@@ -2,7 +2,8 @@
 
 Axes: B batch, L text tokens.
 
-    guided = null + held_scale (held - null) + text_scale (text - held) + class_scale (class - text)
+    guided = null + given_scale (given - null) + text_scale (text - given)
+                  + class_scale (class - text)
 
 where each prediction knows what the one before it knew, and more: nothing, the latent that is
 held, the text, the class. A term is missing where there is no such condition. Structure and
@@ -23,6 +24,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from diffusion.flow import Latents
+
+__all__ = [
+    "GuidanceScales",
+]
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,7 @@ class GuidanceScales:
             "class_": "class_guidance_scale",
             "structure": "structure_guidance_scale",
             "dynamics": "dynamics_guidance_scale",
-            "held": "held_guidance_scale",
+            "held": "given_guidance_scale",
         }
         for field, name in names.items():
             value = getattr(self, field)

@@ -32,18 +32,24 @@ from diffusion.inputs import (
     prompt_list,
     repeated_to,
 )
-from diffusion.language.text_encoder import TextEncoder
 from diffusion.latent_stats import LATENT_NAMES, LatentStats
 from diffusion.long_video import join_windows, latent_windows, scale_motion, window_starts
 from diffusion.pipeline_files import load_parts
 from diffusion.sampling import LatentSampler
 from diffusion.schedulers import prediction_of
+from diffusion.text_encoder import TextEncoder
 from vidtwin import VidTwinAutoencoder, VidTwinLatents, decode_windows
+
+__all__ = [
+    "GIVEN_GUIDANCE_SCALE",
+    "GUIDANCE_SCALE",
+    "NUM_INFERENCE_STEPS",
+]
 
 OUTPUT_TYPES = ("pt", "np", "pil", "latent")
 NUM_INFERENCE_STEPS = 30
 GUIDANCE_SCALE = 6.0
-HELD_GUIDANCE_SCALE = 2.0
+GIVEN_GUIDANCE_SCALE = 2.0
 
 Callback = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]]
 
@@ -191,7 +197,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         class_guidance_scale: float | None = None,
         structure_guidance_scale: float | None = None,
         dynamics_guidance_scale: float | None = None,
-        held_guidance_scale: float = HELD_GUIDANCE_SCALE,
+        given_guidance_scale: float = GIVEN_GUIDANCE_SCALE,
         num_frames: int | None = None,
         overlap_frames: int | None = None,
         motion_scale: float = 1.0,
@@ -218,7 +224,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             class_guidance_scale: of the class.
             structure_guidance_scale: for the structure latent, instead of both former scales.
             dynamics_guidance_scale: the same for the dynamics latents.
-            held_guidance_scale: of the structure or dynamics that are given, or carried over from
+            given_guidance_scale: of the structure or dynamics that are given, or carried over from
                 a long video's first window; for models that were trained with
                 `FlowConfig.structure_noise` and `dynamics_noise`.
             num_frames: of the video; more than the model makes at once takes several windows.
@@ -248,7 +254,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             own_class_scale,
             structure_guidance_scale,
             dynamics_guidance_scale,
-            held_guidance_scale,
+            given_guidance_scale,
         )
         starts = self._window_starts(num_frames, overlap_frames, dynamics is not None)
         prompts = prompt_list(prompt)
@@ -300,13 +306,13 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         return output if return_dict else output.to_tuple()
 
     def _window_starts(
-        self, num_frames: int | None, overlap: int | None, dynamics_are_held: bool
+        self, num_frames: int | None, overlap: int | None, dynamics_are_given: bool
     ) -> list[int]:
         """The first frame of each window."""
         window = self.autoencoder.sizes.num_frames
         num_frames = window if num_frames is None else check_count("num_frames", num_frames)
         starts = window_starts(num_frames, window, overlap)
-        if len(starts) > 1 and dynamics_are_held:
+        if len(starts) > 1 and dynamics_are_given:
             raise ValueError(
                 f"`dynamics` hold {window} frames of motion, got num_frames={num_frames}; "
                 "leave out `num_frames`"

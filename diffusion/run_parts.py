@@ -18,9 +18,9 @@ from diffusion.cache import DATA_MAY_CHANGE, LatentCache, build_latent_loader, i
 from diffusion.dit import TwinDiT
 from diffusion.flow import FlowObjective
 from diffusion.inputs import class_indices
-from diffusion.language import CachedTextEncoder, TextEncoder
 from diffusion.latent_stats import LatentStats
 from diffusion.pipeline import VidTwinPipeline
+from diffusion.text_encoder import CachedTextEncoder, TextEncoder
 from diffusion.training_batch import BatchReader
 from vidtwin import (
     DataConfig,

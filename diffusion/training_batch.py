@@ -16,8 +16,8 @@ import torch
 
 from diffusion.conditioning import Conditions
 from diffusion.flow import NUM_UNIFORMS, FlowLosses, FlowObjective, Latents, Levels, draw_uniforms
-from diffusion.language import CachedTextEncoder
 from diffusion.latent_stats import LATENT_NAMES, LatentStats
+from diffusion.text_encoder import CachedTextEncoder
 from vidtwin import AutoencoderConfig, VidTwinAutoencoder, VidTwinLatents, draw_noise
 
 # The sample's seed itself draws the posterior's noise; these keep the other draws apart from it.
@@ -47,7 +47,7 @@ class BatchReader:
         text_encoder: reads captions; None for a model without text.
         num_classes: of the model; None for a model without classes.
         class_dropout, text_dropout: probabilities of leaving a condition out.
-        held_dropout: probability of leaving out each of them where a latent is given clean: what
+        given_dropout: probability of leaving out each of them where a latent is given clean: what
             structure or dynamics of another video are continued with mostly comes without a
             prompt.
         device: of the batches.
@@ -64,7 +64,7 @@ class BatchReader:
         num_classes: int | None = None,
         class_dropout: float = 0.1,
         text_dropout: float = 0.1,
-        held_dropout: float = 0.5,
+        given_dropout: float = 0.5,
         device: torch.device | str = "cpu",
     ) -> None:
         self.sizes = sizes
@@ -74,7 +74,7 @@ class BatchReader:
         self.text_encoder = text_encoder
         self.num_classes = num_classes
         self.dropout = (class_dropout, text_dropout)
-        self.held_dropout = held_dropout
+        self.given_dropout = given_dropout
         self.device = torch.device(device)
 
     def read(self, batch: Mapping[str, Any], part: slice = slice(None)) -> TrainingBatch:
@@ -89,7 +89,7 @@ class BatchReader:
         uniforms = draw_uniforms(seeds, NUM_UNIFORMS, LEVELS_STREAM)
         levels = self.objective.draw_levels(uniforms.to(self.device, torch.float32))
         held = (levels.structure == 0) | (levels.dynamics == 0)
-        by_class, by_text = (torch.where(held, max(self.held_dropout, p), p) for p in self.dropout)
+        by_class, by_text = (torch.where(held, max(self.given_dropout, p), p) for p in self.dropout)
         uniforms = draw_uniforms(seeds, 2, DROPOUT_STREAM).to(self.device, torch.float32)
         conditions = self.conditions(batch, part)
         conditions = conditions.drop(uniforms, by_class, by_text, self.num_classes)

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import BertConfig, BertModel
 
 from diffusion import LatentStats, TwinDiT, VidTwinPipeline
-from diffusion.language.tokenizer import TokenizerConfig, train_tokenizer
+from diffusion.tokenizer import TokenizerConfig, train_tokenizer
 from vidtwin import VidTwinAutoencoder
 
 WORDS = ["a red circle moves left", "a blue square turns", "two green stars on black stand still"]

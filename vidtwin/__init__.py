@@ -10,10 +10,9 @@ from vidtwin.data import (
     build_loader,
     noise_seed_for,
 )
-from vidtwin.digests import file_digest, weights_digest
+from vidtwin.files import file_digest, nearest_name, weights_digest
 from vidtwin.latents import DiagonalGaussian, VidTwinLatents, VidTwinPosterior, draw_noise
 from vidtwin.reconstruction import load_autoencoder
-from vidtwin.spelling import nearest_name
 from vidtwin.strict_loading import StrictLoading
 from vidtwin.tiling import LatentWindow, decode_windows, tile_starts
 

@@ -1,7 +1,7 @@
 """What each branch of the encoder is shown in training, where that is not the clip itself.
 
-Structure may be read off a reenactment (the same look in another movement) or off shuffled frames,
-dynamics off a recast (the same movement in another look). What the clip has and its twin has not
+Structure may be read off a clip with the same look in another motion or off shuffled frames,
+dynamics off a clip with the same motion in another look. What the clip has and its pair has not
 can then reach the decoder through the other branch alone.
 
 Axes: B batch, C channels, T frames, H W pixels.
@@ -26,13 +26,13 @@ def branch_videos(
 
     Args:
         video: (B, C, T, H, W).
-        twins: "recast" and "reenactment" of the samples, as far as they have them.
+        twins: "appearance_swap" and "motion_swap" of the samples, as far as they have them.
         seeds: one per sample, for the shuffle.
         shuffle: of the structure's frames.
     """
-    reenactment = twins.get("reenactment")
-    shuffled = shuffle.shuffled(video if reenactment is None else reenactment, seeds)
+    motion_swap = twins.get("motion_swap")
+    shuffled = shuffle.shuffled(video if motion_swap is None else motion_swap, seeds)
     return {
-        "structure_video": reenactment if shuffled is None else shuffled,
-        "dynamics_video": twins.get("recast"),
+        "structure_video": motion_swap if shuffled is None else shuffled,
+        "dynamics_video": twins.get("appearance_swap"),
     }

@@ -22,7 +22,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from vidtwin.whole_files import partial_path, written_whole
+from vidtwin.files import partial_path, written_whole
 
 __all__ = [
     "FrameSampler",

@@ -16,6 +16,14 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+__all__ = [
+    "LPIPS_NETS",
+    "SSIM_WINDOW",
+    "Lpips",
+    "psnr",
+    "ssim",
+]
+
 # The mean squared error below which PSNR says 100 dB: an exact copy would give infinity, and one
 # such frame would make the mean of a whole data set infinite. 8-bit rounding alone is 59 dB.
 MINIMUM_MSE = 1e-10

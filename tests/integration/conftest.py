@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from vidtwin.data.synthetic.shapes import MovingShapes, ShapesConfig
 from vidtwin.media import write_video
-from vidtwin.shapes import MovingShapes, ShapesConfig
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,8 @@ from script_runs import ROOT, contents, run, run_apart, run_until
 from diffusion import LatentCache, LatentStats
 from vidtwin import VidTwinAutoencoder, draw_noise
 from vidtwin.data import DataConfig, build_dataset
+from vidtwin.data.synthetic.shapes import LABELS
 from vidtwin.reconstruction import weights_digest
-from vidtwin.shapes import LABELS
 
 CONFIGS = sorted((ROOT / "configs" / "encode").glob("*.yaml"))
 DEBUG = "configs/encode/shapes_debug.yaml"

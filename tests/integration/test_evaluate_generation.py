@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 from script_runs import ROOT, Ended, read_json, run, run_apart
 
-from runtime import load_config
 from vidtwin.media import write_video
+from vidtwin_lab.runtime import load_config
 
 CLASSES = ["bend", "jump", "wave"]
 FRAMES, HEIGHT, WIDTH = 8, 16, 24  # of the tiny pipeline
 SAMPLES, CLIPS = 9, 12
-RANDOM = "evaluation.features:random_convolutions"
+RANDOM = "vidtwin_lab.evaluation.features:random_convolutions"
 NAME = f"FVD@{SAMPLES}[{RANDOM}]"
 
 FEATURES = """
@@ -250,7 +250,7 @@ def test_bad_input_takes_one_line_and_leaves_nothing(evaluate, tmp_path, case) -
 
 @pytest.mark.parametrize("name", ["generation", "generation_debug", "ucf101_fvd"])
 def test_the_configs_that_come_with_it_are_read(name: str) -> None:
-    from evaluation.generation import GenerationConfig, compared
+    from vidtwin_lab.evaluation.generation import GenerationConfig, compared
 
     config = load_config(GenerationConfig, ROOT / "configs" / "evaluation" / f"{name}.yaml")
     if name == "ucf101_fvd":

@@ -15,14 +15,14 @@ import yaml
 from script_runs import ROOT, read_json, records, run, run_apart, run_python
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
-from diffusion.language import TextEncoder
-from diffusion.language.tasks import evaluate_v1, evaluate_v2, read_squad
-from diffusion.language.tokenizer import TokenizerConfig, train_tokenizer
-from evaluation.readers import FinishedRuns
+from diffusion.text_encoder import TextEncoder
+from diffusion.tokenizer import TokenizerConfig, train_tokenizer
+from vidtwin_lab.language.packaged_encoders import FinishedRuns
+from vidtwin_lab.language.tasks import evaluate_v1, evaluate_v2, read_squad
 
 CONFIGS = sorted((ROOT / "configs" / "language" / "tasks").glob("*.yaml"))
 NOUNS, VERBS = ("cat", "dog", "bird", "fish"), ("sat", "ran", "slept", "sang")
-QUICK = ("epochs=1", "batch_size=8", "optimizer.learning_rate=0.003", "reader.max_length=32")
+QUICK = ("epochs=1", "batch_size=8", "optimizer.learning_rate=0.003", "text_encoder.max_length=32")
 
 
 evaluate = functools.partial(run, "evaluate_language")
@@ -120,15 +120,15 @@ def test_every_config_describes_itself(config, readers, glue, squad, tmp_path):
     data = {"glue": [f"data.path={glue}"],
             "squad": [f"data.train=[{squad['train']}]", f"data.dev={squad['dev']}"],
             "probe": []}[name]  # fmt: skip
-    length = [] if name == "probe" else ["reader.max_length=48"]
-    out = evaluate(name, "--config", config, f"reader.name={readers['bert']}", *data, *length,
+    length = [] if name == "probe" else ["text_encoder.max_length=48"]
+    out = evaluate(name, "--config", config, f"text_encoder.name={readers['bert']}", *data, *length,
                    f"output={tmp_path / 'out'}", "--dry-run").done()  # fmt: skip
     assert {"glue": "sst2:", "squad": "squad1:", "probe": "questions:"}[name] in out
     assert not (tmp_path / "out").exists()
 
 
 def test_what_is_finished_is_kept(readers, glue, tmp_path, monkeypatch):
-    options = ("glue", f"reader.name={readers['bert']}", f"data.path={glue}", *QUICK,
+    options = ("glue", f"text_encoder.name={readers['bert']}", f"data.path={glue}", *QUICK,
                f"output={tmp_path}")  # fmt: skip
     out = evaluate(*options, "seeds=[0,1]").done()
     assert "| sst2 accuracy | rte accuracy | seeds |" in out
@@ -168,7 +168,7 @@ def test_what_is_finished_is_kept(readers, glue, tmp_path, monkeypatch):
 
 def test_the_same_seed_gives_the_same_bits(readers, glue, tmp_path):
     for name in ("one", "two"):
-        evaluate("glue", f"reader.name={readers['gpt2']}", f"data.path={glue}", *QUICK,
+        evaluate("glue", f"text_encoder.name={readers['gpt2']}", f"data.path={glue}", *QUICK,
                  "data.tasks=[sst2]", f"output={tmp_path / name}").done()  # fmt: skip
     first, second = (losses(tmp_path / name) for name in ("one", "two"))
     assert first
@@ -178,8 +178,8 @@ def test_the_same_seed_gives_the_same_bits(readers, glue, tmp_path):
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_what_can_be_learnt_is_learnt(readers, glue, family, tmp_path):
-    evaluate("glue", f"reader.name={readers[family]}", f"data.path={glue}", *QUICK,
-             "reader.random_weights=true", "epochs=20", "data.tasks=[sst2]", "dropout=0",
+    evaluate("glue", f"text_encoder.name={readers[family]}", f"data.path={glue}", *QUICK,
+             "text_encoder.random_weights=true", "epochs=20", "data.tasks=[sst2]", "dropout=0",
              f"output={tmp_path}").done()  # fmt: skip
     found = report(tmp_path, "glue")
     assert found["found"]["sst2"]["accuracy"]["median"] > 0.9
@@ -187,7 +187,7 @@ def test_what_can_be_learnt_is_learnt(readers, glue, family, tmp_path):
 
 
 def test_squad_answers_are_found_and_measured_as_they_are_written(readers, squad, tmp_path):
-    out = evaluate("squad", f"reader.name={readers['bert']}", f"output={tmp_path}", *QUICK,
+    out = evaluate("squad", f"text_encoder.name={readers['bert']}", f"output={tmp_path}", *QUICK,
                    f"data.train=[{squad['train']}]", f"data.dev={squad['dev']}",
                    "data.stride=8", "epochs=30").done()  # fmt: skip
     found = report(tmp_path, "squad")["found"]["squad1"]
@@ -201,7 +201,7 @@ def test_squad_answers_are_found_and_measured_as_they_are_written(readers, squad
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_squad_v2_knows_no_answer(readers, squad, family, tmp_path):
-    out = evaluate("squad", f"reader.name={readers[family]}", f"output={tmp_path}", *QUICK,
+    out = evaluate("squad", f"text_encoder.name={readers[family]}", f"output={tmp_path}", *QUICK,
                    f"data.train=[{squad['train2']}]", f"data.dev={squad['dev2']}",
                    "data.stride=8", "epochs=30").done()  # fmt: skip
     found = report(tmp_path, "squad")
@@ -224,7 +224,7 @@ def test_articles_are_divided(readers, squad, tmp_path):
     both["data"] += read_json(squad["train"])["data"]
     (tmp_path / "both.json").write_text(json.dumps(both))
     split.write_text(json.dumps({"train": ["train"], "test": ["dev"]}))
-    out = evaluate("squad", f"reader.name={readers['bert']}", *QUICK, "data.train=[]",
+    out = evaluate("squad", f"text_encoder.name={readers['bert']}", *QUICK, "data.train=[]",
                    f"data.dev={tmp_path / 'both.json'}", f"data.article_split={split}",
                    f"output={tmp_path / 'out'}", "--dry-run").done()  # fmt: skip
     described = yaml.safe_load(out[out.index("squad1:") :])["squad1"]
@@ -233,7 +233,7 @@ def test_articles_are_divided(readers, squad, tmp_path):
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_probes(readers, family, tmp_path):
-    out = evaluate("probe", f"reader.name={readers[family]}", f"output={tmp_path}",
+    out = evaluate("probe", f"text_encoder.name={readers[family]}", f"output={tmp_path}",
                    "seeds=[0,1]", "train_size=60", "test_size=30",
                    "questions=[color,order,motion_at_shape]").done()  # fmt: skip
     found = report(tmp_path, "probe")
@@ -246,7 +246,7 @@ def test_probes(readers, family, tmp_path):
 
 
 def test_two_processes_agree_with_one(readers, glue, tmp_path):
-    arguments = ["glue", f"reader.name={readers['bert']}", f"data.path={glue}", *QUICK,
+    arguments = ["glue", f"text_encoder.name={readers['bert']}", f"data.path={glue}", *QUICK,
                  "data.tasks=[sst2]", "dropout=0", "log_every=1"]  # fmt: skip
     evaluate(*arguments, f"output={tmp_path / 'one'}").done()
     words = ("evaluate_language", *arguments, f"output={tmp_path / 'two'}")
@@ -262,7 +262,7 @@ def test_two_processes_agree_with_one(readers, glue, tmp_path):
 
 
 def test_bad_input_is_one_line_and_exit_code_2(readers, glue, squad, tmp_path):
-    reader = f"reader.name={readers['bert']}"
+    reader = f"text_encoder.name={readers['bert']}"
     other = tmp_path / "other"
     TextEncoder.from_pretrained(readers["bert"]).save_pretrained(other)
     for file in Path(readers["gpt2"]).glob("*token*"):
@@ -278,16 +278,22 @@ def test_bad_input_is_one_line_and_exit_code_2(readers, glue, squad, tmp_path):
         (("glue", reader, f"data.path={tmp_path / 'none'}"), "none, does not exist"),
         (("glue", reader, "data.tasks=[qnli]", f"data.path={glue}"), "no train.tsv"),
         (("glue", reader, f"data.path={cyrillic}"), "'кошка сидит'; choose a reader for this"),
-        (("glue", f"reader.name={other}", f"data.path={glue}"), "they do not belong together"),
-        (("glue", f"reader.name={tmp_path / 'none'}", f"data.path={glue}"), "no text encoder in"),
-        (("glue", reader, f"data.path={glue}", "reader.max_length=999"), "the reader's 160 tokens"),
+        (("glue", f"text_encoder.name={other}", f"data.path={glue}"),
+         "they do not belong together"),
+        (("glue", f"text_encoder.name={tmp_path / 'none'}", f"data.path={glue}"),
+         "no text encoder in"),
+        (("glue", reader, f"data.path={glue}", "text_encoder.max_length=999"),
+         "the reader's 160 tokens"),
         (("glue", reader, f"data.path={glue}", "seeds=[0,0]"), "`seeds` must be different"),
-        (("glue", reader, f"data.path={glue}", "reader.pooling=frist"), "`pooling` must be one of"),
-        (("glue", f"reader.name={readers['gpt2']}", f"data.path={glue}", "reader.pooling=first"),
+        (("glue", reader, f"data.path={glue}", "text_encoder.pooling=frist"),
+         "`pooling` must be one of"),
+        (("glue", f"text_encoder.name={readers['gpt2']}", f"data.path={glue}",
+          "text_encoder.pooling=first"),
          "pooling=first of a one-way reader"),
-        (("squad", reader, f"data.dev={glue / 'RTE' / 'dev.tsv'}", "reader.max_length=32"),
+        (("squad", reader, f"data.dev={glue / 'RTE' / 'dev.tsv'}", "text_encoder.max_length=32"),
          "line 1, column 1: not JSON"),
-        (("squad", reader, f"data.dev={squad['dev']}", "reader.max_length=32", "data.stride=0"),
+        (("squad", reader, f"data.dev={squad['dev']}", "text_encoder.max_length=32",
+          "data.stride=0"),
          "`stride` must be at least 1"),
         (("probe", reader, "questions=[colour]"), "the nearest is 'color'"),
     ]  # fmt: skip

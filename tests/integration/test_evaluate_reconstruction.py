@@ -32,7 +32,7 @@ def test_two_processes_equal_one(autoencoder, clips, tmp_path):
         f"data.path={clips}", "data.part=all", "data.max_clips=null", "data.fps=null",
         "data.stride=1", "data.max_bad_fraction=0.5", "windows=all", "batch_size=2",
         "num_workers=1", "reencode=h264@20", "distance_resamples=20",
-        "features.name=evaluation.features:random_convolutions", "features.path='8'",
+        "features.name=vidtwin_lab.evaluation.features:random_convolutions", "features.path='8'",
     )  # fmt: skip
     evaluate(*options, f"output={tmp_path / 'one'}").done()
     run_python(

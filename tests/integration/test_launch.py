@@ -8,7 +8,7 @@ from script_runs import ROOT, run_python
 SCRIPT = """
 import sys
 from accelerate import Accelerator
-import runtime
+from vidtwin_lab import runtime
 
 def main():
     here = Accelerator()

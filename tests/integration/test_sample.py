@@ -186,7 +186,7 @@ BAD_INPUT: dict[str, tuple[tuple[object, ...], str]] = {
     "guidance below 1": (("--guidance-scale", "0.9"), "guidance_scale"),
     "guidance NaN": (("--guidance-scale", "nan"), "guidance_scale"),
     "latent's guidance": (("--structure-guidance-scale", "0"), "structure_guidance_scale"),
-    "held guidance": (("--held-guidance-scale", "nan"), "held_guidance_scale"),
+    "held guidance": (("--given-guidance-scale", "nan"), "given_guidance_scale"),
     "motion scale": (("--motion-scale", "inf"), "motion_scale"),
     "negative seed": (("--seed", "-3"), "seed"),
     "last seed": (("--seed", str(2**63 - 1), "--num-videos", "2"), "--seed"),

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from diffusion import VidTwinPipeline
-from vidtwin.shapes import MovingShapes, ShapesConfig, canonical_caption
-from vidtwin.shapes.judge import judge_video
+from vidtwin.data.synthetic.shapes import MovingShapes, ShapesConfig, canonical_caption
+from vidtwin_lab.evaluation.shapes_judge import judge_video
 
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "shapes"
 MAX_BYTES = 60e6

@@ -76,7 +76,11 @@ def test_a_frozen_encoder_stays_what_it_is(tmp_path):
     options = ("--config", DEBUG, "validation_samples=0")
     one, two = tmp_path / "first", tmp_path / "second"
     train(*options, f"output={one}", "steps=3").done()
-    options += ("freeze_encoder=true", "data.recast_fraction=1", f"init_from={one / 'autoencoder'}")
+    options += (
+        "freeze_encoder=true",
+        "data.appearance_swap_fraction=1",
+        f"init_from={one / 'autoencoder'}",
+    )
     train(*options, f"output={two}", "steps=3").done()
     first, second = (weights(folder / "autoencoder") for folder in (one, two))
     for name, value in first.items():

@@ -21,8 +21,8 @@ from script_runs import (
     train_on_one_and_two,
 )
 
-import runtime
 from diffusion import LatentStats, VidTwinPipeline
+from vidtwin_lab import runtime
 
 CONFIGS = sorted((ROOT / "configs" / "diffusion").glob("*.yaml"))
 DEBUG = "configs/diffusion/shapes_debug.yaml"

@@ -23,14 +23,14 @@ from script_runs import (
 )
 from transformers import BertForMaskedLM
 
-from diffusion.language import TextEncoder
-from diffusion.language.models import (
+from diffusion.text_encoder import TextEncoder
+from diffusion.tokenizer import TokenizerConfig, train_tokenizer
+from vidtwin_lab.language.models import (
     LanguageModelConfig,
     LanguageModelFiles,
     build_language_model,
 )
-from diffusion.language.objectives import ObjectiveConfig
-from diffusion.language.tokenizer import TokenizerConfig, train_tokenizer
+from vidtwin_lab.language.objectives import ObjectiveConfig
 
 CONFIGS = [path for path in sorted((ROOT / "configs" / "language").glob("*.yaml"))
            if not path.stem.startswith("compare_")]  # fmt: skip

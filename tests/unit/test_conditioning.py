@@ -75,8 +75,8 @@ def by_hand(
         text = both
     if conditions.encoder_hidden_states is None:
         held = text
-    held_scale = scales.held if holds else 1.0
-    start = [n + held_scale * (h - n) for n, h in zip(null, held, strict=True)] if holds else held
+    given_scale = scales.held if holds else 1.0
+    start = [n + given_scale * (h - n) for n, h in zip(null, held, strict=True)] if holds else held
     return [
         s + text_scale * (t - h) + class_scale * (b - t)
         for s, h, t, b, (text_scale, class_scale) in zip(
@@ -223,7 +223,7 @@ class TestGuidance:
             plain = guided_prediction(Model(), conditions, scales, CLASSES)
             assert not torch.allclose(found[0], plain[0])
 
-    @pytest.mark.parametrize("kind", ["", "class_", "structure_", "dynamics_", "held_"])
+    @pytest.mark.parametrize("kind", ["", "class_", "structure_", "dynamics_", "given_"])
     @pytest.mark.parametrize("value", [0.9, -3.0, math.nan, math.inf])
     def test_bad_strengths(self, kind, value) -> None:
         field = {"": "text", "class_": "class_"}.get(kind, kind.strip("_"))

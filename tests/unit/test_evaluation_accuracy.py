@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.accuracy import (
+from vidtwin import VidTwinAutoencoder, load_autoencoder
+from vidtwin.data import DataConfig, build_dataset, factor_labels
+from vidtwin_lab.evaluation.accuracy import (
     AccuracyConfig,
     balanced_places,
     describe,
@@ -23,14 +25,12 @@ from evaluation.accuracy import (
     measure,
     sprites_measures,
 )
-from evaluation.accuracy.labels import asked_labels, given_labels
-from evaluation.accuracy.model_videos import ModelVideos
-from evaluation.accuracy.summary import joint_class
-from evaluation.classifier import ClassifierConfig, build_classifier, load_classifier
-from evaluation.report import Processes, rounded, write_report
-from evaluation.videos import Video, build_real
-from vidtwin import VidTwinAutoencoder, load_autoencoder
-from vidtwin.data import DataConfig, build_dataset, factor_labels
+from vidtwin_lab.evaluation.accuracy.labels import asked_labels, given_labels
+from vidtwin_lab.evaluation.accuracy.model_videos import ModelVideos
+from vidtwin_lab.evaluation.accuracy.summary import joint_class
+from vidtwin_lab.evaluation.classifier import ClassifierConfig, build_classifier, load_classifier
+from vidtwin_lab.evaluation.report import Processes, rounded, write_report
+from vidtwin_lab.evaluation.videos import Video, build_real
 
 
 def random_table(rows: int = 40, classes: int = 9) -> np.ndarray:
@@ -245,9 +245,11 @@ def test_one_and_two_processes_find_the_same(
     # Loaded once and before: loading changes torch for a moment, which two threads must not do.
     models = load_classifier(str(judge), key="classifier"), load_autoencoder(autoencoder)
     monkeypatch.setattr(
-        "evaluation.accuracy.measuring.load_classifier", lambda path, key: models[0]
+        "vidtwin_lab.evaluation.accuracy.measuring.load_classifier", lambda path, key: models[0]
     )
-    monkeypatch.setattr("evaluation.accuracy.model_videos.load_autoencoder", lambda path: models[1])
+    monkeypatch.setattr(
+        "vidtwin_lab.evaluation.accuracy.model_videos.load_autoencoder", lambda path: models[1]
+    )
     config = AccuracyConfig(
         output=str(tmp_path),
         classifier=str(judge),

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.classifier import (
+from vidtwin.data import DataConfig, Factors, build_dataset
+from vidtwin_lab.evaluation.classifier import (
     ClassifierConfig,
     VideoClassifier,
     accuracies,
@@ -19,11 +20,10 @@ from evaluation.classifier import (
     measure,
     train_classifier,
 )
-from evaluation.classifier.measuring import judge_dataset
-from evaluation.classifier.training import known_cross_entropy, noisy
-from evaluation.classifier.verdicts import confusion
-from evaluation.report import Processes, write_report
-from vidtwin.data import DataConfig, Factors, build_dataset
+from vidtwin_lab.evaluation.classifier.measuring import judge_dataset
+from vidtwin_lab.evaluation.classifier.training import known_cross_entropy, noisy
+from vidtwin_lab.evaluation.classifier.verdicts import confusion
+from vidtwin_lab.evaluation.report import Processes, write_report
 
 # Neither in the order of the alphabet nor with names that a module may have.
 FACTORS = Factors(

@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.codec import (
+from vidtwin import VidTwinLatents
+from vidtwin.data.synthetic.shapes import MovingShapes, ShapesConfig
+from vidtwin.media import from_uint8
+from vidtwin.metrics import psnr
+from vidtwin_lab.evaluation.codec import (
     CodecConfig,
     curve_at,
     decode_h264,
@@ -20,10 +24,6 @@ from evaluation.codec import (
     quantize,
     without_supplements,
 )
-from vidtwin import VidTwinLatents
-from vidtwin.media import from_uint8
-from vidtwin.metrics import psnr
-from vidtwin.shapes import MovingShapes, ShapesConfig
 
 
 @pytest.fixture(scope="module")

@@ -13,25 +13,38 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.disentanglement import DisentanglementConfig, ProbeConfig, SamplingConfig
-from evaluation.disentanglement.clips import encode_clips, flatten_latents, restore_latents
-from evaluation.disentanglement.config import choose_clips, choose_factors
-from evaluation.disentanglement.figure import Line, draw_scorecard, mosaic
-from evaluation.disentanglement.judges import ShapesJudge, build_judge
-from evaluation.disentanglement.pairs import draw_pairs
-from evaluation.disentanglement.probes import fit, mean_probe, prepare, run_probe
-from evaluation.disentanglement.retrieval import (
+from vidtwin import AutoencoderConfig, VidTwinLatents
+from vidtwin.data import DataConfig, Factors, VideoDataset, build_dataset
+from vidtwin_lab.evaluation.disentanglement import (
+    DisentanglementConfig,
+    ProbeConfig,
+    SamplingConfig,
+)
+from vidtwin_lab.evaluation.disentanglement.clips import (
+    encode_clips,
+    flatten_latents,
+    restore_latents,
+)
+from vidtwin_lab.evaluation.disentanglement.config import choose_clips, choose_factors
+from vidtwin_lab.evaluation.disentanglement.figure import Line, draw_scorecard, mosaic
+from vidtwin_lab.evaluation.disentanglement.judges import ShapesJudge, build_judge
+from vidtwin_lab.evaluation.disentanglement.pairs import draw_pairs
+from vidtwin_lab.evaluation.disentanglement.probes import fit, mean_probe, prepare, run_probe
+from vidtwin_lab.evaluation.disentanglement.retrieval import (
     mean_retrieval,
     random_average_precision,
     retrieve,
     similarities,
 )
-from evaluation.disentanglement.sampling import sample_videos, sampling_found
-from evaluation.disentanglement.scorecard import _gap, scorecard
-from evaluation.disentanglement.swaps import consistency, swap_accuracy, swap_pairs, swap_rows
-from evaluation.report import Processes
-from vidtwin import AutoencoderConfig, VidTwinLatents
-from vidtwin.data import DataConfig, Factors, VideoDataset, build_dataset
+from vidtwin_lab.evaluation.disentanglement.sampling import sample_videos, sampling_found
+from vidtwin_lab.evaluation.disentanglement.scorecard import _gap, scorecard
+from vidtwin_lab.evaluation.disentanglement.swaps import (
+    consistency,
+    swap_accuracy,
+    swap_pairs,
+    swap_rows,
+)
+from vidtwin_lab.evaluation.report import Processes
 
 SIZES = AutoencoderConfig(
     num_frames=2, height=4, width=4, patch_size=(1, 2, 2), hidden_size=4, encoder_heads=1,
@@ -477,7 +490,7 @@ def card(value: float, **protocol: Any) -> dict[str, Any]:
 
 
 def test_scorecards_of_one_protocol_stand_beside_one_another():
-    path = Path(__file__).parents[2] / "benchmarks" / "compare_scorecards.py"
+    path = Path(__file__).parents[2] / "tools" / "compare_scorecards.py"
     spec = importlib.util.spec_from_file_location("compare_scorecards", path)
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)

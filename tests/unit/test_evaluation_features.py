@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification, VideoMAEModel
 
-from evaluation.features import FeaturesConfig, check_finite, load_features
+from vidtwin_lab.evaluation.features import FeaturesConfig, check_finite, load_features
+
+RANDOM = "vidtwin_lab.evaluation.features:random_convolutions"
 
 FRAMES, SIZE = 9, 20
 
@@ -185,11 +187,11 @@ def test_any_function(tmp_path, monkeypatch, videos) -> None:
 
 
 def test_a_video_has_the_same_features_in_any_company(videos) -> None:
-    extractor = load_features(FeaturesConfig(name="evaluation.features:random_convolutions"))
+    extractor = load_features(FeaturesConfig(name=RANDOM))
     together = extractor(videos)
     assert together.shape == (2, 64) and extractor.size == 64
     torch.testing.assert_close(together[1:], extractor(videos[1:]))
-    again = load_features(FeaturesConfig(name="evaluation.features:random_convolutions"))
+    again = load_features(FeaturesConfig(name=RANDOM))
     assert torch.equal(again(videos), together) and again.digest == extractor.digest
 
 
@@ -198,7 +200,7 @@ def test_bad_input_is_named(i3d, videos) -> None:
     for bad in (videos[0], videos[:, :2], (videos * 100).to(torch.uint8)):
         with pytest.raises(ValueError, match=r"\(B, 3, T, H, W\)"):
             extractor(bad)
-    convolutions = load_features(FeaturesConfig(name="evaluation.features:random_convolutions"))
+    convolutions = load_features(FeaturesConfig(name=RANDOM))
     with pytest.raises(ValueError, match="can't take videos of 9 frames, 1x1 pixels"):
         convolutions(videos[..., :1, :1])
     with pytest.raises(ValueError, match="MODULE:FUNCTION"):

@@ -14,25 +14,25 @@ import numpy as np
 import pytest
 import torch
 
-import evaluation.reconstruction.meter as meter
-from evaluation import Processes, write_report
-from evaluation.adherence import AdherenceConfig
-from evaluation.adherence import measure as measure_adherence
-from evaluation.codec import CodecConfig
-from evaluation.features import FeaturesConfig, load_features
-from evaluation.reconstruction import ReconstructionConfig, describe, measure
-from evaluation.statistics import GaussianStatistics, frechet_distance
-from evaluation.windows import Window, iterate_windows, list_windows
+import vidtwin_lab.evaluation.reconstruction.meter as meter
 from vidtwin import VidTwinAutoencoder
 from vidtwin.data import DataConfig, TooManyBadFiles, build_dataset
 from vidtwin.data.frames import consecutive_windows, frames_by_stride, frames_by_time
+from vidtwin.data.synthetic.shapes import MovingShapes, ShapesConfig
 from vidtwin.media import write_video
 from vidtwin.metrics import psnr, ssim
-from vidtwin.shapes import MovingShapes, ShapesConfig
 from vidtwin.validation import mean_measures, measure_reconstructions
+from vidtwin_lab.evaluation import Processes, write_report
+from vidtwin_lab.evaluation.adherence import AdherenceConfig
+from vidtwin_lab.evaluation.adherence import measure as measure_adherence
+from vidtwin_lab.evaluation.codec import CodecConfig
+from vidtwin_lab.evaluation.features import FeaturesConfig, load_features
+from vidtwin_lab.evaluation.reconstruction import ReconstructionConfig, describe, measure
+from vidtwin_lab.evaluation.statistics import GaussianStatistics, frechet_distance
+from vidtwin_lab.evaluation.windows import Window, iterate_windows, list_windows
 
 FRAMES, HEIGHT, WIDTH = 4, 16, 24
-FEATURES = FeaturesConfig(name="evaluation.features:random_convolutions", path="8")
+FEATURES = FeaturesConfig(name="vidtwin_lab.evaluation.features:random_convolutions", path="8")
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation import Processes, Report, write_report
-from evaluation.intervals import mean_interval, share_interval
-from evaluation.report import (
+from vidtwin.data import DataConfig, SkippedFile
+from vidtwin_lab.evaluation import Processes, Report, write_report
+from vidtwin_lab.evaluation.intervals import mean_interval, share_interval
+from vidtwin_lab.evaluation.report import (
     batches_of,
     data_protocol,
     markdown_table,
@@ -22,7 +23,6 @@ from evaluation.report import (
     rounded,
     save_figure,
 )
-from vidtwin.data import DataConfig, SkippedFile
 
 
 def report(**changes) -> Report:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.feature_sets import FeatureSet
-from evaluation.statistics import (
+from vidtwin_lab.evaluation.feature_sets import FeatureSet
+from vidtwin_lab.evaluation.statistics import (
     GaussianStatistics,
     bootstrap_estimate,
     check_enough,
@@ -216,7 +216,9 @@ def test_kernel_distance_is_unbiased() -> None:
 
 
 def test_resamples_by_counts_equal_resamples_by_repetition(monkeypatch) -> None:
-    monkeypatch.setattr("evaluation.statistics.BLOCK", 7)  # several blocks of the kernel
+    monkeypatch.setattr(
+        "vidtwin_lab.evaluation.statistics.BLOCK", 7
+    )  # several blocks of the kernel
     one, other = draw(20, seed=1), draw(15, seed=2)
     counts = [resampling_counts(len(side), 3, 0, place) for place, side in enumerate((one, other))]
     assert all((each.sum(1) == each.shape[1]).all() for each in counts)

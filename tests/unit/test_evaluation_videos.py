@@ -14,8 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.report import Processes
-from evaluation.videos import (
+from vidtwin import DataConfig, LatentWindow, decode_windows
+from vidtwin.data import TooManyBadFiles
+from vidtwin.media import write_video
+from vidtwin.reconstruction.latent_files import save_windows
+from vidtwin_lab.evaluation.report import Processes
+from vidtwin_lab.evaluation.videos import (
     DataVideos,
     FolderVideos,
     LatentVideos,
@@ -26,10 +30,6 @@ from evaluation.videos import (
     iterate_videos,
     model_sizes,
 )
-from vidtwin import DataConfig, LatentWindow, decode_windows
-from vidtwin.data import TooManyBadFiles
-from vidtwin.media import write_video
-from vidtwin.reconstruction.latent_files import save_windows
 
 SIZES = (8, 16, 24)  # of the tiny pipeline
 CLASSES = ["bend", "jump", "wave"]

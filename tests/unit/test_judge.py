@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
-from vidtwin.shapes import (
+from vidtwin.data.synthetic.shapes import (
     SHAPES,
     MovingShapes,
     ShapesAttributes,
@@ -18,14 +18,14 @@ from vidtwin.shapes import (
     ShapesObject,
     render_attributes,
 )
-from vidtwin.shapes.judge import (
+from vidtwin.data.synthetic.shapes.rendering import signed_distance
+from vidtwin_lab.evaluation.shapes_judge import (
     UNIT_AREAS,
     JudgedObject,
     Judgement,
     judge_against,
     judge_video,
 )
-from vidtwin.shapes.rendering import signed_distance
 
 NAMES = ("color", "shape", "motion", "background")
 NUM_CLIPS = 400

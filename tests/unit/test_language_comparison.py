@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from evaluation.published import PUBLISHED, read_published, read_tables
-from evaluation.reader_comparison import Wanted, collect, write_comparison
-from runtime import jobs as jobs_module
-from runtime.jobs import Job, Jobs
+from vidtwin_lab.evaluation.published import PUBLISHED, read_published, read_tables
+from vidtwin_lab.language.comparison import Wanted, collect, write_comparison
+from vidtwin_lab.runtime import jobs as jobs_module
+from vidtwin_lab.runtime.jobs import Job, Jobs
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "results" / "published_language.md"
@@ -232,7 +232,7 @@ class TestTable:
         assert rows["parameters, million"] == ["5", "5", ""]
         assert rows["steps"] == ["30", "30", "0"]
         # 30 steps of 4 samples of 7 tokens; 10 steps at 2 samples a second and 20 at 4.
-        content = json.loads((compared / "compare_readers.json").read_text())
+        content = json.loads((compared / "compare_text_encoders.json").read_text())
         own = content["protocol"]["pretraining"]["mlm"]
         assert (own["tokens"], own["seconds"]) == (840, 40)
         assert own["validation"] == {"validation/loss": 2.0}
@@ -246,8 +246,8 @@ class TestTable:
         assert len(found["missing"]) == 2 + 3 + 2 * 3 * 5
         assert f"{len(found['missing'])} measurements are not finished" in text
         assert found["published"]["GPT (test)"] == {"glue/sst2/accuracy": "91.3"}
-        assert (compared / "compare_readers.png").stat().st_size > 1000
-        lines = (compared / "compare_readers.csv").read_text().splitlines()
+        assert (compared / "compare_text_encoders.png").stat().st_size > 1000
+        lines = (compared / "compare_text_encoders.csv").read_text().splitlines()
         assert lines[1] == "glue/sst2/accuracy,mlm,0,0.9"
         assert len(lines) == 1 + 4
 

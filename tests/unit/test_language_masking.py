@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffusion.language.masking import choose_spans, choose_tokens, choose_words, span_lengths
+from vidtwin_lab.language.masking import choose_spans, choose_tokens, choose_words, span_lengths
 
 PLAIN = np.arange(100, 200)
 LENGTHS = span_lengths(0.2, 10)

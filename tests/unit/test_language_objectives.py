@@ -11,27 +11,27 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion.language import TextEncoder
-from diffusion.language.building import build_samples
-from diffusion.language.corpus import CorpusConfig, DocumentCorpus
-from diffusion.language.distillation import build_student
-from diffusion.language.models import (
+from diffusion.text_encoder import TextEncoder
+from diffusion.tokenizer import TokenizerConfig, train_tokenizer
+from vidtwin_lab.language.building import build_samples
+from vidtwin_lab.language.corpus import CorpusConfig, DocumentCorpus
+from vidtwin_lab.language.distillation import build_student
+from vidtwin_lab.language.models import (
     LanguageModelConfig,
     LanguageModelFiles,
     build_language_model,
     load_teacher,
 )
-from diffusion.language.objectives import (
+from vidtwin_lab.language.objectives import (
     ObjectiveConfig,
     build_objective,
     soft_cross_entropy,
 )
-from diffusion.language.replaced_tokens import fill_gaps, sample_tokens
-from diffusion.language.samples import PackedCorpus, PairedCorpus, Samples, TokenizedCorpus
-from diffusion.language.span_boundary import MOST_TARGETS, SpanBoundaryHead, span_targets
-from diffusion.language.terms import IGNORED, Choice, Distance
-from diffusion.language.tokenizer import TokenizerConfig, train_tokenizer
-from diffusion.language.validation import mean_measures, measure_language_model
+from vidtwin_lab.language.replaced_tokens import fill_gaps, sample_tokens
+from vidtwin_lab.language.samples import PackedCorpus, PairedCorpus, Samples, TokenizedCorpus
+from vidtwin_lab.language.span_boundary import MOST_TARGETS, SpanBoundaryHead, span_targets
+from vidtwin_lab.language.terms import IGNORED, Choice, Distance
+from vidtwin_lab.language.validation import mean_measures, measure_language_model
 
 WORDS = ["red", "blue", "green", "star", "ring", "moves", "turns", "left", "right", "up", "a"]
 TINY: dict[str, Any] = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 32,

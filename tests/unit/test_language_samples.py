@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion.language.corpus import CorpusConfig, DocumentCorpus, read_texts, split_sentences
-from diffusion.language.samples import PackedCorpus, PairedCorpus, TokenizedCorpus
-from diffusion.language.tokenizer import TokenizerConfig, train_tokenizer
+from diffusion.tokenizer import TokenizerConfig, train_tokenizer
 from vidtwin import DataConfig
+from vidtwin_lab.language.corpus import CorpusConfig, DocumentCorpus, read_texts, split_sentences
+from vidtwin_lab.language.samples import PackedCorpus, PairedCorpus, TokenizedCorpus
 
 WORDS = ["red", "blue", "green", "star", "ring", "moves", "turns", "left", "right", "up", "a"]
 

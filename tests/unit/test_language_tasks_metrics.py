@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffusion.language.tasks import METRICS, evaluate_v1, evaluate_v2, over_seeds
-from diffusion.language.tasks.metrics import f1, matthews, mean_ranks, pearson, spearman
-from diffusion.language.tasks.squad import (
+from vidtwin_lab.language.tasks import METRICS, evaluate_v1, evaluate_v2, over_seeds
+from vidtwin_lab.language.tasks.metrics import f1, matthews, mean_ranks, pearson, spearman
+from vidtwin_lab.language.tasks.squad import (
     Answer,
     Question,
     WindowSpans,

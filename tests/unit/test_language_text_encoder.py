@@ -35,8 +35,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from diffusion.language import CachedTextEncoder, TextEncoder
-from diffusion.language.tokenizer import TokenizerConfig, train_tokenizer
+from diffusion.text_encoder import CachedTextEncoder, TextEncoder
+from diffusion.tokenizer import TokenizerConfig, train_tokenizer
 
 SHORT, LONG = "a red circle", "a blue star moves up and down while a red ring stays still"
 TEXTS = ["a red circle moves left", LONG, "one ring, turning", ""]

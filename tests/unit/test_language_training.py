@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.language.corpus import CorpusConfig, DocumentCorpus, read_texts
-from diffusion.language.models import LanguageModelConfig, build_language_model
-from diffusion.language.objectives import ObjectiveConfig, build_objective
-from diffusion.language.samples import TokenizedCorpus
-from diffusion.language.terms import IGNORED
-from diffusion.language.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
-from diffusion.language.validation import mean_measures, measure_language_model
+from diffusion.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
+from vidtwin_lab.language.corpus import CorpusConfig, DocumentCorpus, read_texts
+from vidtwin_lab.language.models import LanguageModelConfig, build_language_model
+from vidtwin_lab.language.objectives import ObjectiveConfig, build_objective
+from vidtwin_lab.language.samples import TokenizedCorpus
+from vidtwin_lab.language.terms import IGNORED
+from vidtwin_lab.language.validation import mean_measures, measure_language_model
 
 LINES = [f"{a} {b} {c}" for a in ("a", "one") for b in ("red", "blue", "naïve", "five-sided")
          for c in ("circle", "star", "ring moves left", "Square.")]  # fmt: skip

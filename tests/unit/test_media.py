@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vidtwin.files import write_json, written_whole
 from vidtwin.media import (
     FrameSampler,
     VideoWriter,
@@ -22,7 +23,6 @@ from vidtwin.media import (
     write_gif,
     write_video,
 )
-from vidtwin.results import write_json, written_whole
 
 
 def smooth_frames(num_frames: int, height: int, width: int) -> np.ndarray:

@@ -292,7 +292,7 @@ class TestGuidance:
         asked = {held: given, "num_inference_steps": 1, "output_type": "latent", "seed": 3}
         with CountedRows(text_pipeline) as counted:
             off, on = (
-                ask(text_pipeline, **asked, held_guidance_scale=scale).latents
+                ask(text_pipeline, **asked, given_guidance_scale=scale).latents
                 for scale in (1.0, 3.0)
             )
         assert counted.calls == [1, 2]
@@ -308,10 +308,10 @@ class TestGuidance:
 
     def test_by_what_is_held_and_a_prompt(self, text_pipeline) -> None:
         given = ask(text_pipeline, seed=5).latents
-        asked = {"prompt": PROMPTS[0], "structure": given, "held_guidance_scale": 2.0}
+        asked = {"prompt": PROMPTS[0], "structure": given, "given_guidance_scale": 2.0}
         with CountedRows(text_pipeline) as counted:
             ask(text_pipeline, **asked, guidance_scale=3.0)
-            ask(text_pipeline, prompt=PROMPTS[0], held_guidance_scale=2.0, guidance_scale=3.0)
+            ask(text_pipeline, prompt=PROMPTS[0], given_guidance_scale=2.0, guidance_scale=3.0)
         assert counted.calls == [3] * 3 + [2] * 3
 
     def test_by_class(self, class_pipeline) -> None:
@@ -363,7 +363,7 @@ class TestHeld:
             lambda module, inputs: seen.append(inputs[0].clone())
         )
         given = draw_noise(text_pipeline.autoencoder.sizes, [1])
-        ask(text_pipeline, structure=given, held_guidance_scale=1.0)
+        ask(text_pipeline, structure=given, given_guidance_scale=1.0)
         hook.remove()
         assert_close(seen[0], given.structure - 0.5)  # the mean that the fixture sets
 
@@ -562,7 +562,7 @@ class TestCallback:
         ({"guidance_scale": 0.5}, "guidance_scale"),
         ({"guidance_scale": float("nan")}, "guidance_scale"),
         ({"structure_guidance_scale": 0.0}, "structure_guidance_scale"),
-        ({"held_guidance_scale": 0.5}, "held_guidance_scale"),
+        ({"given_guidance_scale": 0.5}, "given_guidance_scale"),
         ({"motion_scale": float("nan")}, "motion_scale"),
         ({"output_type": "gif"}, "output_type"),
         ({"seed": [1, 2]}, "each of the 1 videos"),

@@ -21,8 +21,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-import runtime
-from runtime import (
+from vidtwin_lab import runtime
+from vidtwin_lab.runtime import (
     CheckpointFolder,
     ConfigError,
     EMAConfig,
@@ -776,7 +776,7 @@ _WORKER = """
     import sys
     import torch
     from accelerate import Accelerator
-    from runtime import *
+    from vidtwin_lab.runtime import *
 
     # The second process is a fork, made before torch has any thread: the imports take longest.
     child = os.fork()

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from vidtwin.shapes import (
+from vidtwin.data.synthetic.shapes import (
     BACKGROUNDS,
     COLORS,
     LABELS,
@@ -25,7 +25,7 @@ from vidtwin.shapes import (
     is_held_out,
     render_attributes,
 )
-from vidtwin.shapes.captions import (
+from vidtwin.data.synthetic.shapes.captions import (
     BACKGROUND_WORDS,
     COLOR_WORDS,
     HELD_OUT_MOTION_WORDS,

@@ -15,8 +15,8 @@ from einops import reduce
 from PIL import Image
 
 from vidtwin.data import DataConfig, SpritesDataset, build_dataset, factor_labels
-from vidtwin.sprites import PARTS
-from vidtwin.sprites.attributes import SHEET_NAMES
+from vidtwin.data.synthetic.sprites import PARTS
+from vidtwin.data.synthetic.sprites.attributes import SHEET_NAMES
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "train" / "lpc_sheets"
 # Row of the sheet and its columns, as the published scripts cut them.
@@ -147,28 +147,28 @@ def characters(data: SpritesDataset) -> set[str]:
     return {data.sprites.key(one) for one in data.characters}
 
 
-def test_a_recast_is_another_character_with_the_same_motion(sheets):
-    data = dataset(sheets, recast_fraction=1.0)
+def test_a_appearance_swap_is_another_character_with_the_same_motion(sheets):
+    data = dataset(sheets, appearance_swap_fraction=1.0)
     own, asked = 0, range(0, len(data), len(data) // 6)
     for index in asked:
         sample = data[index]
         motion = data.describe(index)[1]
         shown = [
-            torch.equal(data[other]["video"], sample["recast"])
+            torch.equal(data[other]["video"], sample["appearance_swap"])
             for other in range(motion, len(data), len(data.sprites.motions))
         ]
         assert any(shown)
-        own += torch.equal(sample["video"], sample["recast"])
+        own += torch.equal(sample["video"], sample["appearance_swap"])
     assert own < len(asked) / 2
 
 
-def test_a_reenactment_is_the_same_character(sheets):
-    data = dataset(sheets, reenact_fraction=1.0)
+def test_a_motion_swap_is_the_same_character(sheets):
+    data = dataset(sheets, motion_swap_fraction=1.0)
     motions, own = len(data.sprites.motions), 0
     for index in range(0, len(data), len(data) // 6):
         sample, first = data[index], index - index % motions
         shown = [
-            torch.equal(data[other]["video"], sample["reenactment"])
+            torch.equal(data[other]["video"], sample["motion_swap"])
             for other in range(first, first + motions)
         ]
         assert sum(shown) == 1

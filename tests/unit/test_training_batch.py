@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from diffusion import FlowConfig, FlowObjective, LatentStats
-from diffusion.language.text_encoder import TextEncoding
+from diffusion.text_encoder import TextEncoding
 from diffusion.training_batch import BatchReader, TrainingBatch, losses_of
 from diffusion.validation import QUANTILES, measure_losses
 from vidtwin import VidTwinAutoencoder, draw_noise, noise_seed_for
@@ -40,7 +40,7 @@ def autoencoder(build_tiny) -> VidTwinAutoencoder:
 
 
 @pytest.fixture(scope="module")
-def build_reader(autoencoder) -> Callable[..., BatchReader]:
+def build_text_encoder(autoencoder) -> Callable[..., BatchReader]:
     def build(**options: Any) -> BatchReader:
         sizes = autoencoder.sizes
         stats = LatentStats(sizes.structure_channels, sizes.dynamics_channels)
@@ -90,8 +90,8 @@ def assert_same_samples(one: list[list[Tensor]], other: list[list[Tensor]], exac
 
 class TestReading:
     @pytest.mark.parametrize("size", [1, 2, 4])
-    def test_a_batch_in_parts_has_the_same_samples(self, build_reader, batch, size) -> None:
-        reader = build_reader(class_dropout=0.4, text_dropout=0.4)
+    def test_a_batch_in_parts_has_the_same_samples(self, build_text_encoder, batch, size) -> None:
+        reader = build_text_encoder(class_dropout=0.4, text_dropout=0.4)
         whole = rows(reader.read(batch))
         parts = [reader.read(batch, slice(i, i + size)) for i in range(0, BATCH, size)]
         assert_same_samples(whole, [row for part in parts for row in rows(part)], exact=True)
@@ -99,18 +99,18 @@ class TestReading:
         share = {name: value[4:] for name, value in batch.items()}
         assert_same_samples(whole[4:], rows(reader.read(share)), exact=True)
 
-    def test_a_batch_of_videos_in_parts(self, build_reader, batch, autoencoder, random_video):
-        reader = build_reader(autoencoder=autoencoder)
+    def test_a_batch_of_videos_in_parts(self, build_text_encoder, batch, autoencoder, random_video):
+        reader = build_text_encoder(autoencoder=autoencoder)
         videos = {**batch, "video": random_video(autoencoder, BATCH)}
         whole = rows(reader.read(videos))
         halves = [reader.read(videos, slice(i, i + 4)) for i in (0, 4)]
         assert_same_samples(whole, [row for part in halves for row in rows(part)], exact=False)
 
     def test_videos_are_what_a_cache_of_their_posterior_gives(
-        self, build_reader, batch, autoencoder, random_video
+        self, build_text_encoder, batch, autoencoder, random_video
     ) -> None:
         """Scaled, and drawn from the posterior by the sample's own seed."""
-        reader = build_reader(autoencoder=autoencoder)
+        reader = build_text_encoder(autoencoder=autoencoder)
         video = random_video(autoencoder, BATCH)
         with torch.no_grad():
             posterior = autoencoder.encode(video)
@@ -125,13 +125,13 @@ class TestReading:
         assert_close(expected.latents[0], drawn.structure - 0.5)
         assert_close(expected.latents[1], drawn.dynamics_x / 3)
 
-    def test_videos_without_an_autoencoder(self, build_reader, batch) -> None:
+    def test_videos_without_an_autoencoder(self, build_text_encoder, batch) -> None:
         with pytest.raises(ValueError, match="no autoencoder to encode them"):
-            build_reader().read({**batch, "video": torch.zeros(BATCH, 3, 3, 10, 14)})
+            build_text_encoder().read({**batch, "video": torch.zeros(BATCH, 3, 3, 10, 14)})
 
-    def test_the_noise_is_not_the_posteriors(self, build_reader, batch, autoencoder) -> None:
+    def test_the_noise_is_not_the_posteriors(self, build_text_encoder, batch, autoencoder) -> None:
         """Nor another sample's, nor that of the seeds which sampling starts from."""
-        reader = build_reader()
+        reader = build_text_encoder()
         seeds = batch["noise_seed"].tolist()
         noise = reader.read(batch).noise
         others = [*draw_noise(autoencoder.sizes, [*seeds, *range(100)]).structure]
@@ -143,25 +143,25 @@ class TestReading:
         assert abs(values.mean()) < 0.02
         assert abs(values.std() - 1) < 0.02
 
-    def test_another_epoch_draws_everything_anew(self, build_reader, batch) -> None:
-        reader = build_reader()
+    def test_another_epoch_draws_everything_anew(self, build_text_encoder, batch) -> None:
+        reader = build_text_encoder()
         later = {**batch, "noise_seed": torch.tensor([noise_seed_for(0, 1, i) for i in range(8)])}
         first, second = reader.read(batch), reader.read(later)
         assert not torch.isclose(first.levels.structure, second.levels.structure).all()
         assert not torch.isclose(first.noise[0], second.noise[0]).any(0).all()
 
-    def test_no_label_is_the_null_class(self, build_reader, batch) -> None:
-        conditions = build_reader().conditions(batch)
+    def test_no_label_is_the_null_class(self, build_text_encoder, batch) -> None:
+        conditions = build_text_encoder().conditions(batch)
         assert conditions.class_labels.tolist() == [0, 1, 2, 3, 4, CLASSES, CLASSES, 0]
 
-    def test_a_model_without_conditions_gets_none(self, build_reader, batch) -> None:
-        reader = build_reader(text_encoder=None, num_classes=None)
+    def test_a_model_without_conditions_gets_none(self, build_text_encoder, batch) -> None:
+        reader = build_text_encoder(text_encoder=None, num_classes=None)
         assert not reader.read(batch).conditions.arguments()
 
     @pytest.mark.parametrize(("share", "kept"), [(0.0, True), (1.0, False)])
-    def test_dropout(self, build_reader, batch, share, kept) -> None:
+    def test_dropout(self, build_text_encoder, batch, share, kept) -> None:
         objective = FlowObjective(FlowConfig(structure_clean=0.0, dynamics_clean=0.0))
-        reader = build_reader(class_dropout=share, text_dropout=share, objective=objective)
+        reader = build_text_encoder(class_dropout=share, text_dropout=share, objective=objective)
         conditions = reader.read(batch).conditions
         texts = conditions.encoder_attention_mask.any(1)
         assert texts.tolist() == [kept] * BATCH
@@ -172,7 +172,7 @@ class TestReading:
         # Validation asks for all conditions, whatever training leaves out.
         assert reader.conditions(batch).encoder_attention_mask.any(1).all()
 
-    def test_held_latents_have_a_dropout_of_their_own(self, build_reader, batch) -> None:
+    def test_held_latents_have_a_dropout_of_their_own(self, build_text_encoder, batch) -> None:
         seeds = torch.arange(300)
         many = {
             name: [value[i % BATCH] for i in range(300)] if isinstance(value, list)
@@ -181,8 +181,8 @@ class TestReading:
         }  # fmt: skip
         many["noise_seed"] = seeds
         objective = FlowObjective(FlowConfig(structure_clean=0.3, dynamics_clean=0.3))
-        reader = build_reader(
-            class_dropout=0.0, text_dropout=0.0, held_dropout=1.0, objective=objective
+        reader = build_text_encoder(
+            class_dropout=0.0, text_dropout=0.0, given_dropout=1.0, objective=objective
         )
         read = reader.read(many)
         held = (read.levels.structure == 0) | (read.levels.dynamics == 0)
@@ -213,8 +213,8 @@ class TestValidation:
         ]
         return measure_losses(model, reader, batches), model
 
-    def test_a_sample_does_not_depend_on_its_batch(self, build_reader, batch) -> None:
-        reader = build_reader()
+    def test_a_sample_does_not_depend_on_its_batch(self, build_text_encoder, batch) -> None:
+        reader = build_text_encoder()
         whole, model = self.measure(reader, batch, BATCH)
         parts, _ = self.measure(reader, batch, 2)
         again, _ = self.measure(reader, batch, BATCH)
@@ -226,10 +226,10 @@ class TestValidation:
 
     @pytest.mark.parametrize("prediction", ["velocity", "epsilon"])
     def test_the_levels_are_the_middles_of_the_quartiles(
-        self, build_reader, batch, prediction
+        self, build_text_encoder, batch, prediction
     ) -> None:
         objective = FlowObjective(FlowConfig(prediction=prediction))
-        reader = build_reader(objective=objective, class_dropout=1.0, text_dropout=1.0)
+        reader = build_text_encoder(objective=objective, class_dropout=1.0, text_dropout=1.0)
         rows, model = self.measure(reader, batch, BATCH)
         middles = torch.tensor([0.125, 0.375, 0.625, 0.875])
         levels = objective.config.structure_levels.quantile(middles)
@@ -250,8 +250,8 @@ class TestValidation:
                 quarters = [measures[f"{name}_q{n}"] for n in range(1, QUANTILES + 1)]
                 assert measures[name] == pytest.approx(sum(quarters) / QUANTILES)
 
-    def test_the_loss_of_a_model_that_predicts_zero(self, build_reader, batch) -> None:
-        reader = build_reader()
+    def test_the_loss_of_a_model_that_predicts_zero(self, build_text_encoder, batch) -> None:
+        reader = build_text_encoder()
         rows, _ = self.measure(reader, batch, 4)
         latents, noise = reader.latents(batch), reader.noise(batch["noise_seed"].tolist())
         for index, measures in rows:
@@ -260,13 +260,13 @@ class TestValidation:
             for quarter in range(1, QUANTILES + 1):  # the velocity is the same at all levels
                 assert measures[f"structure_q{quarter}"] == pytest.approx(expected, rel=1e-5)
 
-    def test_no_batch_is_no_row(self, build_reader) -> None:
-        assert measure_losses(Recorder(), build_reader(), []) == []
+    def test_no_batch_is_no_row(self, build_text_encoder) -> None:
+        assert measure_losses(Recorder(), build_text_encoder(), []) == []
 
 
-def test_the_losses_are_of_the_models_predictions(build_reader, batch) -> None:
+def test_the_losses_are_of_the_models_predictions(build_text_encoder, batch) -> None:
     """A model that knows the noise by heart has no loss."""
-    reader = build_reader(text_encoder=None, num_classes=None)
+    reader = build_text_encoder(text_encoder=None, num_classes=None)
     read = reader.read(batch)
 
     class Knowing(torch.nn.Module):

@@ -9,7 +9,7 @@ set knows of its clips' content and motion.
 
 from vidtwin.data.bad_files import BadFileLog, SkippedFile, TooManyBadFiles, UnusableVideo
 from vidtwin.data.building import build_dataset
-from vidtwin.data.config import TWINS, DataConfig
+from vidtwin.data.config import PAIRS, DataConfig
 from vidtwin.data.drawn_datasets import ShapesDataset, SpritesDataset
 from vidtwin.data.factors import Factors, factor_labels
 from vidtwin.data.file_dataset import FileDataset
@@ -23,7 +23,7 @@ from vidtwin.data.variants import iterate_variants
 from vidtwin.data.video_dataset import VideoDataset, noise_seed_for
 
 __all__ = [
-    "TWINS",
+    "PAIRS",
     "BadFileLog",
     "DataConfig",
     "Factors",

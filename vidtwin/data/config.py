@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from vidtwin.data.sources import SOURCES
-from vidtwin.shapes import ShapesConfig
-from vidtwin.spelling import nearest_name
-from vidtwin.sprites import LABELS as SPRITES_LABELS
-from vidtwin.sprites import PARTS, SpritesConfig
+from vidtwin.data.synthetic.shapes import ShapesConfig
+from vidtwin.data.synthetic.sprites import LABELS as SPRITES_LABELS
+from vidtwin.data.synthetic.sprites import PARTS, SpritesConfig
+from vidtwin.files import nearest_name
 
 __all__ = ["DataConfig"]
 
 PARTS_OF_DATA = ("train", "validation", "all", "test")
 # What a sample may bring along besides its video -> the key that says how often.
-TWINS = {"recast": "recast_fraction", "reenactment": "reenact_fraction"}
+PAIRS = {"appearance_swap": "appearance_swap_fraction", "motion_swap": "motion_swap_fraction"}
 FACTOR_KEYS = ("content_factors", "motion_factors")
 
 
@@ -54,9 +54,9 @@ class DataConfig:
         timeout: seconds that reading one clip may take.
         max_bad_fraction: share of the files that may be unusable before the run stops.
         seed: of every random choice.
-        recast_fraction: share of the training clips that bring along their movement in another
-            look, for sources that are drawn: "shapes" and "sprites".
-        reenact_fraction: the same for their look in another movement.
+        appearance_swap_fraction: share of the training clips that bring along a clip with their
+            motion in another look, for sources that are drawn: "shapes" and "sprites".
+        motion_swap_fraction: the same for their look in another movement.
         shapes_size: number of clips of the source "shapes".
         shapes_seed: of the clips of the source "shapes"; `seed` only orders them.
         shapes_split: see `ShapesConfig.split`; None follows `part`: "train" combinations of shape,
@@ -64,7 +64,7 @@ class DataConfig:
         shapes_max_objects, shapes_two_object_fraction, shapes_textured_fraction,
             shapes_without_background_fraction, shapes_motions: see `ShapesConfig`.
         sprites_actions, sprites_directions, sprites_variants, sprites_split, sprites_shoes: see
-            `vidtwin.sprites.SpritesConfig`.
+            `vidtwin.data.synthetic.sprites.SpritesConfig`.
         sprites_label: what a clip's label is: "motion" (action and direction), "action",
             "direction", "skin", "bottomwear", "topwear" or "hair".
     Raises:
@@ -96,8 +96,8 @@ class DataConfig:
     timeout: float = 30.0
     max_bad_fraction: float = 0.05
     seed: int = 0
-    recast_fraction: float = 0.0
-    reenact_fraction: float = 0.0
+    appearance_swap_fraction: float = 0.0
+    motion_swap_fraction: float = 0.0
     shapes_size: int = 20000
     shapes_seed: int = 0
     shapes_split: str | None = None
@@ -153,7 +153,7 @@ class DataConfig:
             raise ValueError(
                 f"data.max_bad_fraction must be in [0, 1], got {self.max_bad_fraction}"
             )
-        for name in TWINS.values():
+        for name in PAIRS.values():
             share = getattr(self, name)
             if not 0 <= share <= 1:
                 raise ValueError(f"data.{name} must be in [0, 1], got {share}")
@@ -243,7 +243,7 @@ class DataConfig:
 
     def centered(self) -> DataConfig:
         """The same clips with nothing random in them, as evaluation wants them."""
-        plain = replace(self, recast_fraction=0.0, reenact_fraction=0.0)
+        plain = replace(self, appearance_swap_fraction=0.0, motion_swap_fraction=0.0)
         return replace(plain, start="center", crop="center", flip=False)
 
     def first(self, clips: int) -> DataConfig:

@@ -15,10 +15,18 @@ import torch
 from vidtwin.data.config import DataConfig
 from vidtwin.data.factors import Factors
 from vidtwin.data.sources import Clip, split_clips
+from vidtwin.data.synthetic.shapes import (
+    BACKGROUNDS,
+    COLORS,
+    LABELS,
+    MOTIONS,
+    SHAPES,
+    MovingShapes,
+    ShapesConfig,
+)
+from vidtwin.data.synthetic.sprites import PARTS, TEST_FRACTION, Sprites
 from vidtwin.data.video_dataset import Draws, VideoDataset
 from vidtwin.media import from_uint8
-from vidtwin.shapes import BACKGROUNDS, COLORS, LABELS, MOTIONS, SHAPES, MovingShapes, ShapesConfig
-from vidtwin.sprites import PARTS, TEST_FRACTION, Sprites
 
 __all__ = ["ShapesDataset", "SpritesDataset"]
 
@@ -64,9 +72,12 @@ class ShapesDataset(VideoDataset):
             "frame_indices": torch.arange(self.config.num_frames),
         }
 
-    def draw_twin(self, twin: str, index: int, rng: np.random.Generator) -> torch.Tensor:
+    def draw_pair(self, twin: str, index: int, rng: np.random.Generator) -> torch.Tensor:
         """Other objects of the same part that move alike, or the same ones moving otherwise."""
-        draw = {"recast": self.shapes.recast, "reenactment": self.shapes.reenact}[twin]
+        draw = {
+            "appearance_swap": self.shapes.appearance_swap,
+            "motion_swap": self.shapes.motion_swap,
+        }[twin]
         return from_uint8(draw(index, rng))
 
     def captions(self, index: int, count: int) -> list[str]:
@@ -167,10 +178,10 @@ class SpritesDataset(VideoDataset):
             "frame_indices": torch.arange(self.config.num_frames),
         }
 
-    def draw_twin(self, twin: str, index: int, rng: np.random.Generator) -> torch.Tensor:
+    def draw_pair(self, twin: str, index: int, rng: np.random.Generator) -> torch.Tensor:
         """A character of the same part in the same motion, or the same one in any motion."""
         character, number = self.describe(index)
-        if twin == "recast":
+        if twin == "appearance_swap":
             character = self.characters[rng.integers(len(self.characters))]
         else:
             number = int(rng.integers(len(self.sprites.motions)))

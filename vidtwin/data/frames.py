@@ -11,6 +11,10 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
+__all__ = [
+    "consecutive_windows",
+]
+
 # Two instants closer than this are one instant: timestamps are multiples of a time base that is
 # rarely finer, and 3 / 8 s and 90 / 240 s must not differ by a rounding error.
 TIME_TOLERANCE = 1e-6

@@ -11,7 +11,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vidtwin.data.bad_files import BadFileLog, SkippedFile, UnusableVideo
-from vidtwin.data.config import TWINS
+from vidtwin.data.config import PAIRS
+
+__all__ = [
+    "collate",
+    "worker_arguments",
+]
 
 if TYPE_CHECKING:
     from vidtwin.data.video_dataset import VideoDataset
@@ -99,7 +104,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if filled:
         batch["video"] = torch.stack([sample["video"] for sample in filled])
         batch["frame_indices"] = torch.stack([sample["frame_indices"] for sample in filled])
-        for name in TWINS:
+        for name in PAIRS:
             if name in filled[0]:
                 batch[name] = torch.stack([sample[name] for sample in filled])
         for name in ("label", "index", "noise_seed"):

@@ -40,7 +40,14 @@ from vidtwin.data.pyav_reader import (
     VideoInfo,
 )
 
-__all__ = ["UnusableVideo", "VideoInfo", "iter_frames", "read_clip", "read_frames"]
+__all__ = [
+    "UnusableVideo",
+    "VideoInfo",
+    "iter_frames",
+    "read_clip",
+    "read_frames",
+    "read_video_info",
+]
 __all__ += ["read_video_info"]
 
 logger = logging.getLogger(__name__)

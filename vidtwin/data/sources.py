@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vidtwin.spelling import nearest_name
+from vidtwin.files import nearest_name
 
 logger = logging.getLogger(__name__)
 

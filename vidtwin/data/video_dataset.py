@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from vidtwin.data.bad_files import BadFileLog, SkippedFile, UnusableVideo
-from vidtwin.data.config import TWINS, DataConfig
+from vidtwin.data.config import PAIRS, DataConfig
 from vidtwin.data.factors import Factors
 
 __all__ = ["Draws", "VideoDataset", "draws_for", "noise_seed_for"]
@@ -72,12 +72,12 @@ class VideoDataset(Dataset[dict[str, Any]], ABC):
             UnusableVideo: if the file can't be used.
         """
 
-    def draw_twin(self, twin: str, index: int, rng: np.random.Generator) -> torch.Tensor:
+    def draw_pair(self, twin: str, index: int, rng: np.random.Generator) -> torch.Tensor:
         """(3, T, H, W) in [-1, 1]: a clip drawn again with a change.
 
         Args:
-            twin: "recast", its movement in another look, or "reenactment", its look in another
-                movement.
+            twin: "appearance_swap", its motion in another look, or "motion_swap", its look in
+                another motion.
             index: of the clip.
             rng: draws the change.
         Raises:
@@ -89,12 +89,12 @@ class VideoDataset(Dataset[dict[str, Any]], ABC):
         """A sample of `load` with all that follows from its clip and its place (epoch, index)."""
         seed = self.config.seed
         sample["noise_seed"] = noise_seed_for(seed, epoch, index)
-        for purpose, (twin, key) in enumerate(TWINS.items(), start=3):
+        for purpose, (twin, key) in enumerate(PAIRS.items(), start=3):
             share = getattr(self.config, key)
             if share > 0:
                 rng = np.random.default_rng([seed, epoch, clip, 0, purpose])
                 drawn = rng.random() < share
-                sample[twin] = self.draw_twin(twin, clip, rng) if drawn else sample["video"]
+                sample[twin] = self.draw_pair(twin, clip, rng) if drawn else sample["video"]
         return sample
 
     @abstractmethod
@@ -173,9 +173,10 @@ class VideoDataset(Dataset[dict[str, Any]], ABC):
         Returns:
             dict: video (3, T, H, W) float32 in [-1, 1], caption str, label int (-1 for none), index
             int of the clip that was used, noise_seed int, path str, fps float, frame_indices (T,)
-            int64 within the file, skipped list of `SkippedFile`. With a `recast_fraction` also
-            recast (3, T, H, W), the movement in another look (for the other clips the video), and
-            with a `reenact_fraction` reenactment, the look in another movement.
+            int64 within the file, skipped list of `SkippedFile`.
+            With an `appearance_swap_fraction` also appearance_swap (3, T, H, W), the motion in
+            another look (for the other clips the video), and with a `motion_swap_fraction`
+            motion_swap, the look in another motion.
         Raises:
             TooManyBadFiles: when more than `max_bad_fraction` of the files are bad.
         """

@@ -1,6 +1,6 @@
 """Video files through the autoencoder and back: jobs, streams, results, numbers."""
 
-from vidtwin.digests import weights_digest
+from vidtwin.files import weights_digest
 from vidtwin.reconstruction.reconstructor import (
     METRICS,
     PARTS,

@@ -12,9 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from vidtwin.files import written_whole
 from vidtwin.latents import VidTwinLatents
 from vidtwin.tiling import LatentWindow
-from vidtwin.whole_files import written_whole
 
 __all__ = ["load_windows", "save_windows"]
 

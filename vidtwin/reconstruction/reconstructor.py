@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vidtwin.autoencoder import VidTwinAutoencoder
-from vidtwin.digests import weights_digest
+from vidtwin.files import weights_digest
 from vidtwin.latents import Part, VidTwinLatents
 from vidtwin.media import (
     FrameSampler,

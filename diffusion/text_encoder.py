@@ -1,0 +1,487 @@
+"""One frozen reader of prompts over the text encoders of transformers, whatever their family.
+
+Axes: B batch, L text tokens, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForTextEncoding,
+    CLIPTextModel,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
+
+from diffusion.packaged_encoders import packaged_encoder
+from diffusion.text_loading import one_line, quiet
+from diffusion.tokenizer import load_tokenizer
+
+__all__ = [
+    "TextEncoder",
+    "position_table",
+]
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+logger = logging.getLogger(__name__)
+
+# Of a model without a table of positions whose tokenizer gives no bound either (T5 was trained so).
+DEFAULT_MAX_LENGTH = 512
+# Models embed somewhat more tokens than they have, for a round number; not many more.
+_FEWEST_TOKENS = 0.9
+# The part of BERT and its heirs that only classifiers use; language models have none.
+_POOLER = "pooler."
+
+
+class TextEncoding(NamedTuple):
+    """What a text encoder says about B prompts.
+
+    hidden_states: (B, L, D) float32, 0 where the mask is False; attention_mask: (B, L) bool, True
+    for tokens; truncated: for each prompt the end that was cut off, or None.
+    """
+
+    hidden_states: Tensor
+    attention_mask: Tensor
+    truncated: list[str | None]
+
+
+class TextEncoder:
+    """A transformers model and its tokenizer as a frozen reader of prompts.
+
+    Prompts are padded on the right and positions count from the first token, so that padding
+    changes nothing for the tokens; special tokens stay among them. An empty prompt is read as the
+    special tokens alone, or, in a family that adds none, as its first or last token of a text.
+
+    Args:
+        model: the encoder, or a language model whose encoder is then taken; is set to evaluation
+            and needs no gradient from here on.
+        tokenizer: of the same vocabulary.
+        layer: which hidden state to give: -1 the model's own output, -2 the one before, ...; 0 the
+            embeddings.
+        max_length: tokens of a prompt, special ones included; None for all that the model can read.
+    Raises:
+        ValueError: if the layer or length is out of range, the tokenizer is another model's, or
+            the model has a decoder.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, layer: int = -1, max_length: int | None = None
+    ) -> None:
+        accepted = inspect.signature(model.forward).parameters
+        if "decoder_input_ids" in accepted:
+            raise ValueError(
+                f"`model` must be an encoder, got {type(model).__name__}, which also decodes; "
+                "give its encoder alone, such as T5EncoderModel"
+            )
+        if "labels" in accepted:  # a language model: the head is of no use here
+            model = model.base_model
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self._accepted = inspect.signature(model.forward).parameters
+        self._check_vocabulary()
+        depth = model.config.num_hidden_layers
+        if not -depth - 1 <= layer <= depth:
+            raise ValueError(
+                f"`layer` must be in [{-depth - 1}, {depth}] for this model of {depth} layers, "
+                f"got {layer}"
+            )
+        self.layer = layer
+        self._from_below = layer % (depth + 1)
+        self._first_position, limit = position_table(model)
+        self.max_length = self._checked_length(max_length, limit)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | PathLike[str],
+        layer: int = -1,
+        max_length: int | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """The encoder of a folder or hub id; of a language model's folder, the part that reads; of
+        a pipeline's folder, its text encoder and tokenizer.
+
+        The name "minilm" stands for the reader of an installed package; see `packaged_encoder`.
+
+        Raises:
+            ValueError: if there is none, or weights are missing.
+        """
+        name = packaged_encoder(str(name_or_folder))
+        folder, words = Path(name) / "text_encoder", Path(name) / "tokenizer"
+        parts = (str(folder), str(words)) if folder.is_dir() else (name, name)
+        model = load_text_model(parts[0], local_files_only)
+        tokenizer = load_tokenizer(parts[1], local_files_only)
+        return cls(model, tokenizer, layer, max_length)
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Writes model and tokenizer for `from_pretrained`; layer and length are the caller's."""
+        with quiet():
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the width of a token."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.model.parameters()).device
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Moves the weights; arguments as of `torch.nn.Module.to`."""
+        self.model.to(*args, **kwargs)
+        return self
+
+    @cached_property
+    def causal(self) -> bool:
+        """Whether the model reads one way: a token knows nothing of those after it.
+
+        Found out by asking the model, so that it holds for any family.
+        """
+        special = set(self.tokenizer.all_special_ids)
+        size = self.model.get_input_embeddings().num_embeddings
+        plain = [token for token in range(size) if token not in special][:3]
+        if len(plain) < 3:
+            raise ValueError(f"a vocabulary of {size} tokens is too small to read with")
+        a, b, c = plain
+        texts = torch.tensor([[a, b, b], [a, c, c]], device=self.device)
+        first, second = self._read(texts, torch.ones_like(texts, dtype=torch.bool))[:, 0]
+        return bool(torch.allclose(first, second, rtol=1e-5, atol=1e-6))
+
+    def digest(self) -> str:
+        """Hex digest of weights and vocabulary: equal for readers that read alike.
+
+        The pooler, which takes no part in reading, is left out.
+        """
+        total = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            if _POOLER in name:
+                continue
+            plain = tensor.detach().cpu().contiguous()
+            total.update(f"{name} {tuple(plain.shape)} {plain.dtype}\n".encode())
+            total.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+        for token, number in sorted(self.tokenizer.get_vocab().items()):
+            total.update(f"{number} {token}\n".encode())
+        return total.hexdigest()
+
+    def __call__(self, prompts: str | Sequence[str], pad_to_max: bool = False) -> TextEncoding:
+        """The same as `encode`."""
+        return self.encode(prompts, pad_to_max)
+
+    @torch.no_grad()
+    def encode(self, prompts: str | Sequence[str], pad_to_max: bool = False) -> TextEncoding:
+        """The hidden states of some prompts.
+
+        Args:
+            prompts: one or more; one that is too long loses its end, which is logged.
+            pad_to_max: make L the maximal length instead of that of the longest prompt.
+        Returns:
+            TextEncoding: on the device of the model.
+        Raises:
+            ValueError: if a prompt is no text, or there is none.
+        """
+        texts = _checked_prompts(prompts)
+        tokens, truncated = self.tokenize(texts)
+        length = self.max_length if pad_to_max else max(map(len, tokens))
+        pad = self.tokenizer.pad_token_id or 0
+        identifiers = torch.tensor([[*row, *[pad] * (length - len(row))] for row in tokens])
+        lengths = torch.tensor([len(row) for row in tokens])
+        mask = torch.arange(length) < lengths[:, None]
+        identifiers, mask = identifiers.to(self.device), mask.to(self.device)
+        hidden = self._read(identifiers, mask).float()
+        return TextEncoding(hidden.masked_fill(~mask[..., None], 0.0), mask, truncated)
+
+    def tokenize(self, prompts: Sequence[str]) -> tuple[list[list[int]], list[str | None]]:
+        """The tokens that each prompt is read as, and the end of it that does not fit, or None."""
+        fast = bool(self.tokenizer.is_fast)
+        encoded = self.tokenizer(
+            list(prompts),
+            return_special_tokens_mask=True,
+            return_attention_mask=False,
+            return_offsets_mapping=fast,
+            truncation=False,
+            padding=False,
+            verbose=False,
+        )
+        tokens, truncated = [], []
+        for place, prompt in enumerate(prompts):
+            row = list(encoded["input_ids"][place])
+            special = encoded["special_tokens_mask"][place]
+            if not row:
+                row, special = [self._lone_token()], [1]
+            self._warn_of_unknown(prompt, row, special)
+            rest = None
+            if len(row) > self.max_length:
+                back = _special_tokens_behind(special)
+                kept = self.max_length - back
+                cut = row[kept : len(row) - back]
+                if fast:
+                    rest = prompt[encoded["offset_mapping"][place][kept][0] :]
+                else:
+                    rest = self.tokenizer.decode(cut)
+                row = row[:kept] + row[len(row) - back :]
+                logger.warning(
+                    "a prompt of %d tokens was cut to %d; not read: %r",
+                    len(row) + len(cut),
+                    self.max_length,
+                    rest,
+                )
+            tokens.append(row)
+            truncated.append(rest)
+        return tokens, truncated
+
+    def model_inputs(
+        self, identifiers: Tensor, mask: Tensor, types: Tensor | None = None
+    ) -> dict[str, Any]:
+        """What the model is called with to read (B, L) tokens that are padded on the right.
+
+        Args:
+            types: (B, L) token types, for a model that knows such.
+        """
+        inputs: dict[str, Any] = {"input_ids": identifiers, "attention_mask": mask.long()}
+        if self._first_position:
+            # RoBERTa numbers its tokens by counting what isn't padding; said outright, it holds
+            # for any padding token.
+            places = torch.arange(identifiers.shape[1], device=identifiers.device)
+            inputs["position_ids"] = (places + self._first_position).expand_as(identifiers)
+        if types is not None and "token_type_ids" in self._accepted:
+            inputs["token_type_ids"] = types
+        if "use_cache" in self._accepted:
+            inputs["use_cache"] = False
+        return inputs
+
+    def _read(self, identifiers: Tensor, mask: Tensor) -> Tensor:
+        """(B, L, D) hidden states of the chosen layer; identifiers and mask are (B, L)."""
+        inputs = self.model_inputs(identifiers, mask)
+        with torch.no_grad():
+            if self._from_below == self.model.config.num_hidden_layers:
+                return self.model(**inputs, return_dict=True).last_hidden_state
+            output = self.model(**inputs, return_dict=True, output_hidden_states=True)
+        return output.hidden_states[self._from_below]
+
+    def _lone_token(self) -> int:
+        for name in ("bos_token_id", "eos_token_id", "cls_token_id", "pad_token_id"):
+            token = getattr(self.tokenizer, name, None)
+            if token is not None:
+                return int(token)
+        raise ValueError(
+            "the tokenizer has no special token to stand for an empty prompt; give a prompt"
+        )
+
+    def _warn_of_unknown(self, prompt: str, row: list[int], special: Sequence[int]) -> None:
+        unknown = self.tokenizer.unk_token_id
+        plain = [token for token, added in zip(row, special, strict=True) if not added]
+        count = plain.count(unknown) if unknown is not None else 0
+        if count:
+            logger.warning(
+                "%d of %d tokens of the prompt %r are unknown to the text encoder",
+                count,
+                len(plain),
+                prompt,
+            )
+
+    def _check_vocabulary(self) -> None:
+        # What transformers makes of a folder that has a model and no tokenizer.
+        if len(self.tokenizer) <= len(set(self.tokenizer.all_special_ids)):
+            raise ValueError(
+                "the tokenizer has special tokens alone and can read nothing; are its files "
+                "missing beside the model's?"
+            )
+        rows = self.model.get_input_embeddings().num_embeddings
+        if len(self.tokenizer) > rows:
+            raise ValueError(
+                f"the tokenizer has {len(self.tokenizer)} tokens and the model embeds {rows}: "
+                "they do not belong together; load both from one folder"
+            )
+        if len(self.tokenizer) < _FEWEST_TOKENS * rows:
+            logger.warning(
+                "the tokenizer has %d tokens and the model embeds %d: do they belong together?",
+                len(self.tokenizer),
+                rows,
+            )
+
+    def _checked_length(self, length: int | None, limit: int | None) -> int:
+        # Tokenizers say 1e30 where they know no bound.
+        bounds = [bound for bound in (limit, self.tokenizer.model_max_length) if bound]
+        known = min(bounds, default=10**9)
+        added = self.tokenizer.num_special_tokens_to_add()
+        if length is None:
+            return int(known) if known < 10**9 else DEFAULT_MAX_LENGTH
+        if length <= added or (limit is not None and length > limit):
+            most = "" if limit is None else f" and at most the model's {limit} positions"
+            raise ValueError(
+                f"`max_length` must be more than the {added} special tokens{most}, got {length}"
+            )
+        return length
+
+
+class CachedTextEncoder:
+    """A text encoder that remembers what it has read, for training, which sees captions again.
+
+    Embeddings do not depend on what was asked before: one that is not remembered is made alone.
+
+    Args:
+        encoder: reads what is not yet known.
+        dtype: of the memory; torch.float16 halves it and rounds.
+        max_bytes: of the memory; the embeddings that were not asked for longest are forgotten.
+    """
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        dtype: torch.dtype = torch.float32,
+        max_bytes: int = 4 * 2**30,
+    ) -> None:
+        if not dtype.is_floating_point:
+            raise ValueError(f"`dtype` must be a floating-point type, got {dtype}")
+        if max_bytes < 1:
+            raise ValueError(f"`max_bytes` must be at least 1, got {max_bytes}")
+        self.encoder = encoder
+        self.dtype = dtype
+        self.max_bytes = max_bytes
+        self._known: OrderedDict[str, tuple[Tensor, str | None]] = OrderedDict()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        """How many prompts are remembered."""
+        return len(self._known)
+
+    def __call__(self, prompts: str | Sequence[str]) -> TextEncoding:
+        """The same as `encode`."""
+        return self.encode(prompts)
+
+    def encode(self, prompts: str | Sequence[str]) -> TextEncoding:
+        """As `TextEncoder.encode`, on the encoder's device."""
+        rows = [self._row(prompt) for prompt in _checked_prompts(prompts)]
+        lengths = torch.tensor([len(states) for states, _ in rows])
+        hidden = torch.zeros(len(rows), int(lengths.max()), self.encoder.hidden_size)
+        for place, (states, _) in enumerate(rows):
+            hidden[place, : len(states)] = states
+        mask = torch.arange(hidden.shape[1]) < lengths[:, None]
+        device = self.encoder.device
+        return TextEncoding(hidden.to(device), mask.to(device), [cut for _, cut in rows])
+
+    def embed_all(self, captions: Sequence[str], batch_size: int = 64) -> None:
+        """Reads captions ahead, in batches of about one length.
+
+        The last bits of an embedding may depend on its batch; the batches follow from the set of
+        captions alone, so the same captions give the same embeddings.
+
+        Raises:
+            ValueError: if they do not fit into the memory.
+        """
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
+        unread = sorted(set(_checked_prompts(captions)), key=lambda text: (len(text), text))
+        for start in range(0, len(unread), batch_size):
+            part = unread[start : start + batch_size]
+            encoding = self.encoder.encode(part)
+            lengths = encoding.attention_mask.sum(1).tolist()
+            for place, caption in enumerate(part):
+                states = encoding.hidden_states[place, : lengths[place]]
+                self._remember(caption, states, encoding.truncated[place])
+            if len(self._known) < min(start + batch_size, len(unread)):
+                raise ValueError(
+                    f"{len(unread)} captions do not fit into max_bytes={self.max_bytes}; raise "
+                    "it, or store float16"
+                )
+
+    def _row(self, prompt: str) -> tuple[Tensor, str | None]:
+        if prompt in self._known:
+            self._known.move_to_end(prompt)
+            return self._known[prompt]
+        encoding = self.encoder.encode([prompt])
+        return self._remember(prompt, encoding.hidden_states[0], encoding.truncated[0])
+
+    def _remember(self, prompt: str, states: Tensor, cut: str | None) -> tuple[Tensor, str | None]:
+        """Keeps (tokens, D) states and gives them as they are kept."""
+        if prompt in self._known:
+            self._bytes -= self._known.pop(prompt)[0].nbytes
+        row = (states.to(device="cpu", dtype=self.dtype).clone(), cut)
+        self._known[prompt] = row
+        self._bytes += row[0].nbytes
+        while self._bytes > self.max_bytes and self._known:
+            _, (forgotten, _) = self._known.popitem(last=False)
+            self._bytes -= forgotten.nbytes
+        return row
+
+
+def load_text_model(name: str, local_files_only: bool, variant: str | None = None) -> Any:
+    """The encoder alone, every weight of it from the file, or from that of a variant."""
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(name, local_files_only=local_files_only)
+        kind: Any = AutoModel
+        if config.model_type == "clip":  # the model of text and images
+            kind = CLIPTextModel
+        elif type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
+            kind = AutoModelForTextEncoding
+        with quiet():
+            model, report = kind.from_pretrained(
+                name,
+                local_files_only=local_files_only,
+                output_loading_info=True,
+                variant=variant,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(f"no text encoder in {name}: {one_line(error)}") from error
+    missing = sorted(report["missing_keys"])
+    weights = model.state_dict()
+    for key in missing:
+        if _POOLER in key and key in weights:
+            # Nothing reads it; zero, so that a file loads to the same weights every time.
+            nn.init.zeros_(weights[key])
+    lacking = [key for key in missing if _POOLER not in key]
+    if lacking:
+        raise ValueError(
+            f"the weights in {name} lack {len(lacking)} of the encoder's, such as {lacking[0]}; "
+            "is it another kind of model?"
+        )
+    return model
+
+
+def position_table(model: nn.Module) -> tuple[int, int | None]:
+    """(number of the first position, how many there are) in the model's table of positions.
+
+    RoBERTa and its heirs leave the first ones out, up to that of the padding token.
+    """
+    for name, module in model.named_modules():
+        leaf = name.rpartition(".")[2]
+        if leaf in ("position_embeddings", "position_embedding", "wpe") and isinstance(
+            module, nn.Embedding
+        ):
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            return first, module.num_embeddings - first
+    limit = getattr(model.config, "max_position_embeddings", None)
+    return 0, None if limit is None else int(limit)
+
+
+def _special_tokens_behind(special: Sequence[int]) -> int:
+    """How many special tokens stand after a text of one plain token or more."""
+    return list(reversed(special)).index(0)
+
+
+def _checked_prompts(prompts: str | Sequence[str]) -> list[str]:
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not texts:
+        raise ValueError("`prompts` must hold at least one prompt, got none")
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"a prompt must be a text, got {type(text).__name__} {text!r}")
+    return texts

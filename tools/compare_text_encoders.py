@@ -1,0 +1,350 @@
+"""Compares readers that were trained alike but for what they were trained to do, in one table.
+
+    python tools/compare_text_encoders.py --config configs/language/compare_text_encoders.yaml
+    python tools/compare_text_encoders.py --config ... --stages glue,table "objectives=[mlm,clm]"
+
+STAGES, in this order:
+    corpus      text without what is tested on (collect_texts.py)
+    pretrain    a reader for each objective (train_language.py), and with random weights: the floor
+    glue        each fine-tuned on GLUE with each seed (evaluate_language.py)
+    squad       and on SQuAD
+    probe       what its frozen states say of captions
+    latents     the cache that transformers are trained on (encode.py)
+    diffusion   a transformer that hears prompts through it, with each seed (train_diffusion.py)
+    adherence   how much of prompts that transformer shows (evaluate.py)
+    table       compare_text_encoders.md, .json, .csv and .png of what is finished
+
+Stop it at any time: the same command goes on where it stopped, and keeps what is finished. The same
+command in a second terminal shares the work. --dry-run lists the jobs, and which are finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion import TwinDiT
+from diffusion.text_encoder import TextEncoder
+from vidtwin.files import check_folder
+from vidtwin_lab import runtime
+from vidtwin_lab.language.comparison import FLOOR, Wanted, write_comparison
+from vidtwin_lab.language.comparison_stages import STAGES, CompareConfig, GlueStage, SquadStage
+from vidtwin_lab.runtime.jobs import Job, Jobs
+
+ROOT = Path(__file__).resolve().parents[1]
+PUBLISHED = "docs/results/published_language.md"
+
+
+class Plan:
+    """The jobs of a comparison, and where their results lie."""
+
+    def __init__(self, config: CompareConfig) -> None:
+        self.config, self.output = config, Path(config.output)
+        made = config.diffusion.cache is None
+        self.cache = str(self.output / "latents" if made else config.diffusion.cache)
+
+    def jobs(self) -> list[Job]:
+        """All jobs, those of every reader with the first seed before those with the next."""
+        stages = (self.corpus, self.pretrain, self.random_baselines, self.glue, self.squad,
+                  self.probe, self.latents, self.starts, self.diffusion,
+                  self.adherence)  # fmt: skip
+        return [job for stage in stages for job in stage()]
+
+    def model(self, reader: str) -> Path:
+        """The folder of a pretrained reader."""
+        return self.output / "pretrain" / reader / "language_model"
+
+    def runs(
+        self, stage: str, random_baselines: bool = True
+    ) -> Iterator[tuple[str, int, str, Path]]:
+        """(reader, seed, name of the job, its folder) of what is done with each seed."""
+        for seed, reader in itertools.product(self.config.seeds, self.config.readers):
+            if random_baselines or not reader.startswith(FLOOR):
+                run = f"{reader}_seed{seed}"
+                yield reader, seed, f"{stage}/{run}", self.output / stage / run
+
+    def corpus(self) -> Iterator[Job]:
+        """The texts."""
+        corpus, target = self.config.corpus, self.output / "texts"
+        if corpus.path is not None:
+            yield Job(
+                name="corpus/texts",
+                script=script("tools/collect_texts.py"),
+                free=(corpus.path, "--output", str(target)),
+                files=tuple(target / name for name in corpus.files),
+            )
+
+    def pretrain(self) -> Iterator[Job]:
+        """A reader for each objective; of a floor's too, whose architecture it gives."""
+        own = self.config.pretrain
+        texts: tuple[str, ...] = ()
+        if self.config.corpus.path is not None:
+            files = [str(self.output / "texts" / name) for name in self.config.corpus.files]
+            texts = (f"corpus.files=[{', '.join(files)}]",)
+        for name in dict.fromkeys((*self.config.objectives, *self.config.random_baselines)):
+            yield Job(
+                name=f"pretrain/{name}",
+                script=script("train_language.py", "--config", own.config.format(objective=name)),
+                fixed=(
+                    *values(own, "steps", "batch_size", "seed"),
+                    f"optimizer.warmup_steps={own.warmup_steps}",
+                    *own.settings,
+                ),
+                free=(
+                    *values(own, "accumulation"),
+                    f"output={self.model(name).parent}",
+                    *texts,
+                    *self.precision(),
+                ),
+                files=(self.model(name) / "config.json",),
+                needs=("corpus/texts",) if texts else (),
+            )
+
+    def random_baselines(self) -> Iterator[Job]:
+        """Readers with random weights."""
+        seed = self.config.pretrain.seed
+        for name in self.config.random_baselines:
+            target = self.model(FLOOR + name)
+            yield Job(
+                name=f"pretrain/{FLOOR}{name}",
+                fixed=(f"seed={seed}",),
+                files=(target / "config.json",),
+                needs=(f"pretrain/{name}",),
+                make=functools.partial(write_random_baseline, self.model(name), target, seed),
+            )
+
+    def glue(self) -> Iterator[Job]:
+        """Each reader on GLUE with each seed."""
+        own, tasks = self.config.glue, self.config.tasks
+        for reader, seed, name, folder in self.runs("glue") if tasks else ():
+            yield Job(
+                name=name,
+                script=script("evaluate_language.py", "glue", "--config", own.config),
+                fixed=(
+                    *values(own, "epochs", "min_steps", "batch_size"),
+                    *self.fine_tuned(own, reader),
+                ),
+                free=(
+                    f"seeds=[{seed}]",
+                    f"data.tasks=[{', '.join(tasks)}]",
+                    f"data.path={own.path}",
+                    *self.read(reader, folder),
+                    *self.precision(),
+                ),
+                files=tuple(folder / "finished" / f"{task}_seed{seed}.json" for task in tasks),
+                needs=(f"pretrain/{reader}",),
+            )
+
+    def squad(self) -> Iterator[Job]:
+        """Each reader on SQuAD with each seed."""
+        own = self.config.squad
+        split = () if own.article_split is None else (f"data.article_split={own.article_split}",)
+        for reader, seed, name, folder in self.runs("squad"):
+            yield Job(
+                name=name,
+                script=script("evaluate_language.py", "squad", "--config", own.config),
+                fixed=(*values(own, "epochs", "batch_size"), *self.fine_tuned(own, reader)),
+                free=(
+                    f"seeds=[{seed}]",
+                    f"data.train=[{', '.join(own.train)}]",
+                    f"data.dev={own.dev}",
+                    *split,
+                    *self.read(reader, folder),
+                    *self.precision(),
+                ),
+                files=(folder / "squad.json",),
+                needs=(f"pretrain/{reader}",),
+            )
+
+    def probe(self) -> Iterator[Job]:
+        """Probes of each reader, on other captions for each seed."""
+        own = self.config.probe
+        for reader, seed, name, folder in self.runs("probe"):
+            yield Job(
+                name=name,
+                script=script("evaluate_language.py", "probe", "--config", own.config),
+                fixed=(
+                    f"questions=[{', '.join(own.questions)}]",
+                    *values(own, "train_size", "test_size"),
+                    *own.settings,
+                ),
+                free=(f"seeds=[{seed}]", *self.read(reader, folder)),
+                files=(folder / "probe.json",),
+                needs=(f"pretrain/{reader}",),
+            )
+
+    def latents(self) -> Iterator[Job]:
+        """The cache, unless there is one."""
+        own = self.config.diffusion
+        if own.cache is None:
+            yield Job(
+                name="latents/cache",
+                script=script("encode.py", "--config", own.encode_config),
+                fixed=own.encode_settings,
+                free=(*values(own, "autoencoder"), f"output={self.cache}"),
+                files=tuple(Path(self.cache) / part for part in ("train", "validation")),
+            )
+
+    def starts(self) -> Iterator[Job]:
+        """For each seed the transformer that all readers' trainings start from."""
+        own, reader = self.config.diffusion, self.config.objectives[0]
+        for seed in self.config.seeds if own.init_from else ():
+            target = self.output / "diffusion" / f"start_seed{seed}"
+            source = (Path(str(own.init_from)), self.model(reader), target, seed)
+            yield Job(
+                name=f"diffusion/start_seed{seed}",
+                files=(target / "config.json",),
+                needs=(f"pretrain/{reader}",),
+                make=functools.partial(write_start, *source),
+            )
+
+    def diffusion(self) -> Iterator[Job]:
+        """A transformer that hears through each reader, with each seed."""
+        own = self.config.diffusion
+        cache = ("latents/cache",) if own.cache is None else ()
+        for reader, seed, name, folder in self.runs("diffusion", own.random_baselines):
+            start = f"start_seed{seed}" if own.init_from else ""
+            yield Job(
+                name=name,
+                script=script("train_diffusion.py", "--config", own.config),
+                fixed=(
+                    *values(own, "steps", "batch_size"),
+                    f"seed={seed}",
+                    f"optimizer.warmup_steps={own.warmup_steps}",
+                    *own.settings,
+                ),
+                free=(
+                    f"text_encoder={self.model(reader)}",
+                    *values(own, "autoencoder"),
+                    f"cache={self.cache}",
+                    *([f"init_from={folder.with_name(start)}"] if start else []),
+                    f"output={folder}",
+                    *self.precision(),
+                ),
+                files=(folder / "pipeline" / "model_index.json",),
+                needs=(f"pretrain/{reader}", *cache, *([f"diffusion/{start}"] if start else [])),
+            )
+
+    def adherence(self) -> Iterator[Job]:
+        """What each transformer shows of the same prompts."""
+        own = self.config.adherence
+        for _, _, name, folder in self.runs("adherence", self.config.diffusion.random_baselines):
+            yield Job(
+                name=name,
+                script=script("evaluate.py", "adherence"),
+                fixed=(
+                    "mode=prompt",
+                    *values(own, "samples", "steps", "guidance_scale", "batch_size"),
+                    *own.settings,
+                ),
+                free=(
+                    f"pipeline={self.output / 'diffusion' / folder.name / 'pipeline'}",
+                    f"output={folder}",
+                ),
+                files=(folder / "adherence.json",),
+                needs=(f"diffusion/{folder.name}",),
+            )
+
+    def wanted(self) -> Wanted:
+        """What the table shall have."""
+        config = self.config
+        heard = [run[0] for run in self.runs("adherence", config.diffusion.random_baselines)]
+        return Wanted(
+            readers=config.readers,
+            seeds=config.seeds,
+            tasks=config.tasks if config.chosen("glue") else (),
+            squad=config.chosen("squad"),
+            questions=config.probe.questions if config.chosen("probe") else (),
+            heard=tuple(dict.fromkeys(heard)) if config.chosen("adherence") else (),
+        )
+
+    def fine_tuned(self, stage: GlueStage | SquadStage, reader: str) -> tuple[str, ...]:
+        """Arguments of a fine-tuning; a floor has new weights for each seed."""
+        limit = () if stage.max_train is None else (f"data.max_train={stage.max_train}",)
+        weights = ("text_encoder.random_weights=true",) if reader.startswith(FLOOR) else ()
+        return (*limit, *weights, *stage.settings)
+
+    def read(self, reader: str, folder: Path) -> tuple[str, str]:
+        """Arguments that say which reader it is, and where the results go."""
+        return f"text_encoder.name={self.model(reader)}", f"output={folder}"
+
+    def precision(self) -> tuple[str]:
+        """Of trainings."""
+        precision = self.config.mixed_precision
+        return (f'mixed_precision="{precision}"' if precision else "mixed_precision=null",)
+
+
+def script(name: str, *words: str) -> tuple[str, ...]:
+    """A script of the repository and its first words."""
+    return (str(ROOT / name), *words)
+
+
+def values(stage: Any, *names: str) -> tuple[str, ...]:
+    """key=value of some keys of a stage."""
+    return tuple(f"{name}={getattr(stage, name)}" for name in names)
+
+
+def write_random_baseline(source: Path, target: Path, seed: int) -> None:
+    """A reader of the same architecture and tokenizer with new weights."""
+    torch.manual_seed(seed)
+    reader = TextEncoder.from_pretrained(str(source), local_files_only=True)
+    model: Any = reader.model
+    TextEncoder(type(model)(model.config), reader.tokenizer).save_pretrained(target)
+
+
+def write_start(source: Path, reader: Path, target: Path, seed: int) -> None:
+    """A trained transformer whose text part is new, in the width of a reader's states."""
+    saved: Any = TwinDiT.from_pretrained(source, local_files_only=True)
+    width = TextEncoder.from_pretrained(str(reader), local_files_only=True).hidden_size
+    torch.manual_seed(seed)
+    model = TwinDiT(**{**vars(saved.sizes), "text_hidden_size": width})
+    kept = {k: v for k, v in saved.float().state_dict().items() if not k.startswith("text.")}
+    model.load_state_dict({**model.state_dict(), **kept})
+    model.save_pretrained(target)
+
+
+def parse_arguments() -> tuple[argparse.Namespace, CompareConfig]:
+    """The command line and the configuration."""
+    about, _, details = (__doc__ or "").partition("\n")
+
+    def extend(parser: argparse.ArgumentParser) -> None:
+        parser.epilog, parser.formatter_class = details, argparse.RawDescriptionHelpFormatter
+        parser.add_argument(
+            "--stages", metavar="A,B", help=f"only these of {','.join(STAGES)} (stages=[A, B])"
+        )
+
+    arguments = runtime.parse_arguments(about, None, extend, training=False)
+    overrides = list(arguments.overrides)
+    if arguments.stages:
+        overrides.append(f"stages=[{arguments.stages}]")
+    return arguments, runtime.load_config(CompareConfig, arguments.config, overrides)
+
+
+def main() -> None:
+    """Reads the command line, then lists the jobs or does them, and writes the table."""
+    runtime.configure_logging()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was called, too
+    arguments, config = parse_arguments()
+    runtime.check_precision(config.mixed_precision)
+    plan = Plan(config)
+    all_jobs = plan.jobs()
+    jobs = Jobs(config.output, all_jobs, ROOT)
+    chosen = [job.name for job in all_jobs if config.chosen(job.name.partition("/")[0])]
+    if arguments.dry_run:
+        print(runtime.format_config(config), jobs.describe(chosen), sep="\n", end="")
+        return
+    check_folder(plan.output, "output=FOLDER")
+    jobs.run(chosen)
+    if config.chosen("table"):
+        print(write_comparison(plan.output, plan.wanted(), ROOT / PUBLISHED), end="")
+
+
+if __name__ == "__main__":
+    runtime.run_main(main)

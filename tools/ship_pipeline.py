@@ -1,0 +1,55 @@
+"""Writes a trained pipeline in half precision and without the paths it came from, to be shipped.
+
+python tools/ship_pipeline.py --pipeline outputs/diffusion_shapes/pipeline \
+    --output checkpoints/shapes
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from diffusion import VidTwinPipeline
+from vidtwin.reconstruction import load_autoencoder, weights_digest
+from vidtwin_lab import runtime
+
+
+def main() -> None:
+    """Writes the pipeline."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pipeline", required=True, help="folder")
+    parser.add_argument("--output", type=Path, required=True, help="folder")
+    parser.add_argument(
+        "--autoencoder", help="folder of one whose decoder was trained on (freeze_encoder=true)"
+    )
+    arguments = parser.parse_args()
+    pipeline = VidTwinPipeline.from_pretrained(arguments.pipeline)
+    if arguments.autoencoder is not None:
+        autoencoder, _ = load_autoencoder(arguments.autoencoder)
+        models = (autoencoder, pipeline.autoencoder)
+        new, trained_with = (weights_digest(model.encoder_parts()) for model in models)
+        if new != trained_with:
+            raise ValueError(
+                f"the encoder of {arguments.autoencoder} is not the pipeline's: its decoder was "
+                "made for other latents"
+            )
+        pipeline.register_modules(autoencoder=autoencoder)
+    # The statistics stay float32: a few numbers that every latent is multiplied by.
+    for name in ("autoencoder", "transformer", "text_encoder"):
+        part = getattr(pipeline, name)
+        if part is not None:
+            part.to(torch.float16)
+    pipeline.save_pretrained(arguments.output)
+    for path in arguments.output.rglob("*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    size = sum(path.stat().st_size for path in arguments.output.rglob("*") if path.is_file())
+    print(f"{arguments.output}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    runtime.run_main(main)

@@ -1,0 +1,1 @@
+"""The workshop around the two libraries: runs, language models, evaluation, the command."""

@@ -1,0 +1,402 @@
+"""How much of what was asked for a pipeline shows, on the moving shapes, by the judge of pixels.
+
+Modes, each judged on the attributes that were asked for or that were to be kept:
+    prompt          videos of captions: colour, shape, motion, background
+    structure-from  a rendered clip's structure, sampled dynamics: colour, shape, background
+    dynamics-from   a rendered clip's dynamics, sampled structure: motion
+    reconstruction  clips through the autoencoder alone: what the other modes can reach
+
+Axes: B batch, T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from diffusion import VidTwinPipeline
+from diffusion.conditioning import GuidanceScales
+from diffusion.pipeline import GIVEN_GUIDANCE_SCALE, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+from vidtwin import VidTwinAutoencoder
+from vidtwin.data.synthetic.shapes import (
+    SPLITS,
+    WORDINGS,
+    MovingShapes,
+    ShapesAttributes,
+    ShapesClip,
+    ShapesConfig,
+)
+from vidtwin.media import contact_sheet, from_uint8, to_uint8
+from vidtwin.reconstruction import load_autoencoder
+from vidtwin_lab.evaluation.intervals import share_interval
+from vidtwin_lab.evaluation.pipelines import load_pipeline, parts_digests
+from vidtwin_lab.evaluation.report import (
+    COLORS,
+    Processes,
+    Report,
+    batches_of,
+    new_figure,
+    rounded,
+    save_figure,
+    software_protocol,
+)
+from vidtwin_lab.evaluation.shapes_judge import Judgement, judge_video
+
+__all__ = ["AdherenceConfig", "describe", "measure"]
+
+OBJECT = ("color", "shape", "motion")
+JUDGED: dict[str, tuple[str, ...]] = {
+    "prompt": (*OBJECT, "background"),
+    "structure-from": ("color", "shape", "background"),
+    "dynamics-from": ("motion",),
+    "reconstruction": (*OBJECT, "background"),
+}
+FAILURES_SHOWN = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdherenceConfig:
+    """Which pipeline is asked for what.
+
+    Args:
+        pipeline: its folder; for the mode reconstruction an autoencoder's also does.
+        output: folder for the report.
+        mode: "prompt", "structure-from", "dynamics-from" or "reconstruction".
+        samples: videos.
+        split: of the attributes, see `vidtwin.data.synthetic.shapes`.
+        wordings: of the prompts.
+        max_objects: 1 or 2, half of the clips then having two.
+        without_background: prompts say nothing of the background, and it isn't judged.
+        steps: of the sampler.
+        guidance_scale: of prompts.
+        given_guidance_scale: of the latent that is held.
+        seed: of the clips, and of the first video's noise; the next ones have the next seeds.
+        batch_size: videos sampled together.
+    Raises:
+        ValueError: for a value that is out of range.
+    """
+
+    pipeline: str = "checkpoints/shapes"
+    output: str = "outputs/evaluation/adherence"
+    mode: str = "prompt"
+    samples: int = 256
+    split: str = "test"
+    wordings: str = "test"
+    max_objects: int = 1
+    without_background: bool = False
+    steps: int = NUM_INFERENCE_STEPS
+    guidance_scale: float = GUIDANCE_SCALE
+    given_guidance_scale: float = GIVEN_GUIDANCE_SCALE
+    seed: int = 0
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        choices = {"mode": tuple(JUDGED), "split": SPLITS, "wordings": WORDINGS}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
+                )
+        for name in ("samples", "steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        GuidanceScales(text=self.guidance_scale, held=self.given_guidance_scale)
+        if self.max_objects not in (1, 2):
+            raise ValueError(f"max_objects must be 1 or 2, got {self.max_objects}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        if self.without_background and self.mode != "prompt":
+            raise ValueError(f"without_background is for mode=prompt, got mode={self.mode}")
+
+    @property
+    def judged(self) -> tuple[str, ...]:
+        """The attributes that a video must show."""
+        names = JUDGED[self.mode]
+        return tuple(name for name in names if name != "background" or not self.without_background)
+
+    def shapes(self, model: VidTwinAutoencoder) -> MovingShapes:
+        """The clips that are asked for, in the model's sizes."""
+        sizes = model.sizes
+        return MovingShapes(
+            ShapesConfig(
+                num_frames=sizes.num_frames,
+                height=sizes.height,
+                width=sizes.width,
+                size=self.samples,
+                seed=self.seed,
+                max_objects=self.max_objects,
+                without_background_fraction=float(self.without_background),
+                split=self.split,
+                wordings=self.wordings,
+            )
+        )
+
+
+class Loaded(NamedTuple):
+    """What makes the videos; `pipe` is None where the autoencoder alone does."""
+
+    pipe: VidTwinPipeline | None
+    model: VidTwinAutoencoder
+
+
+def load(config: AdherenceConfig, device: torch.device | str = "cpu") -> Loaded:
+    """The pipeline, unless the mode needs none, and the autoencoder; in float32.
+
+    Raises:
+        ValueError: if they aren't there, or the pipeline reads no prompts and shall.
+    """
+    if config.mode == "reconstruction":
+        inside = Path(config.pipeline) / "autoencoder"
+        is_pipeline = (Path(config.pipeline) / "model_index.json").is_file()
+        model, _ = load_autoencoder(inside if is_pipeline else config.pipeline)
+        torch.nn.Module.to(model, device)
+        return Loaded(None, model.float().eval())
+    if not (Path(config.pipeline) / "model_index.json").is_file():
+        raise ValueError(
+            f"{config.pipeline} is no pipeline: expected a folder with model_index.json, such as "
+            "the pipeline/ that train_diffusion.py leaves in its run folder"
+        )
+    pipe = load_pipeline(config.pipeline, device)
+    if config.mode == "prompt" and pipe.text_encoder is None:
+        raise ValueError(
+            f"{config.pipeline} has no text encoder and reads no prompts; choose another mode, "
+            "or a pipeline that does"
+        )
+    return Loaded(pipe, pipe.autoencoder)
+
+
+def describe(config: AdherenceConfig) -> dict[str, Any]:
+    """What would be measured, and the first things that would be asked for."""
+    loaded = load(config)
+    data = config.shapes(loaded.model)
+    return {
+        "mode": config.mode,
+        "judged": config.judged,
+        "samples": len(data),
+        "weights_digest": digests(loaded),
+        "examples": [data.captions(index, 1)[0] for index in range(min(3, len(data)))],
+    }
+
+
+def measure(config: AdherenceConfig, processes: Processes) -> Report:
+    """Makes the videos and judges them; every process takes part, each gets the whole report."""
+    loaded = load(config, processes.device)
+    loaded.model.requires_grad_(False)
+    data = config.shapes(loaded.model)
+    mine: list[dict[str, Any]] = []
+    batches = processes.share(batches_of(len(data), config.batch_size))
+    for indices in tqdm(batches, unit="batch", disable=not processes.main):
+        mine += judge_batch(config, loaded, data, indices)
+    keep_failures(mine)
+    records = processes.gather_sorted(mine)
+    keep_failures(records)
+    rows = [record["row"] for record in records]
+    found: dict[str, Any] = {"all_videos": summarize(rows, config.judged)}
+    for number in (1, 2):
+        chosen = [record["row"] for record in records if record["objects"] == number]
+        if chosen and config.max_objects > 1:
+            found[f"of_{number}_objects"] = summarize(chosen, config.judged)
+    found["confusions_one_object"] = confusions(records, config.judged)
+    failures = {record["title"]: record["video"] for record in records if "video" in record}
+    return Report(
+        name="adherence",
+        protocol=protocol_of(config, data, loaded, processes),
+        found=found,
+        rows=rows,
+        markdown=markdown_row(config, found["all_videos"]),
+        draw=partial(draw, config, found["all_videos"]),
+        pictures={"failures": partial(contact_sheet, failures)} if failures else {},
+    )
+
+
+def judge_batch(
+    config: AdherenceConfig, loaded: Loaded, data: MovingShapes, indices: Sequence[int]
+) -> list[dict[str, Any]]:
+    """A record for each video: "index", "row" for the CSV, what is needed to sum up, the video."""
+    clips = [data.clip(index) for index in indices]
+    seeds = [config.seed + index for index in indices]
+    videos = make_videos(config, loaded, clips, seeds)
+    match_by = [name for name in config.judged if name in OBJECT]
+    records = []
+    for index, seed, clip, video in zip(indices, seeds, clips, videos, strict=True):
+        attributes = clip.attributes
+        seen = judge_video(video, len(attributes.objects))
+        verdict = seen.against(attributes, match_by)
+        right = {name: int(verdict[name]) for name in config.judged}
+        asked = in_words(attributes.objects, attributes.background)
+        row = {
+            "index": index,
+            "seed": seed,
+            "caption": clip.caption,
+            "asked": asked,
+            "texture": attributes.texture,
+            "seen": in_words(seen.objects, seen.background),
+            **right,
+            "all": int(all(right.values())),
+            "number": int(len(judge_video(video).objects) == len(attributes.objects)),
+        }
+        records.append(
+            {
+                "index": index,
+                "row": row,
+                "objects": len(attributes.objects),
+                "confused": confused(attributes, seen, config.judged),
+                "title": f"{index} {asked}",
+                "video": video,
+            }
+        )
+    return records
+
+
+@torch.no_grad()
+def make_videos(
+    config: AdherenceConfig, loaded: Loaded, clips: Sequence[ShapesClip], seeds: list[int]
+) -> list[NDArray[np.uint8]]:
+    """One (T, H, W, 3) video for each clip, from the noise of its own seed."""
+    model = loaded.model
+    originals = torch.stack([from_uint8(clip.video) for clip in clips]).to(model.device)
+    if loaded.pipe is None:
+        return [to_uint8(video) for video in model.decode(model.encode(originals).mode())]
+    sampling: dict[str, Any] = {"num_inference_steps": config.steps, "seed": seeds}
+    if config.mode == "prompt":
+        sampling["prompt"] = [clip.caption for clip in clips]
+        sampling["guidance_scale"] = config.guidance_scale
+    else:
+        sampling[config.mode.removesuffix("-from")] = originals
+        sampling["given_guidance_scale"] = config.given_guidance_scale
+    output: Any = loaded.pipe(**sampling, output_type="pt")
+    return [to_uint8(2 * video - 1) for video in output.videos]
+
+
+def keep_failures(records: Sequence[dict[str, Any]]) -> None:
+    """Drops the videos but for the first that were judged wrong."""
+    shown = 0
+    for record in records:
+        if record["row"]["all"] or shown >= FAILURES_SHOWN:
+            record.pop("video", None)
+        else:
+            shown += 1
+
+
+def in_words(objects: Sequence[Any], background: str | None) -> str:
+    """Objects and background in one cell."""
+    each = [f"{item.color}/{item.shape}/{item.motion}" for item in objects]
+    return "; ".join([*each, f"on {background}"])
+
+
+def confused(
+    attributes: ShapesAttributes, seen: Judgement, names: Sequence[str]
+) -> list[tuple[str, str]]:
+    """(attribute, "asked -> seen") where they differ, for a clip of one object."""
+    if len(attributes.objects) > 1:
+        return []
+    pairs = []
+    for name in names:
+        holders: tuple[Any, Any] = (attributes, seen)
+        if name in OBJECT:
+            holders = (attributes.objects[0], seen.objects[0])
+        asked, came = (getattr(holder, name) for holder in holders)
+        if asked != came:
+            pairs.append((name, f"{asked} -> {came}"))
+    return pairs
+
+
+def confusions(
+    records: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> dict[str, dict[str, int]]:
+    """How often each attribute was taken for which other one, most frequent first."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in names}
+    for record in records:
+        for name, what in record["confused"]:
+            counts[name][what] += 1
+    return {name: dict(count.most_common()) for name, count in counts.items()}
+
+
+def summarize(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The share of each attribute, of all of them together, and of the videos in which the judge,
+    if it isn't told, counts as many objects as were asked for."""
+    return {
+        name: share_interval(sum(row[name] for row in rows), len(rows))
+        for name in (*names, "all", "number")
+    }
+
+
+def digests(loaded: Loaded) -> dict[str, str]:
+    """Part -> digest of its weights."""
+    if loaded.pipe is None:
+        return parts_digests({"autoencoder": loaded.model})
+    return parts_digests(loaded.pipe.components)
+
+
+def protocol_of(
+    config: AdherenceConfig, data: MovingShapes, loaded: Loaded, processes: Processes
+) -> dict[str, Any]:
+    """Everything that the figures depend on."""
+    sampling: dict[str, Any] = {}
+    if loaded.pipe is not None:
+        sampling = {
+            "steps": config.steps,
+            "guidance_scale": config.guidance_scale if config.mode == "prompt" else None,
+            "given_guidance_scale": None
+            if config.mode == "prompt"
+            else config.given_guidance_scale,
+            "scheduler": type(loaded.pipe.scheduler).__name__,
+        }
+    sizes = loaded.model.sizes
+    return {
+        "metric": "share of videos in which vidtwin_lab.evaluation.shapes_judge sees what was "
+        "asked for, on uint8 frames; it is told how many objects there are, but for `number`",
+        "checkpoint": config.pipeline,
+        "weights_digest": digests(loaded),
+        "mode": config.mode,
+        "source": "shapes",
+        "split": config.split,
+        "wordings": config.wordings,
+        "n": len(data),
+        "resolution": [sizes.height, sizes.width],
+        "frames": sizes.num_frames,
+        "config": rounded(data.config),
+        **sampling,
+        "posterior": "mode",
+        "seed": config.seed,
+        "seeds": [config.seed, config.seed + len(data) - 1],
+        "batch_size": config.batch_size,
+        "intervals": "95 %, Wilson",
+        **software_protocol(processes),
+    }
+
+
+def markdown_row(
+    config: AdherenceConfig, found: Mapping[str, Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    """The row of a table, in per cent."""
+    cells = [("mode", config.mode), ("split", config.split), ("n", str(config.samples))]
+    for name, share in found.items():
+        value, low, high = (100 * share[end] for end in ("value", "low", "high"))
+        cells.append((name, f"{value:.1f} ({low:.1f} to {high:.1f})"))
+    return cells
+
+
+def draw(config: AdherenceConfig, found: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """The shares as bars with their intervals."""
+    figure, (panel,) = new_figure()
+    names = list(found)
+    values = [100 * found[name]["value"] for name in names]
+    errors = [
+        [value - 100 * found[name]["low"] for name, value in zip(names, values, strict=True)],
+        [100 * found[name]["high"] - value for name, value in zip(names, values, strict=True)],
+    ]
+    # A share of 1 has its interval's end at 1 less a rounding error.
+    panel.bar(names, values, color=COLORS[0], yerr=np.maximum(errors, 0), capsize=3)
+    panel.set(ylim=(0, 105), ylabel="right (%)", title=f"{config.mode}, n = {config.samples}")
+    panel.tick_params(axis="x", rotation=30)
+    save_figure(figure, path)

@@ -1,0 +1,18 @@
+"""What a split into structure and dynamics is worth: five measurements, one table, one figure.
+
+    swaps       structure of one clip with the dynamics of another: what a judge sees, and what
+                the video encodes to
+    probes      what a linear reader finds of content and motion in each latent, against chance
+    retrieval   whether nearest neighbours by one latent share its factor
+    sampling    one latent held, the other sampled by a pipeline
+    scorecard   all of it together
+
+A clip's factors of content (its look) and motion are labels of the data set, see
+`vidtwin.data.factors`; content belongs to the structure, motion to the dynamics.
+"""
+
+from vidtwin_lab.evaluation.disentanglement.config import DisentanglementConfig, SamplingConfig
+from vidtwin_lab.evaluation.disentanglement.probes import ProbeConfig
+from vidtwin_lab.evaluation.disentanglement.scorecard import describe, measure
+
+__all__ = ["DisentanglementConfig", "ProbeConfig", "SamplingConfig", "describe", "measure"]

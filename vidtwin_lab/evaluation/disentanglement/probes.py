@@ -1,0 +1,288 @@
+"""What a linear reader finds of a factor in a latent, against what it finds by chance.
+
+A probe is multinomial logistic regression on standardised features:
+
+    minimise  mean(cross entropy) + penalty / 2 * |W|^2        (the bias is free)
+
+trained on one part of the clips, its penalty chosen on a second by cross entropy, judged on a
+third. What it can't find may still be there for a deeper reader: leakage is at least this much.
+
+Axes: N clips, D latent values, K classes, P penalties.
+Source: linear probes (Alain and Bengio, arXiv 1610.01644), the informativeness of DCI (Eastwood
+and Williams, ICLR 2018), label permutation after Ojala and Garriga (JMLR 2010), usable information
+in bits after Xu et al. (arXiv 2002.10689).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from vidtwin_lab.evaluation.disentanglement.shares import interval_of
+from vidtwin_lab.evaluation.intervals import share_interval
+
+__all__ = ["Features", "ProbeConfig", "ProbeResult", "prepare", "run_probe"]
+
+Labels = NDArray[np.int64]
+LEAST_CLIPS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """How the probes are trained.
+
+    Args:
+        train_fraction: share of the clips that they learn from.
+        validation_fraction: share on which the penalty is chosen; the rest is the test part.
+        penalties: to choose from.
+        permutations: probes of shuffled labels, whose accuracy is chance as this probe has it.
+        max_iterations: of L-BFGS, for each penalty.
+    """
+
+    train_fraction: float = 0.6
+    validation_fraction: float = 0.2
+    penalties: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    permutations: int = 20
+    max_iterations: int = 100
+
+    def __post_init__(self) -> None:
+        fractions = (self.train_fraction, self.validation_fraction)
+        if not min(fractions) > 0 or not sum(fractions) < 1:
+            raise ValueError(
+                "probes.train_fraction and probes.validation_fraction must be above 0 and sum to "
+                f"less than 1, got {fractions[0]} and {fractions[1]}"
+            )
+        if not self.penalties or min(self.penalties) <= 0 or math.inf in self.penalties:
+            raise ValueError(
+                f"probes.penalties must be finite and above 0, got {list(self.penalties)}"
+            )
+        if self.permutations < 0 or self.max_iterations < 1:
+            raise ValueError(
+                "probes.permutations must not be negative and probes.max_iterations at least 1, "
+                f"got {self.permutations} and {self.max_iterations}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """A latent of all clips, ready for probes: standardised by the training part, and turned.
+
+    A rotation changes nothing for this regression, and weights never leave the space of the
+    training clips: in the coordinates of its singular vectors there are at most as many features
+    as training clips.
+
+    Args:
+        train, validation, test: (n, D') float64.
+        parts: (train, validation, test) indices of the clips.
+        num_values: D.
+    """
+
+    train: Tensor
+    validation: Tensor
+    test: Tensor
+    parts: tuple[Labels, Labels, Labels]
+    num_values: int
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeResult:
+    """What one probe found.
+
+    Args:
+        found: the numbers.
+        right: (n,) of the test clips, whether the probe names their class.
+        majority: (n,) the same of always naming the training part's most frequent class.
+        permuted: (n,) share of the probes of shuffled labels that name it; empty without any.
+    """
+
+    found: dict[str, Any]
+    right: NDArray[np.float64]
+    majority: NDArray[np.float64]
+    permuted: NDArray[np.float64]
+
+
+def split_clips(number: int, config: ProbeConfig, seed: int) -> tuple[Labels, Labels, Labels]:
+    """Indices of the train, validation and test part, drawn without regard to labels.
+
+    Raises:
+        ValueError: if there are too few clips for three parts.
+    """
+    if number < LEAST_CLIPS:
+        raise ValueError(
+            f"probes need at least {LEAST_CLIPS} clips for their three parts, got {number}; "
+            "set samples=... to more"
+        )
+    order = np.random.default_rng([seed, number]).permutation(number)
+    first = round(config.train_fraction * number)
+    second = first + max(1, round(config.validation_fraction * number))
+    return np.sort(order[:first]), np.sort(order[first:second]), np.sort(order[second:])
+
+
+def prepare(features: NDArray[Any], config: ProbeConfig, seed: int) -> Features:
+    """The features of all clips as every probe of this latent takes them.
+
+    Args:
+        features: (N, D), finite.
+        config: how large the parts are.
+        seed: of the parts.
+    """
+    parts = split_clips(len(features), config, seed)
+    values = torch.from_numpy(np.asarray(features, np.float64))
+    train = values[torch.from_numpy(parts[0])]
+    spread = train.std(0, correction=0)
+    # A value that never changes says nothing; divided by its spread it would be noise.
+    used = spread > 1e-6 * spread.max()
+    scaled = ((values - train.mean(0)) / spread.clamp_min(1e-300))[:, used]
+    if used.any():
+        basis = torch.linalg.svd(scaled[torch.from_numpy(parts[0])], full_matrices=False).Vh
+        scaled = scaled @ basis.T
+    train, validation, test = (scaled[torch.from_numpy(part)] for part in parts)
+    return Features(train, validation, test, parts, features.shape[1])
+
+
+def run_probe(features: Features, labels: Labels, config: ProbeConfig, seed: int) -> ProbeResult:
+    """How much of a factor a probe finds in a latent.
+
+    Args:
+        features: of `prepare`.
+        labels: (N,) class of each clip.
+        config: how to train.
+        seed: of the permutations.
+    """
+    num_classes = int(labels.max()) + 1
+    train, validation, test = (torch.from_numpy(labels[part]) for part in features.parts)
+    penalty, weights = _choose(features, train, validation, num_classes, config)
+    scores = _with_bias(features.test) @ weights
+    right = (scores.argmax(1) == test).double().numpy()
+    common = int(torch.bincount(train, minlength=num_classes).argmax())
+    majority = (test == common).double().numpy()
+    rng = np.random.default_rng([seed, 1])
+    permuted = np.zeros((config.permutations, len(test)))
+    for row in permuted:
+        shuffled = train[torch.from_numpy(rng.permutation(len(train)))]
+        # Nothing is to be found, so the last digits of how it is not found don't matter.
+        fitted = fit(
+            features.train, shuffled, num_classes, penalty, config.max_iterations, tolerance=1e-4
+        )
+        row[:] = (_with_bias(features.test) @ fitted).argmax(1) == test
+    found = {
+        "accuracy": share_interval(int(right.sum()), len(right)),
+        "balanced_accuracy": _balanced(right, test.numpy()),
+        "majority": float(majority.mean()),
+        **_permutation_test(permuted, float(right.mean())),
+        **_information(scores, train, test, num_classes),
+        "penalty": penalty,
+        "classes": num_classes,
+        "values": features.num_values,
+        "clips": {"train": len(train), "validation": len(validation), "test": len(test)},
+    }
+    by_clip = permuted.mean(0) if config.permutations else np.empty(0)
+    return ProbeResult(found, right, majority, by_clip)
+
+
+def fit(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    penalty: float,
+    max_iterations: int,
+    start: Tensor | None = None,
+    tolerance: float = 1e-6,
+) -> Tensor:
+    """(D + 1, K): weights and, in the last row, biases of the regression, by L-BFGS in float64.
+
+    Args:
+        features: (N, D).
+        labels: (N,).
+        start: weights to start from; zeros by default.
+        tolerance: largest entry of the gradient at which the search may end.
+    """
+    inputs = _with_bias(features)
+    zeros = inputs.new_zeros(inputs.shape[1], num_classes)
+    weights = (zeros if start is None else start).clone().requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [weights], max_iter=max_iterations, tolerance_grad=tolerance, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(inputs @ weights, labels)
+        loss = loss + 0.5 * penalty * weights[:-1].square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return weights.detach()
+
+
+def mean_probe(results: Sequence[ProbeResult]) -> dict[str, Any]:
+    """The mean of several factors' probes of one latent, with an interval over the test clips."""
+    majority = np.mean([result.majority for result in results], axis=0)
+    found = {
+        "accuracy": interval_of(np.mean([result.right for result in results], axis=0)),
+        "majority": float(majority.mean()),
+    }
+    if len(results[0].permuted):
+        found["permuted"] = float(np.mean([result.permuted for result in results]))
+    return found
+
+
+def _choose(
+    features: Features, train: Tensor, validation: Tensor, num_classes: int, config: ProbeConfig
+) -> tuple[float, Tensor]:
+    """The penalty with the least cross entropy on the validation part, and its weights."""
+    best, weights = (math.inf, math.nan, torch.empty(0)), None
+    for penalty in sorted(config.penalties, reverse=True):  # the strongest is found the quickest
+        weights = fit(
+            features.train, train, num_classes, penalty, config.max_iterations, start=weights
+        )
+        scores = _with_bias(features.validation) @ weights
+        loss = float(functional.cross_entropy(scores, validation))
+        if loss < best[0]:
+            best = (loss, penalty, weights)
+    return best[1], best[2]
+
+
+def _with_bias(features: Tensor) -> Tensor:
+    return torch.cat([features, features.new_ones(len(features), 1)], dim=1)
+
+
+def _balanced(right: NDArray[np.float64], labels: Labels) -> float:
+    """The mean over classes of the share of their clips that are right."""
+    return float(np.mean([right[labels == one].mean() for one in np.unique(labels)]))
+
+
+def _permutation_test(permuted: NDArray[np.float64], accuracy: float) -> dict[str, Any]:
+    if not len(permuted):
+        return {"permuted": None, "p_value": None}
+    by_chance = permuted.mean(1)
+    beaten = int((by_chance >= accuracy).sum())
+    return {
+        "permuted": {
+            "value": float(by_chance.mean()),
+            "low": float(by_chance.min()),
+            "high": float(by_chance.max()),
+            "n": len(by_chance),
+        },
+        "p_value": (1 + beaten) / (1 + len(by_chance)),
+    }
+
+
+def _information(scores: Tensor, train: Tensor, test: Tensor, num_classes: int) -> dict[str, float]:
+    """Bits about the factor that the probe can use, and those there are.
+
+    The entropy is the cross entropy of the best guess that sees no features: the training part's
+    frequencies, with one clip added to each class so that none is impossible.
+    """
+    counts = torch.bincount(train, minlength=num_classes).double() + 1
+    blind = -(counts / counts.sum()).log2()[test].mean()
+    seeing = functional.cross_entropy(scores, test) / math.log(2)
+    return {"bits": float(blind - seeing), "bits_of_labels": float(blind)}

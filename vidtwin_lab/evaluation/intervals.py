@@ -1,0 +1,62 @@
+"""95 % intervals of means and shares over videos."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vidtwin_lab.evaluation.statistics import LEVEL, resampling_counts
+
+__all__ = ["mean_interval", "share_interval"]
+
+Z = 1.959964
+
+
+def share_interval(right: int, number: int) -> dict[str, Any]:
+    """A share of videos, with Wilson's interval.
+
+    Args:
+        right: videos that count.
+        number: of all.
+    Returns:
+        dict: value, low, high and n; the first three None without a video.
+    """
+    if number == 0:
+        return {"value": None, "low": None, "high": None, "n": 0}
+    share = right / number
+    center = (share + Z * Z / (2 * number)) / (1 + Z * Z / number)
+    half = Z * math.sqrt(share * (1 - share) / number + Z * Z / (4 * number * number))
+    half /= 1 + Z * Z / number
+    low, high = max(0.0, center - half), min(1.0, center + half)
+    return {"value": share, "low": low, "high": high, "n": number}
+
+
+def mean_interval(
+    values: Sequence[float], *, resamples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """A mean over videos, with the interval of a bootstrap over them.
+
+    The percentiles of the means of resamples with replacement: where the mean would lie for other
+    videos of the same kind. Not what another training of the model would change.
+
+    Args:
+        values: one for each video.
+        resamples: 0 for no interval.
+        seed: of the resamples.
+    Returns:
+        dict: value, low, high and n; the first three None without a video, low and high None for
+            a single one or no resamples.
+    """
+    array = np.asarray(values, np.float64)
+    number = len(array)
+    if number == 0:
+        return {"value": None, "low": None, "high": None, "n": 0}
+    low = high = None
+    if number > 1 and resamples > 0:
+        counts = resampling_counts(number, resamples, seed, 0)  # (R, N)
+        ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+        low, high = map(float, np.quantile(counts @ array / number, ends))
+    return {"value": float(array.mean()), "low": low, "high": high, "n": number}

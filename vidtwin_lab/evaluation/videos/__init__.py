@@ -1,0 +1,35 @@
+"""Where the videos of one side of a comparison come from.
+
+    data      a data set, see `vidtwin.data`
+    videos    a folder of video files, such as sample.py writes
+    latents   a folder of latents, such as sample.py writes, decoded by an autoencoder
+    pipeline  samples of a pipeline, made on the fly
+
+Video i is the same for any number of processes: which clip, prompt, class and noise it has follows
+from the config and i alone, and whole batches of consecutive indices are shared out.
+
+config says which videos, sources how they are walked through, building makes the source of a
+config: data_set, sample_folders (videos and latents) or samples (of a pipeline).
+"""
+
+from vidtwin_lab.evaluation.videos.building import build_generated, build_real
+from vidtwin_lab.evaluation.videos.config import VideosConfig, model_sizes
+from vidtwin_lab.evaluation.videos.data_set import DataVideos
+from vidtwin_lab.evaluation.videos.sample_folders import FolderVideos, LatentVideos
+from vidtwin_lab.evaluation.videos.samples import PipelineVideos
+from vidtwin_lab.evaluation.videos.sources import Video, VideoSource, check_number, iterate_videos
+
+__all__ = [
+    "DataVideos",
+    "FolderVideos",
+    "LatentVideos",
+    "PipelineVideos",
+    "Video",
+    "VideoSource",
+    "VideosConfig",
+    "build_generated",
+    "build_real",
+    "check_number",
+    "iterate_videos",
+    "model_sizes",
+]

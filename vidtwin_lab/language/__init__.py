@@ -1,0 +1,1 @@
+"""Language models: how small ones are trained, tried on tasks, and compared as text encoders."""

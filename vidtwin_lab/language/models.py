@@ -1,0 +1,313 @@
+"""Language models of transformers, by the few sizes that are chosen here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import (
+    AlbertConfig,
+    AlbertForMaskedLM,
+    AlbertForPreTraining,
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    ElectraConfig,
+    ElectraForMaskedLM,
+    ElectraForPreTraining,
+    GPT2Config,
+    GPT2LMHeadModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
+
+from diffusion.packaged_encoders import packaged_encoder
+from diffusion.text_encoder import position_table
+from diffusion.text_loading import one_line, quiet
+from vidtwin_lab.language.distillation import build_student
+from vidtwin_lab.language.objectives import OBJECTIVES_OF, ObjectiveConfig
+from vidtwin_lab.language.replaced_tokens import GENERATOR, ReplacedTokenModel, generator_config
+from vidtwin_lab.language.span_boundary import SpanBoundaryModel
+
+# Family -> the tokenizer it reads through, unless another is chosen.
+TOKENIZER_KINDS = {
+    "bert": "wordpiece",
+    "roberta": "byte_bpe",
+    "albert": "wordpiece",
+    "distilbert": "wordpiece",
+    "electra": "wordpiece",
+    "gpt2": "byte_bpe",
+}
+assert TOKENIZER_KINDS.keys() == OBJECTIVES_OF.keys()
+# Families whose embeddings may be narrower than their layers, and ALBERT's own width.
+FACTORISED, ALBERT_EMBEDDING = ("albert", "electra"), 128
+_POOLER = ".pooler."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageModelConfig:
+    """Family and sizes of a language model; BERT-base is the default.
+
+    Args:
+        family: "gpt2" reads one way, the others both ways; the layers of "albert" share weights.
+        embedding_size: width of the embeddings of "albert" (None: 128, as published) and "electra"
+            (None: hidden_size); the other families' is hidden_size.
+        max_positions: tokens that the model can read at once.
+        dropout: of hidden states and attention.
+        new_heads: with `init_from`: begin anew what a model for this objective has beside the
+            encoder and the files lack, such as BERT's head for pairs of texts.
+    """
+
+    family: str = "bert"
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    embedding_size: int | None = None
+    max_positions: int = 512
+    dropout: float = 0.1
+    new_heads: bool = False
+
+    def __post_init__(self) -> None:
+        if self.family not in TOKENIZER_KINDS:
+            known = ", ".join(TOKENIZER_KINDS)
+            raise ValueError(f"`family` must be one of {known}; got {self.family!r}")
+        for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"`hidden_size` must be a multiple of num_heads={self.num_heads}, "
+                f"got {self.hidden_size}"
+            )
+        if self.embedding_size is not None and self.family not in FACTORISED:
+            raise ValueError(
+                f"`embedding_size` is for {' and '.join(FACTORISED)}, got {self.embedding_size} "
+                f"for {self.family}; set model.embedding_size=null"
+            )
+        if self.embedding_size is not None and self.embedding_size < 1:
+            raise ValueError(f"`embedding_size` must be at least 1, got {self.embedding_size}")
+        if self.max_positions < 8:
+            raise ValueError(f"`max_positions` must be at least 8, got {self.max_positions}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}")
+
+    @property
+    def tokenizer_kind(self) -> str:
+        """What the family reads through: "wordpiece" or "byte_bpe"."""
+        return TOKENIZER_KINDS[self.family]
+
+
+def build_language_model(
+    config: LanguageModelConfig,
+    objective: ObjectiveConfig,
+    tokenizer: Any,
+    init_from: str | None = None,
+    teacher: Any = None,
+) -> Any:
+    """A model of transformers' own class, for the tokens of this tokenizer.
+
+    Args:
+        objective: what it is to be trained with, which decides on its heads.
+        init_from: a saved language model's folder or hub id, whose sizes then hold; None for a new
+            one.
+        teacher: of "distillation": a new model takes its weights, every few layers.
+    Returns:
+        nn.Module: with transformers' `config` and `save_pretrained`; a `ReplacedTokenModel` for
+            "rtd", a `SpanBoundaryModel` for the span-boundary objective.
+    Raises:
+        ValueError: if `init_from` is no such model, or can't be read as far as the config says.
+    """
+    name = objective.named(config.family)
+    kind = _model_class(config.family, name, objective.pairs)
+    if init_from is not None:
+        model, fresh = _load_language_model(config, kind, tokenizer, init_from)
+    elif name == "distillation":
+        model, fresh = build_student(teacher, kind, config.num_layers), False
+    else:
+        model, fresh = kind(_model_config(config, tokenizer)), True
+    if name == "rtd":
+        generator = _generator(model, objective, config, tokenizer, init_from)
+        return ReplacedTokenModel(generator, model)
+    if objective.span_boundary:
+        whole = SpanBoundaryModel(model)
+        read = init_from is not None and whole.load_head(init_from)
+        if not (read or fresh or config.new_heads):
+            raise ValueError(
+                f"{init_from} has no span-boundary head; set model.new_heads=true for a new one"
+            )
+        return whole
+    return model
+
+
+def load_teacher(config: LanguageModelConfig, name: str, tokenizer: Any) -> Any:
+    """The model that a student of this config's family is to follow.
+
+    Raises:
+        ValueError: if there is none, or it is of another kind or vocabulary.
+    """
+    family = "bert" if config.family == "distilbert" else config.family
+    config = dataclasses.replace(config, family=family, new_heads=False)
+    return _load_language_model(config, _model_class(family, "mlm", "none"), tokenizer, name)[0]
+
+
+def _model_class(family: str, objective: str, pairs: str) -> Any:
+    """Transformers' class of a family with the heads of an objective."""
+    if pairs != "none":
+        return {"bert": BertForPreTraining, "albert": AlbertForPreTraining}[family]
+    if objective == "rtd":
+        return ElectraForPreTraining
+    return {
+        "bert": BertForMaskedLM,
+        "roberta": RobertaForMaskedLM,
+        "albert": AlbertForMaskedLM,
+        "distilbert": DistilBertForMaskedLM,
+        "electra": ElectraForMaskedLM,
+        "gpt2": GPT2LMHeadModel,
+    }[family]
+
+
+def _model_config(config: LanguageModelConfig, tokenizer: Any) -> Any:
+    """Transformers' config of a family in these sizes."""
+    size = len(tokenizer)
+    if config.family == "gpt2":
+        return GPT2Config(
+            vocab_size=size,
+            n_embd=config.hidden_size,
+            n_layer=config.num_layers,
+            n_head=config.num_heads,
+            n_inner=config.intermediate_size,
+            n_positions=config.max_positions,
+            resid_pdrop=config.dropout,
+            embd_pdrop=config.dropout,
+            attn_pdrop=config.dropout,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    if config.family == "distilbert":
+        return DistilBertConfig(
+            vocab_size=size,
+            dim=config.hidden_size,
+            n_layers=config.num_layers,
+            n_heads=config.num_heads,
+            hidden_dim=config.intermediate_size,
+            max_position_embeddings=config.max_positions,
+            dropout=config.dropout,
+            attention_dropout=config.dropout,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    common = {
+        "vocab_size": size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.intermediate_size,
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": config.dropout,
+        "pad_token_id": tokenizer.pad_token_id,
+        "max_position_embeddings": config.max_positions,
+    }
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    if config.family == "roberta":
+        # RoBERTa counts positions from the one after its padding token's.
+        common["max_position_embeddings"] += tokenizer.pad_token_id + 1
+        return RobertaConfig(type_vocab_size=1, **ends, **common)
+    if config.family == "albert":
+        width = config.embedding_size or ALBERT_EMBEDDING
+        return AlbertConfig(
+            embedding_size=width,
+            classifier_dropout_prob=config.dropout,  # of the head for pairs
+            **ends,
+            **common,
+        )
+    if config.family == "electra":
+        return ElectraConfig(embedding_size=config.embedding_size or config.hidden_size, **common)
+    return BertConfig(**common)
+
+
+def _generator(
+    discriminator: Any,
+    objective: ObjectiveConfig,
+    config: LanguageModelConfig,
+    tokenizer: Any,
+    init_from: str | None,
+) -> Any:
+    """The generator beside a discriminator, from the same files or new."""
+    folder = None if init_from is None else Path(init_from) / GENERATOR
+    if folder is not None and folder.is_dir():
+        return _load_language_model(config, ElectraForMaskedLM, tokenizer, str(folder))[0]
+    if folder is not None and not config.new_heads:
+        raise ValueError(
+            f"{init_from} has no {GENERATOR} beside its discriminator; set model.new_heads=true "
+            "for a new one"
+        )
+    return ElectraForMaskedLM(generator_config(discriminator.config, objective.generator_size))
+
+
+def describe_language_model(model: Any, tokenizer: Any) -> str:
+    """Family, parameters and vocabulary in a line."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    family = model.config.model_type
+    return f"{family}: {parameters:,} parameters, {len(tokenizer):,} tokens in its vocabulary"
+
+
+def _load_language_model(
+    config: LanguageModelConfig, kind: Any, tokenizer: Any, name: str
+) -> tuple[Any, bool]:
+    """A pretrained model to train on, and whether heads of it are new."""
+    try:
+        with quiet():
+            model, report = kind.from_pretrained(packaged_encoder(name), output_loading_info=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(f"no language model in {name}: {one_line(error)}") from error
+    if model.config.model_type != config.family:
+        raise ValueError(
+            f"{name} is of the family {model.config.model_type!r}; set model.family to it "
+            f"(known are {', '.join(TOKENIZER_KINDS)}), got {config.family!r}"
+        )
+    missing = sorted(report["missing_keys"])
+    heads = [key for key in missing if _is_head(key, model.base_model_prefix)]
+    if len(heads) < len(missing) or (missing and not config.new_heads):
+        lacking = next((key for key in missing if key not in heads), missing[0])
+        hint = "; set model.new_heads=true for new ones" if len(heads) == len(missing) else ""
+        raise ValueError(
+            f"{name} lacks {len(missing)} weights of {kind.__name__}, such as {lacking}{hint}"
+        )
+    _, limit = position_table(model)
+    if limit is not None and config.max_positions > limit:
+        raise ValueError(
+            f"{name} can read {limit} tokens; set model.max_positions={limit} or less, got "
+            f"{config.max_positions}"
+        )
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise ValueError(f"{name} embeds {rows} tokens and its tokenizer has {len(tokenizer)}")
+    return model, bool(missing)
+
+
+def _is_head(key: str, encoder: str) -> bool:
+    return not key.startswith(f"{encoder}.") or _POOLER in f".{key}"
+
+
+class LanguageModelFiles:
+    """A model and its tokenizer as one thing to save, which `TextEncoder` reads again."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Of the model."""
+        return self.model.parameters()
+
+    def save_pretrained(self, save_directory: str | PathLike[str]) -> None:
+        """Writes both into one folder."""
+        with quiet():
+            self.model.save_pretrained(save_directory)  # type: ignore[operator]
+            self.tokenizer.save_pretrained(save_directory)

@@ -1,0 +1,38 @@
+"""Data sets by their names, where the library `datasets` is installed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from diffusion.text_loading import one_line
+
+
+def load_split(
+    name: str, configuration: str | None, split: str
+) -> tuple[list[dict[str, Any]], str]:
+    """(rows, SHA-256 of the rows) of a part of a data set.
+
+    Raises:
+        ValueError: if the library is not installed, or has no such data set.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(
+            "data.source=datasets needs its library: pip install datasets; or set "
+            "data.source=files and say where the files are"
+        ) from None
+    try:
+        loaded = datasets.load_dataset(name, configuration, split=split)
+    except Exception as error:  # it raises its own, the hub's and the network's
+        where = " ".join(filter(None, [name, configuration, split]))
+        raise ValueError(f"no data set {where}: {one_line(error)}") from error
+    rows = [dict(row) for row in loaded]
+    if not rows:
+        raise ValueError(f"the data set {name} has no rows in {split}")
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+    return rows, digest.hexdigest()

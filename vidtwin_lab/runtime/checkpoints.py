@@ -1,0 +1,327 @@
+"""Run folders and atomic, resumable checkpoints on top of accelerate's save_state."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils.other import load as load_tensors
+
+from vidtwin_lab.runtime.config import ConfigError, config_to_dict, flatten, read_yaml, save_config
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"step_\d{9,}")
+_WRITING = ".writing-"
+_REPLACED = ".replaced-"
+_PROGRESS = "progress.json"
+_CONFIG = "config.yaml"
+
+
+class CheckpointFolder:
+    """Checkpoints `step_000001000` of one run; each is whole or is not there.
+
+    With several machines the folder must lie on a file system they share.
+    """
+
+    def __init__(self, path: str | Path, keep: int | None = 3) -> None:
+        """
+        Args:
+            path: folder of the checkpoints; made at the first save.
+            keep: how many of the newest stay; None keeps all.
+        """
+        if keep is not None and keep < 1:
+            raise ValueError(f"`keep` must be >= 1, or null to keep all checkpoints, got {keep}")
+        self.path = Path(path)
+        self.keep = keep
+        self.config: Any = None  # saved in each checkpoint once the run has one
+
+    def save(self, accelerator: Accelerator, step: int, progress: dict[str, Any]) -> Path:
+        """Write a checkpoint; to be called by every process at the same step.
+
+        Saved are the prepared models (safetensors, without the names that DDP or compile add),
+        optimizers, the objects given to `register_for_checkpointing`, the random state of every
+        process, the run's config, and `progress`.
+
+        Args:
+            progress: JSON values such as the position in the data; `load` gives them back.
+        Returns:
+            Path: the finished checkpoint.
+        """
+        record = {"step": step, "num_processes": accelerator.num_processes, "progress": progress}
+        text = json.dumps(record, indent=2, allow_nan=False)
+        final = self.path / f"step_{step:09d}"
+        writing = self.path / f"{_WRITING}{final.name}"
+        if accelerator.is_main_process:
+            self.clean()
+            writing.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        with _without_wrappers(accelerator):
+            accelerator.save_state(str(writing))
+        if accelerator.is_main_process:
+            (writing / _PROGRESS).write_text(text, encoding="utf-8")
+            if self.config is not None:
+                save_config(self.config, writing / _CONFIG)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            self._publish(writing, final)
+            self._rotate()
+        accelerator.wait_for_everyone()
+        return final
+
+    def load(self, accelerator: Accelerator, path: str | Path) -> dict[str, Any]:
+        """Put back everything that `save` wrote; unpickles nothing but tensors and numbers.
+
+        Args:
+            path: a checkpoint, or a folder of them or run folder, whose newest is taken.
+        Returns:
+            dict: the `progress` given to `save`, and its `step`.
+        Raises:
+            ValueError: not a checkpoint, or one of another model or set of objects.
+        """
+        path = find_checkpoint(path)
+        record = json.loads((path / _PROGRESS).read_text(encoding="utf-8"))
+        rank = accelerator.process_index
+        if record["num_processes"] != accelerator.num_processes:
+            logger.warning(
+                "%s was written by %d processes and is loaded by %d: the random states of the "
+                "processes are not its own",
+                path,
+                record["num_processes"],
+                accelerator.num_processes,
+            )
+        try:
+            with _without_wrappers(accelerator), _weights_only():
+                accelerator.load_state(str(path))
+        except (RuntimeError, KeyError, FileNotFoundError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"checkpoint {path} does not fit this run: {reason}") from error
+        _check_random_state(path / f"random_states_{rank}.pkl")
+        return {**record["progress"], "step": record["step"]}
+
+    def all(self) -> list[Path]:
+        """The finished checkpoints, oldest first."""
+        if not self.path.is_dir():
+            return []
+        found: dict[str, Path] = {}
+        # A save over an older checkpoint of the same step, killed between its two renames,
+        # leaves only the older one, set aside.
+        for entry in (*self.path.glob(f"{_REPLACED}*"), *self.path.glob("step_*")):
+            name = entry.name.removeprefix(_REPLACED)
+            if _NAME.fullmatch(name) and (entry / _PROGRESS).is_file():
+                found[name] = entry
+        return [found[name] for name in sorted(found, key=_step_in)]
+
+    def latest(self) -> Path | None:
+        """The newest finished checkpoint, or None."""
+        checkpoints = self.all()
+        return checkpoints[-1] if checkpoints else None
+
+    def clean(self) -> None:
+        """Remove what killed saves have left; to be called by the main process alone."""
+        if not self.path.is_dir():
+            return
+        for replaced in self.path.glob(f"{_REPLACED}*"):
+            original = self.path / replaced.name.removeprefix(_REPLACED)
+            if not original.exists():
+                replaced.rename(original)
+            else:
+                shutil.rmtree(replaced)
+        for unfinished in self.path.glob(f"{_WRITING}*"):
+            logger.info("removing the unfinished checkpoint %s", unfinished)
+            shutil.rmtree(unfinished)
+
+    def _publish(self, writing: Path, final: Path) -> None:
+        for file in sorted(writing.rglob("*")):
+            flush_to_disk(file)
+        flush_to_disk(writing)
+        replaced = self.path / f"{_REPLACED}{final.name}"
+        if final.exists():
+            final.rename(replaced)
+        writing.rename(final)
+        flush_to_disk(self.path)
+        if replaced.exists():
+            shutil.rmtree(replaced)
+
+    def _rotate(self) -> None:
+        if self.keep is None:
+            return
+        for old in self.all()[: -self.keep]:
+            # Renamed first: a removal that is killed must not leave half a checkpoint behind.
+            doomed = self.path / f"{_WRITING}{old.name}"
+            old.rename(doomed)
+            shutil.rmtree(doomed)
+
+
+class RunFolder:
+    """The folder of one run: config.yaml, checkpoints/, metrics.jsonl and what trackers write."""
+
+    def __init__(self, path: str | Path, keep: int | None = 3) -> None:
+        """
+        Args:
+            path: made if it is not there.
+            keep: how many checkpoints stay; None keeps all.
+        Raises:
+            ValueError: the folder can't be made or written.
+        """
+        self.path = Path(path)
+        self.config_path = self.path / _CONFIG
+        self.log = self.path / "metrics.jsonl"
+        self.checkpoints = CheckpointFolder(self.path / "checkpoints", keep)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.path, prefix=".probe-"):
+                pass
+        except OSError as error:
+            raise ValueError(
+                f"run folder {self.path} can't be written ({error.strerror}); choose another"
+            ) from error
+
+    def claim(self, config: Any, changeable: Sequence[str] = ()) -> None:
+        """Make this the folder of the run with this config, and save the config.
+
+        Args:
+            config: the resolved config of the run.
+            changeable: patterns of keys, such as "trackers.*", that a resumed run may change.
+        Raises:
+            ConfigError: the folder belongs to a run with another config; names the keys.
+        """
+        # A run that has no checkpoint yet has nothing that another config could spoil.
+        if self.config_path.exists() and self.checkpoints.latest() is not None:
+            differences = _differences(
+                flatten(read_yaml(self.config_path)), flatten(config_to_dict(config)), changeable
+            )
+            if differences:
+                raise ConfigError(
+                    f"run folder {self.path} belongs to a run with another config: "
+                    f"{'; '.join(differences)}; take the changes back or choose another folder"
+                )
+        # One process writes; the others can only meet the old file or the new one.
+        if os.environ.get("RANK", "0") == "0":
+            save_config(config, self.config_path)
+        self.checkpoints.config = config
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint at `path`, or the newest one below it if it is a run folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(path)
+    if (path / _PROGRESS).is_file():
+        return path
+    for folder in (path, path / "checkpoints"):
+        latest = CheckpointFolder(folder).latest()
+        if latest is not None:
+            return latest
+    if not path.exists():
+        raise ValueError(f"checkpoint {path} does not exist")
+    raise ValueError(f"{path} is neither a checkpoint (no {_PROGRESS}) nor a folder with one")
+
+
+def step_of(checkpoint: Path) -> int:
+    """The steps that were done when a checkpoint was written."""
+    return int(json.loads((checkpoint / _PROGRESS).read_text(encoding="utf-8"))["step"])
+
+
+def _step_in(name: str) -> int:
+    return int(name.removeprefix("step_"))
+
+
+def _differences(
+    saved: dict[str, Any], current: dict[str, Any], changeable: Sequence[str]
+) -> list[str]:
+    lines = []
+    for key in sorted(saved.keys() | current.keys()):
+        if any(fnmatch.fnmatchcase(key, pattern) for pattern in changeable):
+            continue
+        if key not in saved:
+            lines.append(f"{key} was absent, now {current[key]!r}")
+        elif key not in current:
+            lines.append(f"{key} was {saved[key]!r}, now absent")
+        elif saved[key] != current[key]:
+            lines.append(f"{key} was {saved[key]!r}, now {current[key]!r}")
+    return lines
+
+
+@contextmanager
+def _without_wrappers(accelerator: Accelerator) -> Iterator[None]:
+    """Save and load models under their own names, without `module.` and `_orig_mod.`.
+
+    So a checkpoint goes on with another number of processes, with and without compile.
+    """
+
+    def unwrap(model: torch.nn.Module) -> torch.nn.Module:
+        model = accelerator.unwrap_model(model, keep_torch_compile=False)
+        return getattr(model, "_orig_mod", model)  # compiled before it was prepared
+
+    def before_saving(models: list[Any], weights: list[Any], _folder: str) -> None:
+        # Empty under FSDP and DeepSpeed, which write their own shards.
+        for index in range(len(weights)):
+            weights[index] = unwrap(models[index]).state_dict()
+
+    def before_loading(models: list[Any], _folder: str) -> None:
+        models[:] = [unwrap(model) for model in models]
+
+    handles = (
+        accelerator.register_save_state_pre_hook(before_saving),
+        accelerator.register_load_state_pre_hook(before_loading),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    """Force `weights_only=True` on every torch.load inside.
+
+    accelerate loads the objects of `register_for_checkpointing` with weights_only=False, which
+    runs whatever code a checkpoint holds; this switch of torch overrules the call.
+    """
+    switches = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
+    before = {name: os.environ.get(name) for name in switches}
+    os.environ.update(switches)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _check_random_state(file: Path) -> None:
+    """Say so where accelerate, which hides its failure, did not restore the random state."""
+    if not file.is_file():
+        logger.warning("no random state of this process in %s", file.parent)
+        return
+    saved = load_tensors(file, weights_only=True)
+    if not torch.equal(saved["torch_manual_seed"], torch.get_rng_state()):
+        raise ValueError(f"the random state in {file} could not be restored")
+    if torch.cuda.is_available() != ("torch_cuda_manual_seed" in saved):
+        logger.warning("%s was written on another kind of device", file.parent)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file or folder is on the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
