@@ -28,8 +28,8 @@ from vidtwin import nearest_name
 from vidtwin.files import check_folder
 from vidtwin.reconstruction import software_versions
 from vidtwin_lab import runtime
-from vidtwin_lab.evaluation import caption_probes
 from vidtwin_lab.evaluation.report import Processes, Report, markdown_table, write_report
+from vidtwin_lab.language import caption_probes
 from vidtwin_lab.language.packaged_encoders import FinishedRuns, fine_tuning_report
 from vidtwin_lab.language.tasks import (
     GlueData,
