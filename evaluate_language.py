@@ -17,7 +17,7 @@ import itertools
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import yaml
@@ -79,6 +79,8 @@ class FinetuneConfig:
     project: str = "vidtwin-language-tasks"
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     optimizer: runtime.OptimizerConfig = LINEAR
+
+    RENAMED_KEYS: ClassVar[dict[str, str]] = {"reader": "text_encoder"}
 
     def __post_init__(self) -> None:
         if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):

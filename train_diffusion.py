@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -81,6 +81,8 @@ class TrainConfig(runtime.RunConfig):
     flow: FlowConfig = FlowConfig()
     optimizer: runtime.OptimizerConfig = runtime.OptimizerConfig(weight_decay=0.0)
     ema: runtime.EMAConfig = runtime.EMAConfig()
+
+    RENAMED_KEYS: ClassVar[dict[str, str]] = {"held_dropout": "given_dropout"}
 
     def __post_init__(self) -> None:
         super().__post_init__()

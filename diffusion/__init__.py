@@ -1,23 +1,5 @@
 """Diffusion over VidTwin's structure and dynamics latents."""
 
-from diffusion.cache import LatentCache, build_latent_loader, iterate_latents
-from diffusion.config import DiTConfig
-from diffusion.dit import TwinDiT, TwinDiTOutput
-from diffusion.flow import FlowConfig, FlowObjective, LevelConfig
-from diffusion.latent_stats import LatentStats, LatentStatsAccumulator
-from diffusion.pipeline import VidTwinPipeline
+from vidtwin.lazy import attach_stub
 
-__all__ = [
-    "DiTConfig",
-    "FlowConfig",
-    "FlowObjective",
-    "LatentCache",
-    "LatentStats",
-    "LatentStatsAccumulator",
-    "LevelConfig",
-    "TwinDiT",
-    "TwinDiTOutput",
-    "VidTwinPipeline",
-    "build_latent_loader",
-    "iterate_latents",
-]
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

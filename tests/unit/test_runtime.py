@@ -13,7 +13,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy
 import pytest
@@ -53,6 +53,8 @@ class InnerConfig:
     width: int = 8
     rate: float = 0.5
 
+    RENAMED_KEYS: ClassVar[dict[str, str]] = {"sizes.width": "width"}
+
     def __post_init__(self) -> None:
         if self.width % 4:
             raise ValueError(f"`width` must be a multiple of 4, got {self.width}")
@@ -72,6 +74,8 @@ class OuterConfig:
     names: tuple[str, ...] = ()
     inner: InnerConfig = InnerConfig(width=16)
     second: InnerConfig | None = None
+
+    RENAMED_KEYS: ClassVar[dict[str, str]] = {"rate": "learning_rate", "size": "inner.width"}
 
 
 def write(path: Path, text: str) -> Path:
@@ -170,6 +174,11 @@ def test_config_override(override, key, value):
         ("inner..width=3", "must read key=value"),
         ("name=", "override `name=` has no value; write name=null or name=''"),
         ("name=[a", "override `name=[a` is not valid YAML"),
+        ("size=4", "config: `size` is now `inner.width`"),
+        ("rate=4", "config: `rate` is now `learning_rate`"),
+        ("inner.sizes.width=4", "`inner.sizes.width` is now `inner.width`"),
+        ("second={sizes: {width: 4}}", "`second.sizes.width` is now `second.width`"),
+        ("inner.sizes=4", "unknown key `inner.sizes`"),
         ("inner={width: 4, width: 8}", "key `width` is given twice"),
     ],
 )

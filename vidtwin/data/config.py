@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from vidtwin.data.sources import SOURCES
 from vidtwin.data.synthetic.shapes import ShapesConfig
@@ -112,6 +113,11 @@ class DataConfig:
     sprites_split: str = SpritesConfig.split
     sprites_shoes: bool = SpritesConfig.shoes
     sprites_label: str = "motion"
+
+    RENAMED_KEYS: ClassVar[dict[str, str]] = {
+        "recast_fraction": "appearance_swap_fraction",
+        "reenact_fraction": "motion_swap_fraction",
+    }
 
     def __post_init__(self) -> None:
         choices = {

@@ -1,21 +1,5 @@
 """Video files through the autoencoder and back: jobs, streams, results, numbers."""
 
-from vidtwin.files import weights_digest
-from vidtwin.reconstruction.reconstructor import (
-    METRICS,
-    PARTS,
-    Measures,
-    Reconstructor,
-    load_autoencoder,
-    software_versions,
-)
+from vidtwin.lazy import attach_stub
 
-__all__ = [
-    "METRICS",
-    "PARTS",
-    "Measures",
-    "Reconstructor",
-    "load_autoencoder",
-    "software_versions",
-    "weights_digest",
-]
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

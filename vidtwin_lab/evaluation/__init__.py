@@ -4,6 +4,6 @@ report holds what all share; every other module is one measurement or a part of 
 that measures has a config dataclass, `describe(config)` and `measure(config, processes)`.
 """
 
-from vidtwin_lab.evaluation.report import Processes, Report, write_report
+from vidtwin.lazy import attach_stub
 
-__all__ = ["Processes", "Report", "write_report"]
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -98,6 +98,8 @@ class AdherenceConfig:
     given_guidance_scale: float = GIVEN_GUIDANCE_SCALE
     seed: int = 0
     batch_size: int = 8
+
+    RENAMED_KEYS: ClassVar[dict[str, str]] = {"held_guidance_scale": "given_guidance_scale"}
 
     def __post_init__(self) -> None:
         choices = {"mode": tuple(JUDGED), "split": SPLITS, "wordings": WORDINGS}

@@ -6,6 +6,7 @@ What belongs to a stage's script alone stands in that script's config and in `se
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from vidtwin_lab.language.comparison import FLOOR
 from vidtwin_lab.language.tasks import find_task
@@ -135,6 +136,8 @@ class DiffusionStage:
     random_baselines: bool = True
     settings: tuple[str, ...] = ()
 
+    RENAMED_KEYS: ClassVar[dict[str, str]] = {"floors": "random_baselines"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdherenceStage:
@@ -171,6 +174,8 @@ class CompareConfig:
     stages: tuple[str, ...] = ("all",)
     objectives: tuple[str, ...] = OBJECTIVES
     random_baselines: tuple[str, ...] = ("mlm", "clm")
+
+    RENAMED_KEYS: ClassVar[dict[str, str]] = {"floors": "random_baselines"}
     seeds: tuple[int, ...] = (0, 1, 2)
     tasks: tuple[str, ...] = ("cola", "sst2", "mrpc", "rte", "stsb")
     mixed_precision: str | None = "no"

@@ -17,6 +17,8 @@ import yaml
 
 ConfigType = TypeVar("ConfigType")
 
+_ABSENT = object()
+
 # YAML 1.1 wants a dot and a signed exponent: `1e-4` arrives as a string.
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 
@@ -57,7 +59,8 @@ def load_config(
 
     Args:
         config_class: a frozen dataclass; its fields are int, float, bool, str, Literal, tuples,
-            other such dataclasses, and unions of them with None.
+            other such dataclasses, and unions of them with None. Its `RENAMED_KEYS`, if it has
+            any, give the new name of each old key: {"shapes_size": "shapes.size"}.
         path: YAML file, or None for the defaults alone. Its key `base` names another file,
             relative to this one, whose values hold where this file gives none.
         overrides: `key=value` or `outer.inner=value`, the value in YAML; later ones win.
@@ -224,6 +227,7 @@ def _build(
 ) -> ConfigType:
     """One dataclass from its mapping; keys left out come from the field that holds it."""
     assert dataclasses.is_dataclass(config_class), config_class
+    _refuse_renamed(config_class, values, prefix)
     hints = typing.get_type_hints(config_class)
     fields = {field.name: field for field in dataclasses.fields(config_class) if field.init}
     for key in values:
@@ -253,6 +257,17 @@ def _build(
     except ValueError as error:
         where = f"{prefix[:-1]}: " if prefix else ""
         raise ConfigError(f"{where}{error}") from error
+
+
+def _refuse_renamed(config_class: type, values: Mapping[Any, Any], prefix: str) -> None:
+    """Raises for a key of `RENAMED_KEYS`, {"old.key": "new.key"}, of the class or its bases."""
+    for base in config_class.__mro__:
+        for old, new in vars(base).get("RENAMED_KEYS", {}).items():
+            found: Any = values
+            for part in old.split("."):
+                found = found.get(part, _ABSENT) if isinstance(found, Mapping) else _ABSENT
+            if found is not _ABSENT:
+                raise ConfigError(f"`{prefix}{old}` is now `{prefix}{new}`")
 
 
 def _convert(kind: Any, value: Any, key: str, default: Any, known: Sequence[str]) -> Any:

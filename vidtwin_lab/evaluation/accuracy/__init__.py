@@ -9,23 +9,6 @@ to show, entropies holds the published measures, summary makes a report of the v
 puts it all together.
 """
 
-from vidtwin_lab.evaluation.accuracy.config import AccuracyConfig
-from vidtwin_lab.evaluation.accuracy.entropies import (
-    balanced_places,
-    inter_entropy,
-    intra_entropy,
-    sprites_measures,
-)
-from vidtwin_lab.evaluation.accuracy.measuring import describe, measure
-from vidtwin_lab.evaluation.accuracy.summary import joint_probabilities
+from vidtwin.lazy import attach_stub
 
-__all__ = [
-    "AccuracyConfig",
-    "balanced_places",
-    "describe",
-    "inter_entropy",
-    "intra_entropy",
-    "joint_probabilities",
-    "measure",
-    "sprites_measures",
-]
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from diffusion.conditioning import GuidanceScales
 from diffusion.pipeline import GIVEN_GUIDANCE_SCALE, NUM_INFERENCE_STEPS
@@ -61,6 +62,8 @@ class AccuracyConfig:
     given_guidance_scale: float = GIVEN_GUIDANCE_SCALE
     seed: int = 0
     threads: int = 1
+
+    RENAMED_KEYS: ClassVar[dict[str, str]] = {"held_guidance_scale": "given_guidance_scale"}
 
     def __post_init__(self) -> None:
         if self.videos not in VIDEOS:

@@ -10,23 +10,6 @@ model is the network, config and training how it learns, verdicts what it says o
 puts it all together.
 """
 
-from vidtwin_lab.evaluation.classifier.config import ClassifierConfig
-from vidtwin_lab.evaluation.classifier.measuring import describe, measure
-from vidtwin_lab.evaluation.classifier.model import MODEL_FOLDER, VideoClassifier, load_classifier
-from vidtwin_lab.evaluation.classifier.training import build_classifier, train_classifier
-from vidtwin_lab.evaluation.classifier.verdicts import UNKNOWN, accuracies, flat_row, percent
+from vidtwin.lazy import attach_stub
 
-__all__ = [
-    "MODEL_FOLDER",
-    "UNKNOWN",
-    "ClassifierConfig",
-    "VideoClassifier",
-    "accuracies",
-    "build_classifier",
-    "describe",
-    "flat_row",
-    "load_classifier",
-    "measure",
-    "percent",
-    "train_classifier",
-]
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

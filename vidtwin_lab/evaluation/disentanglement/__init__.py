@@ -11,8 +11,6 @@ A clip's factors of content (its look) and motion are labels of the data set, se
 `vidtwin.data.factors`; content belongs to the structure, motion to the dynamics.
 """
 
-from vidtwin_lab.evaluation.disentanglement.config import DisentanglementConfig, SamplingConfig
-from vidtwin_lab.evaluation.disentanglement.probes import ProbeConfig
-from vidtwin_lab.evaluation.disentanglement.scorecard import describe, measure
+from vidtwin.lazy import attach_stub
 
-__all__ = ["DisentanglementConfig", "ProbeConfig", "SamplingConfig", "describe", "measure"]
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

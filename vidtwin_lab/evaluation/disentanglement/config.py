@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -32,6 +33,8 @@ class SamplingConfig:
     videos_per_clip: int = 8
     steps: int = NUM_INFERENCE_STEPS
     given_guidance_scale: float = GIVEN_GUIDANCE_SCALE
+
+    RENAMED_KEYS: ClassVar[dict[str, str]] = {"held_guidance_scale": "given_guidance_scale"}
 
     def __post_init__(self) -> None:
         GuidanceScales(held=self.given_guidance_scale)

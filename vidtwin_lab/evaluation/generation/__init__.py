@@ -8,8 +8,6 @@ both sides, comparing the numbers of them, showing a table and a figure, measuri
 together.
 """
 
-from vidtwin_lab.evaluation.generation.config import GenerationConfig
-from vidtwin_lab.evaluation.generation.measuring import describe, measure
-from vidtwin_lab.evaluation.generation.protocols import compared
+from vidtwin.lazy import attach_stub
 
-__all__ = ["GenerationConfig", "compared", "describe", "measure"]
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

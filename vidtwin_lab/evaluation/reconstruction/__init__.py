@@ -7,7 +7,6 @@ config says what is measured, meter measures windows, summary makes videos and m
 showing a row of a table and a figure, measuring puts it all together.
 """
 
-from vidtwin_lab.evaluation.reconstruction.config import ReconstructionConfig
-from vidtwin_lab.evaluation.reconstruction.measuring import describe, measure
+from vidtwin.lazy import attach_stub
 
-__all__ = ["ReconstructionConfig", "describe", "measure"]
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -12,24 +12,6 @@ config says which videos, sources how they are walked through, building makes th
 config: data_set, sample_folders (videos and latents) or samples (of a pipeline).
 """
 
-from vidtwin_lab.evaluation.videos.building import build_generated, build_real
-from vidtwin_lab.evaluation.videos.config import VideosConfig, model_sizes
-from vidtwin_lab.evaluation.videos.data_set import DataVideos
-from vidtwin_lab.evaluation.videos.sample_folders import FolderVideos, LatentVideos
-from vidtwin_lab.evaluation.videos.samples import PipelineVideos
-from vidtwin_lab.evaluation.videos.sources import Video, VideoSource, check_number, iterate_videos
+from vidtwin.lazy import attach_stub
 
-__all__ = [
-    "DataVideos",
-    "FolderVideos",
-    "LatentVideos",
-    "PipelineVideos",
-    "Video",
-    "VideoSource",
-    "VideosConfig",
-    "build_generated",
-    "build_real",
-    "check_number",
-    "iterate_videos",
-    "model_sizes",
-]
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

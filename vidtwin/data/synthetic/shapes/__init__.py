@@ -4,52 +4,6 @@ attributes says what can be seen, rendering draws it, captions describes it, dat
 together.
 """
 
-from vidtwin.data.synthetic.shapes.attributes import (
-    BACKGROUNDS,
-    COLORS,
-    LABELS,
-    MOTIONS,
-    SHAPES,
-    SPLITS,
-    TEXTURES,
-    ShapesAttributes,
-    ShapesObject,
-    draw_attributes,
-    is_held_out,
-)
-from vidtwin.data.synthetic.shapes.captions import (
-    WORDINGS,
-    canonical_caption,
-    caption,
-)
-from vidtwin.data.synthetic.shapes.dataset import (
-    MovingShapes,
-    ShapesClip,
-    ShapesConfig,
-    unseen_clip,
-)
-from vidtwin.data.synthetic.shapes.rendering import (
-    render_attributes,
-)
+from vidtwin.lazy import attach_stub
 
-__all__ = [
-    "BACKGROUNDS",
-    "COLORS",
-    "LABELS",
-    "MOTIONS",
-    "SHAPES",
-    "SPLITS",
-    "TEXTURES",
-    "WORDINGS",
-    "MovingShapes",
-    "ShapesAttributes",
-    "ShapesClip",
-    "ShapesConfig",
-    "ShapesObject",
-    "canonical_caption",
-    "caption",
-    "draw_attributes",
-    "is_held_out",
-    "render_attributes",
-    "unseen_clip",
-]
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

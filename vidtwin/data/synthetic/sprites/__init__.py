@@ -4,34 +4,6 @@ attributes says what can be seen, sheets reads and draws it, dataset puts charac
 together.
 """
 
-from vidtwin.data.synthetic.sprites.attributes import (
-    ACTIONS,
-    DIRECTIONS,
-    PARTS,
-    PUBLISHED_ACTIONS,
-    PUBLISHED_DIRECTIONS,
-    PUBLISHED_VARIANTS,
-)
-from vidtwin.data.synthetic.sprites.dataset import (
-    LABELS,
-    SPLITS,
-    TEST_FRACTION,
-    Sprites,
-    SpritesConfig,
-)
-from vidtwin.data.synthetic.sprites.sheets import SpriteSheets
+from vidtwin.lazy import attach_stub
 
-__all__ = [
-    "ACTIONS",
-    "DIRECTIONS",
-    "LABELS",
-    "PARTS",
-    "PUBLISHED_ACTIONS",
-    "PUBLISHED_DIRECTIONS",
-    "PUBLISHED_VARIANTS",
-    "SPLITS",
-    "TEST_FRACTION",
-    "SpriteSheets",
-    "Sprites",
-    "SpritesConfig",
-]
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

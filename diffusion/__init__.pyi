@@ -1,0 +1,21 @@
+from diffusion.cache import LatentCache, build_latent_loader, iterate_latents
+from diffusion.config import DiTConfig
+from diffusion.dit import TwinDiT, TwinDiTOutput
+from diffusion.flow import FlowConfig, FlowObjective, LevelConfig
+from diffusion.latent_stats import LatentStats, LatentStatsAccumulator
+from diffusion.pipeline import VidTwinPipeline
+
+__all__ = [
+    "DiTConfig",
+    "FlowConfig",
+    "FlowObjective",
+    "LatentCache",
+    "LatentStats",
+    "LatentStatsAccumulator",
+    "LevelConfig",
+    "TwinDiT",
+    "TwinDiTOutput",
+    "VidTwinPipeline",
+    "build_latent_loader",
+    "iterate_latents",
+]

@@ -1,0 +1,49 @@
+from vidtwin.data.synthetic.shapes.attributes import (
+    BACKGROUNDS,
+    COLORS,
+    LABELS,
+    MOTIONS,
+    SHAPES,
+    SPLITS,
+    TEXTURES,
+    ShapesAttributes,
+    ShapesObject,
+    draw_attributes,
+    is_held_out,
+)
+from vidtwin.data.synthetic.shapes.captions import (
+    WORDINGS,
+    canonical_caption,
+    caption,
+)
+from vidtwin.data.synthetic.shapes.dataset import (
+    MovingShapes,
+    ShapesClip,
+    ShapesConfig,
+    unseen_clip,
+)
+from vidtwin.data.synthetic.shapes.rendering import (
+    render_attributes,
+)
+
+__all__ = [
+    "BACKGROUNDS",
+    "COLORS",
+    "LABELS",
+    "MOTIONS",
+    "SHAPES",
+    "SPLITS",
+    "TEXTURES",
+    "WORDINGS",
+    "MovingShapes",
+    "ShapesAttributes",
+    "ShapesClip",
+    "ShapesConfig",
+    "ShapesObject",
+    "canonical_caption",
+    "caption",
+    "draw_attributes",
+    "is_held_out",
+    "render_attributes",
+    "unseen_clip",
+]
