@@ -137,7 +137,7 @@ def main() -> None:
             Path(config.output) / part,
             autoencoder_config=model.sizes,
             autoencoder_digest=digest,
-            data=runtime.config_to_dict(dataset.config),
+            data=dataset.config.to_dict(),
             num_clips=min(len(dataset), config.limit_of(part) or len(dataset)),
             label_names=dataset.label_names,
             clips_digest=listing_digest(dataset),

@@ -33,7 +33,7 @@ from diffusion.inputs import check_seed, common_length, prompt_list
 from diffusion.long_video import latent_windows, window_starts
 from diffusion.pipeline import GIVEN_GUIDANCE_SCALE, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 from diffusion.schedulers import SCHEDULERS, build_scheduler
-from vidtwin.data.window import read_first_window
+from vidtwin.data.file_dataset import read_first_window
 from vidtwin.files import check_folder, write_json
 from vidtwin.media import contact_sheet, frame_rate, thumbnail, to_uint8
 from vidtwin.reconstruction import software_versions, weights_digest

@@ -20,7 +20,13 @@ from vidtwin import AutoencoderConfig
 from vidtwin.branch_dropout import BranchDropout
 from vidtwin.branch_videos import branch_videos
 from vidtwin.building import build_models, describe_models
-from vidtwin.data import PAIRS, DataConfig, build_dataset, build_evaluation_loader, build_loader
+from vidtwin.data import (
+    PAIRED_AUGMENTATIONS,
+    DataConfig,
+    build_dataset,
+    build_evaluation_loader,
+    build_loader,
+)
 from vidtwin.data.bad_files import TooManyBadFiles
 from vidtwin.discriminator import DiscriminatorConfig, PatchDiscriminator
 from vidtwin.frame_shuffle import FrameShuffle
@@ -295,8 +301,9 @@ def micro_batches(
         video = batch["video"][part].to(accelerator.device, non_blocking=True)
         noise = draw_noise(config.model, seeds).to(accelerator.device)
         inputs = {"noise": noise, "branch_weights": config.branch_dropout.weights(seeds)}
-        twins = {name: batch[name][part].to(video.device) for name in PAIRS if name in batch}
-        inputs |= branch_videos(video, twins, seeds, config.frame_shuffle)
+        names = [name for name in PAIRED_AUGMENTATIONS if name in batch]
+        paired = {name: batch[name][part].to(video.device) for name in names}
+        inputs |= branch_videos(video, paired, seeds, config.frame_shuffle)
         sync = runtime.sync_on_last(accelerator, model, index, config.accumulation)
         yield video, inputs, sync
 

@@ -43,13 +43,13 @@ from vidtwin import (
     noise_seed_for,
 )
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 STATS_FOLDER = "latent_stats"
 SHARDS_FOLDER = "shards"
 SHARD_RECORD = "shard.json"
 # Of the data's description: where the clips lie, and what no clip depends on.
-DATA_MAY_CHANGE = ("path", "root", "timeout", "max_bad_fraction", "shapes_size")
+DATA_MAY_CHANGE = ("path", "root", "timeout", "max_bad_fraction", "shapes.size")
 # What else of a manifest the samples follow from.
 SAMPLES_FOLLOW_FROM = (
     *("autoencoder_digest", "clips_digest", "samples", "rows", "captions"),
@@ -147,9 +147,23 @@ def _check_file(path: Path, expected: Mapping[str, Any], verify: bool) -> None:
         raise ValueError(f"shard {path.parent} is damaged: the bytes of {path.name} have changed")
 
 
-def lasting(data: Mapping[str, Any]) -> dict[str, Any]:
+def lasting(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """What of the data's description the clips depend on."""
-    return {name: value for name, value in data.items() if name not in DATA_MAY_CHANGE}
+    return {
+        name: lasting(value, f"{name}.") if isinstance(value, Mapping) else value
+        for name, value in data.items()
+        if f"{prefix}{name}" not in DATA_MAY_CHANGE
+    }
+
+
+def restricted(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What is saved of the keys that are asked for."""
+    return {
+        name: restricted(saved.get(name, {}), value)
+        if isinstance(value, Mapping)
+        else saved.get(name)
+        for name, value in asked.items()
+    }
 
 
 def differences(
@@ -320,8 +334,7 @@ class LatentCache(Dataset[dict[str, Any]]):
             )
         if data is not None:
             asked = plain(data)
-            saved = {key: self.manifest["data"].get(key) for key in asked}
-            found += differences(saved, asked, "data.")
+            found += differences(restricted(self.manifest["data"], asked), asked, "data.")
         if found:
             raise ValueError(
                 f"the cache {self.folder} does not fit this run: {'; '.join(found)}; encode "

@@ -6,7 +6,7 @@ Axes: B batch, C channels, T frames, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from diffusion.building import TransformerConfig
-from diffusion.cache import DATA_MAY_CHANGE, LatentCache, build_latent_loader, iterate_latents
+from diffusion.cache import LatentCache, build_latent_loader, iterate_latents, lasting
 from diffusion.dit import TwinDiT
 from diffusion.flow import FlowObjective
 from diffusion.inputs import class_indices
@@ -88,7 +88,7 @@ class RunParts:
             self.dataset = self._open_cache("train")
             self.dataset.check(data=asked_of(data))
             self.digests["cache"] = self.dataset.digest()
-            self.data = DataConfig(**self.dataset.manifest["data"])
+            self.data = DataConfig.from_dict(self.dataset.manifest["data"])
             if overfit:
                 self.dataset = self.dataset.first(overfit)
         self.held_out = self._find_held_out() if validates else None
@@ -231,7 +231,4 @@ class RunParts:
 
 def asked_of(data: DataConfig) -> dict[str, Any]:
     """What a config says of the clips beyond the defaults, but for where they lie now."""
-    asked = {field.name: getattr(data, field.name) for field in fields(DataConfig)}
-    defaults = {field.name: field.default for field in fields(DataConfig)}
-    fixed = asked.keys() - {*DATA_MAY_CHANGE, "part"}
-    return {name: asked[name] for name in sorted(fixed) if asked[name] != defaults[name]}
+    return {name: value for name, value in lasting(data.changed()).items() if name != "part"}

@@ -23,7 +23,7 @@ def pipeline(tmp_path_factory) -> Path:
             *("train_diffusion", "diffusion/shapes_debug", "dit", f"autoencoder={folder}/ae"),
             *(f"cache={folder}/latents", f"text_encoder={folder}/bert/language_model"),
             # Both conditions in one model; the clips are in the cache.
-            *("class_conditional=true", "data.shapes_size=20000", f"sample_prompts=[{PROMPT}]"),
+            *("class_conditional=true", f"sample_prompts=[{PROMPT}]"),
         ),
     ):
         words = ("--config", f"configs/{config}.yaml", f"output={folder / output}", *options)

@@ -59,12 +59,12 @@ def test_a_sample_is_what_encoding_it_anew_gives(autoencoder, tmp_path, store):
     ).done()  # fmt: skip
     assert "train: 16 clips, 16 encodings, 48 captions" in out
     model = VidTwinAutoencoder.from_pretrained(autoencoder)
-    sized: dict[str, Any] = {"num_frames": 4, "height": 16, "width": 16, "shapes_size": 200000}
+    sized: dict[str, Any] = {"num_frames": 4, "height": 16, "width": 16, "shapes": {"size": 200000}}
     for part, count in (("train", 16), ("validation", 4)):
         cache = LatentCache(tmp_path / part)
         assert len(cache) == count
         assert cache.label_names == list(LABELS)
-        dataset = build_dataset(DataConfig(**cache.manifest["data"]))
+        dataset = build_dataset(DataConfig.from_dict(cache.manifest["data"]))
         digest = weights_digest(model.encoder_parts())
         cache.check(digest, model.sizes, {"part": part, **sized})
         for epoch in range(3):
@@ -222,8 +222,8 @@ class TestBadInput:
         options = ("--config", DEBUG, f"autoencoder={autoencoder}", f"output={tmp_path}")
         encode(*options).done()
         before = contents(tmp_path)
-        told = encode(*options, "data.shapes_seed=1", "store=moments").refused()
-        assert "data.shapes_seed is 0 in the cache, now 1" in told
+        told = encode(*options, "data.shapes.seed=1", "store=moments").refused()
+        assert "data.shapes.seed is 0 in the cache, now 1" in told
         assert "store is 'mode' in the cache, now 'moments'" in told
         model = VidTwinAutoencoder.from_pretrained(autoencoder)
         with torch.no_grad():

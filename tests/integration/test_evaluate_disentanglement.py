@@ -71,7 +71,7 @@ def test_what_can_t_be_measured_is_said_in_one_line(tiny, tmp_path):
         (("autoencoder=/nowhere",), "does not exist"),
         ((f"autoencoder={tiny}", "samples=100"), "the data have 64"),
         ((f"autoencoder={tiny}", "factors=[colour]"), "did you mean 'color'"),
-        ((f"autoencoder={tiny}", "data.shapes_max_objects=2"), "shapes_max_objects=1"),
+        ((f"autoencoder={tiny}", "data.shapes.max_objects=2"), "shapes.max_objects=1"),
         ((f"autoencoder={tiny}", f"judge={tmp_path}"), "holds no classifier"),
     ):
         assert expected in evaluate(*arguments, output).refused()

@@ -197,7 +197,7 @@ def test_a_bad_validation_clip_stops_nothing(write_clips, tmp_path, caplog):
     clips = write_clips(tmp_path / "clips", [16] * 6, size=(32, 32), bad="bad.mp4")
     train(
         "--config", DEBUG, "data.source=folder", f"data.path={clips}", "data.part=all",
-        "data.shapes_size=20000", "data.validation_fraction=0", "steps=2", "log_every=1",
+        "data.validation_fraction=0", "steps=2", "log_every=1",
         "data.max_bad_fraction=0.2", "optimizer.warmup_steps=0", "validation_samples=7",
         "discriminator_optimizer.warmup_steps=0", f"output={tmp_path / 'run'}",
     ).done()  # fmt: skip
@@ -220,7 +220,7 @@ class TestBadInput:
             (["optimizer.warmup_steps=99"], "`warmup_steps` must be less than"),
             (["mixed_precision=fp8"], "mixed_precision"),
             (["tracker=mlflow"], "`tracker` must be one of none, tensorboard, wandb"),
-            (["data.source=folder", "data.shapes_size=20000"], "data.path"),
+            (["data.source=folder"], "data.path"),
             (["--resume", "nowhere"], "checkpoint nowhere does not exist"),
             (["--config", "nowhere.yaml"], r"nowhere\.yaml"),
             (["init_from=nowhere.ckpt"], r"no checkpoint file at nowhere\.ckpt"),
@@ -263,7 +263,7 @@ class TestBadInput:
     def test_too_many_bad_files(self, write_clips, tmp_path):
         clips = write_clips(tmp_path / "clips", [16] * 3, size=(32, 32), bad="bad.mp4")
         options = ("--config", DEBUG, "data.source=folder", f"data.path={clips}",
-                   "data.shapes_size=20000", "validation_samples=0", "steps=4")  # fmt: skip
+                   "validation_samples=0", "steps=4")  # fmt: skip
         told = train(*options, f"output={tmp_path / 'strict'}").refused()
         assert "1 of 4 files can't be used" in told
         assert "bad.mp4" in told

@@ -89,7 +89,7 @@ class TestRuns:
         assert not list(tmp_path.iterdir())
 
     def test_leaves_a_pipeline_that_samples_by_class(self, train, tmp_path) -> None:
-        options = ("validate_every=4", "steps=4", "data.shapes_size=16")
+        options = ("validate_every=4", "steps=4", "data.shapes.size=16")
         train(f"output={tmp_path}", *options).done()
         training = [record for record in records(tmp_path) if "loss/total" in record]
         for key in ("loss/structure", "loss/dynamics", "gradient_norm", "learning_rate",
@@ -247,7 +247,7 @@ class TestBadInput:
         self, train, models, write_clips, tmp_path
     ) -> None:
         clips = write_clips(tmp_path / "clips", [16] * 3, size=(32, 32))
-        folder = ("data.source=folder", f"data.path={clips}", "data.shapes_size=20000")
+        folder = ("data.source=folder", f"data.path={clips}")
         options = (*folder, f"output={tmp_path / 'run'}", *QUIET)
         told = train(*options).refused()
         assert "class_conditional=true, but the clips of this data set have no labels" in told
@@ -264,9 +264,9 @@ class TestBadInput:
         assert not list(tmp_path.rglob("*.safetensors"))
 
     def test_a_cache_of_other_clips(self, train, cache, tmp_path) -> None:
-        asked = ("data.shapes_textured_fraction=0.9", "data.shapes_seed=0")
+        asked = ("data.shapes.textured_fraction=0.9", "data.shapes.seed=0")
         told = train(f"output={tmp_path}", f"cache={cache}", *asked).refused()
-        assert re.search(r"data.shapes_textured_fraction .*0\.15.*0\.9", told)
+        assert re.search(r"data.shapes.textured_fraction .*0\.15.*0\.9", told)
         assert "shapes_seed" not in told
         assert not list(tmp_path.rglob("*.safetensors"))
 

@@ -27,7 +27,7 @@ SIZES = {"num_frames": 8, "height": 32, "width": 32}
 
 
 def shapes(**options) -> DataConfig:
-    return DataConfig(**({"source": "shapes", "shapes_size": 64} | SIZES | options))
+    return DataConfig(**({"source": "shapes"} | SIZES | options)).with_options(size=64)
 
 
 def test_other_objects_do_the_same():
@@ -117,14 +117,14 @@ def test_samples_bring_their_appearance_swap_along():
 
 
 @pytest.mark.parametrize(("key", "name"), PAIRS.items())
-def test_a_share_of_the_samples_has_a_twin(key, name):
-    data = build_dataset(shapes(**{key: 0.5}, shapes_size=128))
+def test_a_share_of_the_samples_has_a_pair(key, name):
+    data = build_dataset(shapes(**{key: 0.5}).with_options(size=128))
     own = [torch.equal(data[i][name], data[i]["video"]) for i in range(128)]
     assert 40 < sum(own) < 90
 
 
 @pytest.mark.parametrize(("key", "name"), PAIRS.items())
-def test_batches_have_twins_and_evaluation_has_none(key, name):
+def test_batches_have_pairs_and_evaluation_has_none(key, name):
     config = shapes(**{key: 1.0})
     batch = next(iter(build_loader(build_dataset(config), batch_size=3, seed=0)))
     assert batch[name].shape == batch["video"].shape
@@ -140,7 +140,7 @@ def test_a_share_is_a_share(key, share):
 
 
 @pytest.mark.parametrize("key", PAIRS)
-def test_clips_of_files_have_no_twins(key, tmp_path):
+def test_clips_of_files_have_no_pairs(key, tmp_path):
     with pytest.raises(ValueError, match="needs clips that can be drawn again"):
         DataConfig(source="folder", path=str(tmp_path), **{key: 0.5})
 
@@ -150,11 +150,11 @@ def test_what_each_branch_is_shown():
     batch = next(iter(build_loader(both, batch_size=4, seed=0)))
     part, still = slice(1, 3), FrameShuffle(share=1.0, frames=1)
     seeds, video = batch["noise_seed"][part].tolist(), batch["video"][part]
-    twins = {name: batch[name][part] for name in PAIRS.values()}
-    found = branch_videos(video, twins, seeds, FrameShuffle())
+    paired = {name: batch[name][part] for name in PAIRS.values()}
+    found = branch_videos(video, paired, seeds, FrameShuffle())
     assert torch.equal(found["structure_video"], batch["motion_swap"][part])
     assert torch.equal(found["dynamics_video"], batch["appearance_swap"][part])
-    found = branch_videos(video, twins, seeds, still)
+    found = branch_videos(video, paired, seeds, still)
     expected = still.shuffled(batch["motion_swap"][part], seeds)
     assert torch.equal(found["structure_video"], expected)
     assert set(branch_videos(video, {}, seeds, FrameShuffle()).values()) == {None}

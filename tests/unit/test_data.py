@@ -257,7 +257,7 @@ def test_short_videos(tmp_path: Path) -> None:
 
 
 def test_shapes_parts_are_disjoint_and_finite() -> None:
-    config = DataConfig(**SMALL, shapes_size=7)
+    config = DataConfig(**SMALL).with_options(size=7)
     train, validation = (
         build_dataset(dataclasses.replace(config, part=part)) for part in ("train", "validation")
     )

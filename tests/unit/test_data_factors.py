@@ -19,7 +19,7 @@ def files(root: Path, *names: str) -> None:
 
 
 def test_shapes_say_what_their_attributes_are():
-    data = build_dataset(DataConfig(shapes_max_objects=1, shapes_size=40, **SMALL))
+    data = build_dataset(DataConfig(**SMALL).with_options(max_objects=1, size=40))
     factors = factor_labels(data)
     assert list(factors.all) == ["color", "shape", "background", "motion"]
     for index in range(40):
@@ -37,8 +37,8 @@ def test_shapes_say_what_their_attributes_are():
 
 
 def test_two_objects_have_no_one_color():
-    data = build_dataset(DataConfig(shapes_size=4, **SMALL))
-    with pytest.raises(ValueError, match=r"set data.shapes_max_objects=1"):
+    data = build_dataset(DataConfig(**SMALL).with_options(size=4))
+    with pytest.raises(ValueError, match=r"set data.shapes.max_objects=1"):
         factor_labels(data)
 
 

@@ -198,7 +198,7 @@ def test_a_prompt_asks_for_all_and_a_class_for_its_own(data):
 
 def test_a_caption_that_leaves_something_open_asks_not_for_it():
     data = build_dataset(
-        DataConfig(num_frames=4, height=16, width=16, shapes_size=3, shapes_max_objects=1)
+        DataConfig(num_frames=4, height=16, width=16).with_options(size=3, max_objects=1)
     )
     data.captions = lambda index, count: ["the same"] * count  # type: ignore[method-assign]
     factors = factor_labels(data)
@@ -295,7 +295,7 @@ def test_settings_that_can_t_be(data, judge, autoencoder):
 
 
 def test_another_judge_is_refused(judge, data):
-    fewer = replace(data, sprites_directions=("front", "left"))
+    fewer = data.with_options(directions=("front", "left"))
     with pytest.raises(ValueError, match="other classes than the data have, of direction"):
         measure(AccuracyConfig(classifier=str(judge), data=fewer), Processes())
     sized = replace(data, height=32)

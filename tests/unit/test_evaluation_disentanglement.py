@@ -382,8 +382,9 @@ def test_sampling_tells_what_stays_from_what_varies(varies):
 
 
 def shapes_data(**changes: Any) -> DataConfig:
-    small: dict[str, Any] = {"num_frames": 8, "height": 32, "width": 32, "shapes_size": 30}
-    return DataConfig(**({"part": "validation", "shapes_max_objects": 1} | small | changes))
+    small: dict[str, Any] = {"num_frames": 8, "height": 32, "width": 32}
+    config = DataConfig(**({"part": "validation"} | small | changes))
+    return config.with_options(max_objects=1, size=30)
 
 
 def test_the_pixel_judge_reads_every_real_clip_right():
@@ -402,8 +403,8 @@ def test_factors_are_chosen_by_name_and_a_wrong_name_is_mended():
     assert list(chosen.content) == ["shape"] and list(chosen.motion) == ["motion"]
     with pytest.raises(ValueError, match="did you mean 'color'"):
         choose_factors(dataset, ("colour",))
-    with pytest.raises(ValueError, match="shapes_max_objects=1"):
-        choose_factors(build_dataset(shapes_data(shapes_max_objects=2)), ())
+    with pytest.raises(ValueError, match=r"shapes\.max_objects=1"):
+        choose_factors(build_dataset(shapes_data().with_options(max_objects=2)), ())
 
 
 def test_clips_are_drawn_by_the_seed_and_too_few_are_an_error():

@@ -226,7 +226,7 @@ def test_a_sample_depends_on_its_index_alone(tmp_path, build_pipeline, clips) ->
 def test_a_text_pipeline_is_asked_for_the_captions(tmp_path, build_pipeline, clips) -> None:
     build_pipeline().save_pretrained(tmp_path)
     config = VideosConfig(path=str(tmp_path), num_inference_steps=1)
-    shapes = DataConfig(num_frames=8, height=16, width=24, shapes_size=3)
+    shapes = DataConfig(num_frames=8, height=16, width=24).with_options(size=3)
     real = DataVideos(shapes)
     source = PipelineVideos(config, real, 5, torch.device("cpu"))
     asked = [video.asked for video in source.load(range(5)) if isinstance(video, Video)]
@@ -234,7 +234,7 @@ def test_a_text_pipeline_is_asked_for_the_captions(tmp_path, build_pipeline, cli
     assert asked == captions + captions[:2]
     with pytest.raises(ValueError, match="have no caption"):
         PipelineVideos(config, DataVideos(config_of(clips)), 5, torch.device("cpu"))
-    square = DataVideos(DataConfig(num_frames=8, height=16, width=16, shapes_size=3))
+    square = DataVideos(DataConfig(num_frames=8, height=16, width=16).with_options(size=3))
     with pytest.raises(ValueError, match=r"\(8, 16, 24\), the real ones \(8, 16, 16\)"):
         build_generated(config, square, 5, torch.device("cpu"))
     plain = DataVideos(config_of(clips, source="folder"))

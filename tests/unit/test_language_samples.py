@@ -112,7 +112,7 @@ class TestDocuments:
         assert split_sentences("no stop") == ["no stop"]
 
     def test_captions_of_a_data_set(self):
-        data = DataConfig(source="shapes", shapes_size=50)
+        data = DataConfig(source="shapes").with_options(size=50)
         config = CorpusConfig(source="captions", data=data, validation_fraction=0.2)
         parts = [set(read_texts(DocumentCorpus(config, part), 99)) for part in
                  ("train", "validation")]  # fmt: skip

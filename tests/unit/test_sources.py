@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from vidtwin.data.sources import Clip, find_clips, split_clips, split_key
+from vidtwin.data.config import DataConfig
+from vidtwin.data.file_sources import Clip, ClipList, find_clips, split_clips, split_key
 
 PINNED = ["clips/2.mp4", "clips/3.mp4", "clips/7.mp4", "clips/9.mp4"]
 
@@ -18,6 +20,10 @@ def touch(root: Path, *names: str) -> None:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
+
+
+def find(source: str, path: str | None = None, part: str = "all", **options: Any) -> ClipList:
+    return find_clips(DataConfig(source=source, path=path, part=part, **options))
 
 
 def names(clips: list[Clip]) -> list[str]:
@@ -32,7 +38,7 @@ def test_csv(tmp_path: Path) -> None:
     table.write_text(
         f'videos,caption,label\na/one.mp4,"a cat, running",run\ntwo.mp4,,walk\n{absolute},x,\n'
     )
-    listing = find_clips("csv", str(table))
+    listing = find("csv", str(table))
     assert [clip.path for clip in listing.clips] == [
         str(tmp_path / "a/one.mp4"), str(tmp_path / "two.mp4"), str(absolute)
     ]  # fmt: skip
@@ -46,7 +52,7 @@ def test_csv_with_the_released_format_and_another_root(tmp_path: Path) -> None:
     table = tmp_path / "lists" / "clips.csv"
     table.parent.mkdir()
     table.write_text("videos\none.mp4\n\n")
-    listing = find_clips("csv", str(table), root=str(tmp_path / "data"))
+    listing = find("csv", str(table), root=str(tmp_path / "data"))
     assert [clip.path for clip in listing.clips] == [str(tmp_path / "data/one.mp4")]
     assert listing.clips[0].label == -1
     assert listing.label_names == []
@@ -55,7 +61,7 @@ def test_csv_with_the_released_format_and_another_root(tmp_path: Path) -> None:
 def test_csv_labels_that_are_numbers_stay(tmp_path: Path) -> None:
     touch(tmp_path, "one.mp4", "two.mp4")
     (tmp_path / "c.csv").write_text("videos,label\none.mp4,10\ntwo.mp4,2\n")
-    listing = find_clips("csv", str(tmp_path / "c.csv"))
+    listing = find("csv", str(tmp_path / "c.csv"))
     assert [clip.label for clip in listing.clips] == [10, 2]
     assert len(listing.label_names) == 11
 
@@ -77,7 +83,7 @@ def test_csv_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> Non
     touch(tmp_path, "one.mp4")
     (tmp_path / "c.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
-        find_clips("csv", str(tmp_path / "c.csv"))
+        find("csv", str(tmp_path / "c.csv"))
 
 
 def test_csv_with_some_missing_files_warns(
@@ -85,7 +91,7 @@ def test_csv_with_some_missing_files_warns(
 ) -> None:
     touch(tmp_path, "one.mp4")
     (tmp_path / "c.csv").write_text("videos\none.mp4\ngone.mp4\n")
-    assert len(find_clips("csv", str(tmp_path / "c.csv")).clips) == 2
+    assert len(find("csv", str(tmp_path / "c.csv")).clips) == 2
     assert "1 of 2 videos looked for are not there" in caplog.text
     assert "gone.mp4" in caplog.text
 
@@ -94,7 +100,7 @@ def test_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     touch(tmp_path, "walk/b.mp4", "run/deep/a.AVI", "run/note.txt", ".hidden/x.mp4", "top.mp4")
     (tmp_path / "empty").mkdir()
     with caplog.at_level(logging.WARNING):
-        listing = find_clips("classes", str(tmp_path))
+        listing = find("classes", str(tmp_path))
     assert names(listing.clips) == ["run/deep/a.AVI", "walk/b.mp4"]
     assert [clip.label for clip in listing.clips] == [0, 1]
     assert listing.label_names == ["run", "walk"]
@@ -117,29 +123,29 @@ def ucf101(root: Path) -> Path:
 @pytest.mark.parametrize("below", ["", "UCF-101"])
 def test_ucf101(tmp_path: Path, below: str) -> None:
     root = str(ucf101(tmp_path) / below)
-    train = find_clips("ucf101", root, split=1, part="train")
+    train = find("ucf101", root, split=1, part="train")
     assert names(train.clips) == ["Bow/v_Bow_g08_c01.avi", "Archery/v_Archery_g08_c01.avi"]
     assert [clip.label for clip in train.clips] == [0, 1]
     assert train.label_names == ["Bow", "Archery"]  # in the order of classInd.txt
-    test = find_clips("ucf101", root, split=1, part="validation")
+    test = find("ucf101", root, split=1, part="validation")
     assert names(test.clips) == ["Bow/v_Bow_g01_c01.avi", "Archery/v_Archery_g01_c01.avi"]
-    assert len(find_clips("ucf101", root, split=1, part="all").clips) == 4
+    assert len(find("ucf101", root, split=1, part="all").clips) == 4
     assert all(Path(clip.path).is_file() for clip in train.clips + test.clips)
-    assert len(find_clips("classes", str(tmp_path / "UCF-101")).clips) == 4
+    assert len(find("classes", str(tmp_path / "UCF-101")).clips) == 4
 
 
 def test_ucf101_that_cannot_be_used(tmp_path: Path) -> None:
     root = str(ucf101(tmp_path))
     with pytest.raises(ValueError, match="split must be 1, 2 or 3 for UCF-101, got None"):
-        find_clips("ucf101", root)
+        find("ucf101", root)
     with pytest.raises(ValueError, match=r"no trainlist02\.txt in"):
-        find_clips("ucf101", root, split=2)
+        find("ucf101", root, split=2)
 
 
 def test_folder_with_captions_beside_the_clips(tmp_path: Path) -> None:
     touch(tmp_path, "b.mp4", "a.mp4", "sub/c.webm", "note.md")
     (tmp_path / "a.txt").write_text("a dog jumps\n", encoding="utf-8")
-    listing = find_clips("folder", str(tmp_path))
+    listing = find("folder", str(tmp_path))
     assert names(listing.clips) == ["a.mp4", "b.mp4", "sub/c.webm"]
     assert [clip.caption for clip in listing.clips] == ["a dog jumps", "", ""]
 
@@ -153,7 +159,7 @@ def test_folder_with_captions_in_json(tmp_path: Path, caplog: pytest.LogCaptureF
         (tmp_path, str(captions)),
         (tmp_path / "clips", str(captions)),
     ):
-        listing = find_clips("folder", str(path), captions=given)
+        listing = find("folder", str(path), captions=given)
         assert [clip.caption for clip in listing.clips] == ["one", "two", ""]
     assert "has no caption for 1 of 3 videos, such as" in caplog.text
 
@@ -170,67 +176,67 @@ def test_captions_that_cannot_be_used(tmp_path: Path, content: str, message: str
     touch(tmp_path, "a.mp4")
     (tmp_path / "captions.json").write_text(content)
     with pytest.raises(ValueError, match=message):
-        find_clips("folder", str(tmp_path), captions="captions.json")
+        find("folder", str(tmp_path), captions="captions.json")
     with pytest.raises(ValueError, match=r"data\.captions must name a JSON file"):
-        find_clips("folder", str(tmp_path), captions="gone.json")
+        find("folder", str(tmp_path), captions="gone.json")
 
 
 def test_glob(tmp_path: Path) -> None:
     touch(tmp_path, "x/b.mp4", "x/a.mp4", "y/c.mp4", "y/d.mkv")
-    listing = find_clips("glob", str(tmp_path / "**" / "*.mp4"))
+    listing = find("glob", str(tmp_path / "**" / "*.mp4"))
     assert names(listing.clips) == ["x/a.mp4", "x/b.mp4", "y/c.mp4"]
     with pytest.raises(ValueError, match=r"no file matches data.path='.*\*\.avi'"):
-        find_clips("glob", str(tmp_path / "*.avi"))
+        find("glob", str(tmp_path / "*.avi"))
 
 
 def test_files(tmp_path: Path) -> None:
     touch(tmp_path, "a.mp4", "b.mp4")
-    one = find_clips("files", str(tmp_path / "a.mp4"))
+    one = find("files", str(tmp_path / "a.mp4"))
     assert names(one.clips) == ["a.mp4"]
-    two = find_clips("files", files=[str(tmp_path / "b.mp4"), str(tmp_path / "a.mp4")])
+    two = find("files", files=[str(tmp_path / "b.mp4"), str(tmp_path / "a.mp4")])
     assert names(two.clips) == ["b.mp4", "a.mp4"]
     with pytest.raises(ValueError, match=r"twice, as video 1 and 2"):
-        find_clips("files", files=[str(tmp_path / "a.mp4")] * 2)
+        find("files", files=[str(tmp_path / "a.mp4")] * 2)
     with pytest.raises(ValueError, match=r"data\.files must list videos"):
-        find_clips("files")
+        find("files")
 
 
 @pytest.mark.parametrize("source", ["csv", "classes", "folder", "ucf101", "files"])
 def test_missing_path(source: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.path must name .* does not exist"):
-        find_clips(source, str(tmp_path / "gone"))
+        find(source, str(tmp_path / "gone"))
 
 
 def test_wrong_kind_of_path(tmp_path: Path) -> None:
     touch(tmp_path, "a.mp4")
     with pytest.raises(ValueError, match=r"must name a CSV file, but .* is a folder"):
-        find_clips("csv", str(tmp_path))
+        find("csv", str(tmp_path))
     with pytest.raises(ValueError, match=r"must name a folder of videos, but .* is a file"):
-        find_clips("folder", str(tmp_path / "a.mp4"))
+        find("folder", str(tmp_path / "a.mp4"))
     with pytest.raises(ValueError, match=r"must name a folder of videos, got None"):
-        find_clips("folder")
+        find("folder")
 
 
 def test_nothing_there(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"no videos found in .*looked for files named .*\.mp4"):
-        find_clips("folder", str(tmp_path))
+        find("folder", str(tmp_path))
     with pytest.raises(ValueError, match=r"no videos found in the class folders of .*\(empty\)"):
-        find_clips("classes", str(tmp_path))
+        find("classes", str(tmp_path))
 
 
 def test_unknown_source_names_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"got 'folders'; did you mean 'folder'\?"):
-        find_clips("folders", ".")
+        find("folders", ".")
 
 
 def test_options_that_a_source_ignores_are_errors(tmp_path: Path) -> None:
     touch(tmp_path, "a.mp4")
     for options in ({"split": 1}, {"root": "."}, {"files": ["a.mp4"]}):
         with pytest.raises(ValueError, match=f"data.{next(iter(options))} is for the source"):
-            find_clips("folder", str(tmp_path), **options)  # type: ignore[arg-type]
+            find("folder", str(tmp_path), **options)
     with pytest.raises(ValueError, match=r"data\.captions is for the source .* with 'csv'"):
-        find_clips("csv", str(tmp_path), captions="captions.json")
+        find("csv", str(tmp_path), captions="captions.json")
 
 
 def made(*given: str) -> list[Clip]:

@@ -14,9 +14,9 @@ import torch
 from einops import reduce
 from PIL import Image
 
-from vidtwin.data import DataConfig, SpritesDataset, build_dataset, factor_labels
-from vidtwin.data.synthetic.sprites import PARTS
-from vidtwin.data.synthetic.sprites.attributes import SHEET_NAMES
+from vidtwin.data import DataConfig, build_dataset, factor_labels
+from vidtwin.data.synthetic.sprites.config import SHEET_FOLDERS, SHEET_NAMES
+from vidtwin.data.synthetic.sprites.dataset import SpritesDataset
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "train" / "lpc_sheets"
 # Row of the sheet and its columns, as the published scripts cut them.
@@ -33,6 +33,9 @@ PUBLISHED_FRAMES = {
 }
 
 
+OWN_KEYS = ("actions", "directions", "variants", "split", "shoes", "label")
+
+
 def config(sheets: Path, **options: Any) -> DataConfig:
     given: dict[str, Any] = {
         "path": str(sheets),
@@ -41,7 +44,8 @@ def config(sheets: Path, **options: Any) -> DataConfig:
         "width": 64,
         "part": "all",
     }
-    return DataConfig(source="sprites", **(given | options))
+    own = {name: options.pop(name) for name in OWN_KEYS if name in options}
+    return DataConfig(source="sprites", **(given | options)).with_options(**own)
 
 
 def dataset(sheets: Path, **options: Any) -> SpritesDataset:
@@ -69,7 +73,7 @@ def test_clips_show_the_published_frames(sheets):
 
 
 def test_other_actions_and_directions(sheets):
-    data = dataset(sheets, sprites_actions=("thrust", "shoot"), sprites_directions=("back",))
+    data = dataset(sheets, actions=("thrust", "shoot"), directions=("back",))
     assert data.label_names == ["thrust back", "shoot back"]
     thrust, shoot = (pixels(data[index])[:, 23, 63] for index in range(2))
     assert thrust[:, 0].tolist() == [5] * 8
@@ -87,7 +91,7 @@ def test_a_character_wears_what_its_factors_say(sheets):
         frame, labels = pixels(data[index])[0], data.factors(index)
         places = {"hair": (4, 4), "topwear": (30, 4), "bottomwear": (40, 4), "skin": (60, 4)}
         for factor, (y, x) in places.items():
-            sheet = np.asarray(Image.open(sheets / PARTS[factor] / f"{labels[factor]}.png"))
+            sheet = np.asarray(Image.open(sheets / SHEET_FOLDERS[factor] / f"{labels[factor]}.png"))
             assert frame[y, x].tolist() == sheet[y, x, :3].tolist(), factor
         assert (frame[20:23, 60] == 0).all(), "nothing but black behind"
 
@@ -121,7 +125,7 @@ def test_labels_factors_caption_and_path_agree(sheets):
 
 @pytest.mark.parametrize("label", ["action", "direction", "hair"])
 def test_the_label_can_be_any_factor(sheets, label):
-    data = dataset(sheets, sprites_label=label)
+    data = dataset(sheets, label=label)
     assert tuple(data.label_names) == factor_labels(data).all[label]
     for index in (0, 5, 100):
         sample = data[index]
@@ -144,7 +148,7 @@ def test_sizes_and_lengths_follow_from_the_64_pixels_and_8_frames(sheets):
 
 
 def characters(data: SpritesDataset) -> set[str]:
-    return {data.sprites.key(one) for one in data.characters}
+    return {data.key(one) for one in data.characters}
 
 
 def test_a_appearance_swap_is_another_character_with_the_same_motion(sheets):
@@ -155,7 +159,7 @@ def test_a_appearance_swap_is_another_character_with_the_same_motion(sheets):
         motion = data.describe(index)[1]
         shown = [
             torch.equal(data[other]["video"], sample["appearance_swap"])
-            for other in range(motion, len(data), len(data.sprites.motions))
+            for other in range(motion, len(data), len(data.motions))
         ]
         assert any(shown)
         own += torch.equal(sample["video"], sample["appearance_swap"])
@@ -164,7 +168,7 @@ def test_a_appearance_swap_is_another_character_with_the_same_motion(sheets):
 
 def test_a_motion_swap_is_the_same_character(sheets):
     data = dataset(sheets, motion_swap_fraction=1.0)
-    motions, own = len(data.sprites.motions), 0
+    motions, own = len(data.motions), 0
     for index in range(0, len(data), len(data) // 6):
         sample, first = data[index], index - index % motions
         shown = [
@@ -206,16 +210,16 @@ def test_the_first_clips_show_all_there_is(sheets):
 
 
 def test_the_published_split(sheets, tmp_path):
-    for part in PARTS.values():
+    for part in SHEET_FOLDERS.values():
         (tmp_path / part).mkdir()
         for number in range(7 if part == "hair" else 6):
             shutil.copy(sheets / part / "0.png", tmp_path / part / f"{number}.png")
-    options: dict[str, Any] = {"sprites_variants": 6, "sprites_split": "published"}
+    options: dict[str, Any] = {"variants": 6, "split": "published"}
     data = dataset(tmp_path, part="test", **options)
-    train, test = data.sprites.published_sides()
+    train, test = data.published_sides()
     assert (len(train), len(test), len(data)) == (1000, 296, 2664)
     assert data.characters == test
-    assert set(train) | set(test) == set(data.sprites.characters)
+    assert set(train) | set(test) == set(dataset(tmp_path, part="all", **options).characters)
     # numpy.random.seed(423) and numpy.random.permutation, as in the published scripts; the digits
     # of a number in base 6 are body, bottomwear, topwear, hair.
     state = np.random.RandomState()
@@ -235,11 +239,11 @@ def test_shoes_go_over_everything(sheets, tmp_path):
     picture = np.tile(cell, (21, 13, 1))
     (shod / "shoes").mkdir()
     Image.fromarray(picture).save(shod / "shoes" / "1.png")
-    bare, worn = pixels(dataset(shod)[0]), pixels(dataset(shod, sprites_shoes=True)[0])
+    bare, worn = pixels(dataset(shod)[0]), pixels(dataset(shod, shoes=True)[0])
     assert (bare[:, :, :32] == worn[:, :, :32]).all()
     assert (worn[:, :, 32:] == 9).all()
     with pytest.raises(ValueError, match="shoes"):
-        dataset(sheets, sprites_shoes=True)
+        dataset(sheets, shoes=True)
 
 
 def broken(sheets: Path, tmp_path: Path, change: Callable[[Path], object]) -> Path:
@@ -288,12 +292,12 @@ def test_sheets_that_can_t_be_used_are_named(sheets, tmp_path, change, expected)
         ({"path": None}, "folder of sprite sheets"),
         ({"captions": "c.json"}, "folder of sheets alone"),
         ({"content_factors": ("hair",)}, "folder of sheets alone"),
-        ({"sprites_label": "shirt"}, "did you mean 'skin'|must be one of"),
-        ({"sprites_actions": ("jump",)}, "walk, spellcast, slash, thrust, shoot"),
-        ({"sprites_directions": ("left", "left")}, "each once"),
-        ({"sprites_variants": 3}, "needs as many sheets"),
-        ({"sprites_split": "published"}, "set it to 6"),
-        ({"sprites_split": "random"}, "digest, published"),
+        ({"label": "shirt"}, "did you mean 'skin'|must be one of"),
+        ({"actions": ("jump",)}, "walk, spellcast, slash, thrust, shoot"),
+        ({"directions": ("left", "left")}, "each once"),
+        ({"variants": 3}, "needs as many sheets"),
+        ({"split": "published"}, "set it to 6"),
+        ({"split": "random"}, "digest, published"),
     ],
 )
 def test_settings_that_can_t_be(sheets, options, expected):
@@ -310,7 +314,7 @@ def test_only_sprites_have_a_test_part():
 def test_the_real_sheets():
     data = dataset(REAL)
     assert len(data.characters) == 7 * 7 * 7 * 10
-    named = [name for factor in PARTS for name in data.sprites.sheets.names(factor)]
+    named = [name for factor in SHEET_FOLDERS for name in data.sheets.names(factor)]
     assert sorted(named) == sorted(SHEET_NAMES.values())
     assert data.captions(0, 1)[0].startswith("a character with ")
     # A character stands about the middle of each frame, on black.
@@ -318,4 +322,4 @@ def test_the_real_sheets():
     assert (clip[:, 0] == 0).all()
     assert (clip[:, 20:50, 20:44].max(-1) > 0).mean() > 0.4
     with pytest.raises(ValueError, match=r"bottomwear/5.png draws nothing for thrust back"):
-        dataset(REAL, sprites_actions=("thrust",), sprites_directions=("back",))
+        dataset(REAL, actions=("thrust",), directions=("back",))

@@ -1,10 +1,9 @@
 """Video clips for training and evaluation: which, how they are read, in what order.
 
-config says which clips, sources finds those in files, readers (over decord and pyav_reader) decodes
-them, frames chooses the window and fits the size, file_dataset and drawn_datasets put a sample
-together as video_dataset says, building makes the data set of a config, loading orders and batches
-samples, variants gives chosen ones, bad_files counts what can't be used, factors says what a data
-set knows of its clips' content and motion.
+config says which clips, and registry which sources there are; each source builds a data set of
+its clips (file_sources and file_dataset over readers, pyav_reader and frames; synthetic), all of
+them a VideoDataset (dataset). loading orders and batches samples, bad_files counts what can't be
+used.
 """
 
 from vidtwin.lazy import attach_stub

@@ -1,32 +1,58 @@
-"""Which clips, and how they are read."""
+"""Which clips, and how they are read; what one source alone knows stands in its own section."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, ClassVar
 
-from vidtwin.data.sources import SOURCES
-from vidtwin.data.synthetic.shapes import ShapesConfig
-from vidtwin.data.synthetic.sprites import LABELS as SPRITES_LABELS
-from vidtwin.data.synthetic.sprites import PARTS, SpritesConfig
+# A source registers itself when its module is imported: a new one needs a line here.
+import vidtwin.data.file_sources
+import vidtwin.data.synthetic.shapes.config
+import vidtwin.data.synthetic.sprites.config  # noqa: F401
+from vidtwin.data.registry import SourceOptions, registered_sources, section_types
 from vidtwin.files import nearest_name
 
 __all__ = ["DataConfig"]
 
-PARTS_OF_DATA = ("train", "validation", "all", "test")
 # What a sample may bring along besides its video -> the key that says how often.
-PAIRS = {"appearance_swap": "appearance_swap_fraction", "motion_swap": "motion_swap_fraction"}
-FACTOR_KEYS = ("content_factors", "motion_factors")
+PAIRED_AUGMENTATIONS = {
+    "appearance_swap": "appearance_swap_fraction",
+    "motion_swap": "motion_swap_fraction",
+}
+CHOICES = {
+    "start": ("random", "first", "center"),
+    "short": ("skip", "error", "repeat_last"),
+    "resize": ("cover", "stretch"),
+    "crop": ("random", "center"),
+    "backend": ("auto", "decord", "pyav"),
+}
+# Key -> smallest value; a key that may be None is checked where it is set.
+AT_LEAST = {"num_frames": 1, "height": 1, "width": 1, "stride": 1, "max_clips": 1, "seed": 0}
+
+
+def _plain(value: Any) -> Any:
+    """With lists for tuples, as YAML and JSON give it back."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(each) if isinstance(each, list) else each for key, each in values.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which clips, and how they are read.
 
+    In YAML and on the command line a source's own keys stand in a section of its name, such as
+    `data.shapes.size`; from Python, `DataConfig(sections={"shapes": ShapesOptions(size=64)})`.
+
     Args:
         source: "shapes" (procedural, needs no files), "sprites" (drawn from a folder of sheets),
-            "csv", "classes", "folder", "glob", "ucf101" or "files"; see
-            `vidtwin.data.sources.find_clips`.
+            "csv", "classes", "folder", "glob", "ucf101" or "files" (see
+            `vidtwin.data.file_sources`), or one that was added with `register_source`.
         path: the CSV file, folder, pattern or file of the source.
         files: the videos of the source "files", when there are several.
         root: folder that relative paths of a CSV start from; None is the CSV's own folder.
@@ -40,7 +66,7 @@ class DataConfig:
             for "shapes" and "ucf101", which have parts of their own.
         content_factors, motion_factors: for a CSV its columns, for "classes" and "ucf101" the word
             "class": which labels say what a clip shows, and which what happens in it; see
-            `vidtwin.data.factors`.
+            `vidtwin.data.dataset.Factors`.
         num_frames: T, frames of a clip.
         height: H in pixels.
         width: W in pixels.
@@ -55,22 +81,27 @@ class DataConfig:
         timeout: seconds that reading one clip may take.
         max_bad_fraction: share of the files that may be unusable before the run stops.
         seed: of every random choice.
-        appearance_swap_fraction: share of the training clips that bring along a clip with their
-            motion in another look, for sources that are drawn: "shapes" and "sprites".
-        motion_swap_fraction: the same for their look in another movement.
-        shapes_size: number of clips of the source "shapes".
-        shapes_seed: of the clips of the source "shapes"; `seed` only orders them.
-        shapes_split: see `ShapesConfig.split`; None follows `part`: "train" combinations of shape,
-            colour and motion, or for "validation" the "test" ones, which "train" never shows.
-        shapes_max_objects, shapes_two_object_fraction, shapes_textured_fraction,
-            shapes_without_background_fraction, shapes_motions: see `ShapesConfig`.
-        sprites_actions, sprites_directions, sprites_variants, sprites_split, sprites_shoes: see
-            `vidtwin.data.synthetic.sprites.SpritesConfig`.
-        sprites_label: what a clip's label is: "motion" (action and direction), "action",
-            "direction", "skin", "bottomwear", "topwear" or "hair".
+        appearance_swap_fraction: paired augmentation: share of the training clips that bring along
+            a clip with their motion in another look, for "shapes" and "sprites".
+        motion_swap_fraction: the same for their look in another motion.
+        sections: name of a source -> its own config; those of other sources are checked and not
+            used.
     Raises:
         ValueError: for a value that is out of range; the message names the keyword.
     """
+
+    RENAMED_KEYS: ClassVar[dict[str, str]] = {
+        f"{source}_{key}": f"{source}.{key}"
+        for source, keys in {
+            "shapes": "size seed split max_objects two_object_fraction textured_fraction "
+            "without_background_fraction motions",
+            "sprites": "actions directions variants split shoes label",
+        }.items()
+        for key in keys.split()
+    } | {
+        "recast_fraction": "appearance_swap_fraction",
+        "reenact_fraction": "motion_swap_fraction",
+    }
 
     source: str = "shapes"
     path: str | None = None
@@ -99,37 +130,13 @@ class DataConfig:
     seed: int = 0
     appearance_swap_fraction: float = 0.0
     motion_swap_fraction: float = 0.0
-    shapes_size: int = 20000
-    shapes_seed: int = 0
-    shapes_split: str | None = None
-    shapes_max_objects: int = ShapesConfig.max_objects
-    shapes_two_object_fraction: float = ShapesConfig.two_object_fraction
-    shapes_textured_fraction: float = ShapesConfig.textured_fraction
-    shapes_without_background_fraction: float = ShapesConfig.without_background_fraction
-    shapes_motions: tuple[str, ...] = ShapesConfig.motions
-    sprites_actions: tuple[str, ...] = SpritesConfig.actions
-    sprites_directions: tuple[str, ...] = SpritesConfig.directions
-    sprites_variants: int | None = SpritesConfig.variants
-    sprites_split: str = SpritesConfig.split
-    sprites_shoes: bool = SpritesConfig.shoes
-    sprites_label: str = "motion"
-
-    RENAMED_KEYS: ClassVar[dict[str, str]] = {
-        "recast_fraction": "appearance_swap_fraction",
-        "reenact_fraction": "motion_swap_fraction",
-    }
+    sections: Mapping[str, SourceOptions] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        choices = {
-            "source": ("shapes", "sprites", *SOURCES),
-            "part": PARTS_OF_DATA if self.source == "sprites" else PARTS_OF_DATA[:3],
-            "start": ("random", "first", "center"),
-            "short": ("skip", "error", "repeat_last"),
-            "resize": ("cover", "stretch"),
-            "crop": ("random", "center"),
-            "backend": ("auto", "decord", "pyav"),
-            "sprites_label": SPRITES_LABELS,
-        }
+        sources = registered_sources()
+        choices = {"source": tuple(sources)} | CHOICES
+        if self.source in sources:
+            choices["part"] = sources[self.source].parts
         for name, allowed in choices.items():
             value = getattr(self, name)
             if value not in allowed:
@@ -137,9 +144,11 @@ class DataConfig:
                     f"data.{name} must be one of {', '.join(allowed)}, got {value!r}; "
                     f"did you mean {nearest_name(value, allowed)!r}?"
                 )
-        for name in ("num_frames", "height", "width", "shapes_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in AT_LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                bound = "must not be negative" if least == 0 else f"must be at least {least}"
+                raise ValueError(f"data.{name} {bound}, got {value}")
         if (self.fps is None) == (self.stride is None):
             raise ValueError(
                 f"exactly one of data.fps and data.stride must be set, got fps={self.fps} and "
@@ -147,89 +156,92 @@ class DataConfig:
             )
         if self.fps is not None and not self.fps > 0:
             raise ValueError(f"data.fps must be above 0, got {self.fps}")
-        if self.stride is not None and self.stride < 1:
-            raise ValueError(f"data.stride must be at least 1, got {self.stride}")
-        if self.max_clips is not None and self.max_clips < 1:
-            raise ValueError(f"data.max_clips must be at least 1 or null, got {self.max_clips}")
+        if not self.timeout > 0:
+            raise ValueError(f"data.timeout must be above 0 seconds, got {self.timeout}")
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(
                 f"data.validation_fraction must be in [0, 1), got {self.validation_fraction}"
             )
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise ValueError(
-                f"data.max_bad_fraction must be in [0, 1], got {self.max_bad_fraction}"
-            )
-        for name in PAIRS.values():
-            share = getattr(self, name)
-            if not 0 <= share <= 1:
-                raise ValueError(f"data.{name} must be in [0, 1], got {share}")
-            if share > 0 and self.source in SOURCES:
+        for name in ("max_bad_fraction", *PAIRED_AUGMENTATIONS.values()):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"data.{name} must be in [0, 1], got {getattr(self, name)}")
+        self._check_sections()
+        for name in PAIRED_AUGMENTATIONS.values():
+            if getattr(self, name) > 0 and not self.options.paired:
                 raise ValueError(
-                    f"data.{name}={share} needs clips that can be drawn again with a change, of "
-                    f"data.source=shapes or sprites; got {self.source}"
+                    f"data.{name}={getattr(self, name)} needs clips that can be drawn again with a "
+                    f"change, of data.source=shapes or sprites; got {self.source}"
                 )
-        if not self.timeout > 0:
-            raise ValueError(f"data.timeout must be above 0 seconds, got {self.timeout}")
-        if self.seed < 0 or self.shapes_seed < 0:
-            raise ValueError(
-                f"data.seed and data.shapes_seed must not be negative, got {self.seed} and "
-                f"{self.shapes_seed}"
-            )
-        if self.source == "shapes":
-            self._check_shapes()
-        if self.source == "sprites":
-            self._check_sprites()
-        if self.source in ("shapes", "sprites") and self.flip:
-            raise ValueError(
-                f"data.flip=true would make the captions and labels of the moving {self.source} "
-                "untrue (left and right); set data.flip=false"
-            )
+        self.options.check(self)
 
-    def _check_shapes(self) -> None:
-        if self.validation_fraction > 0:
-            raise ValueError(
-                "data.validation_fraction is for files: the moving shapes have a validation part "
-                f"of their own, got {self.validation_fraction}; set it to 0"
-            )
-        for name in ("path", "files", "root", "captions", "split", *FACTOR_KEYS):
-            if getattr(self, name):
+    def _check_sections(self) -> None:
+        types = section_types()
+        for name, options in self.sections.items():
+            if name not in types:
                 raise ValueError(
-                    f"data.source=shapes reads no files, got data.{name}={getattr(self, name)!r}; "
-                    f"set data.source to one of {', '.join(SOURCES)}"
+                    f"data.{name} is no section of a data source; did you mean "
+                    f"data.{nearest_name(name, types)}?"
+                )
+            if type(options) is not types[name]:
+                raise ValueError(
+                    f"data.{name} must be a {types[name].__name__}, got {type(options).__name__}"
                 )
 
-    def _check_sprites(self) -> None:
-        for name in ("files", "root", "captions", "split", *FACTOR_KEYS):
-            if getattr(self, name):
-                raise ValueError(
-                    f"data.source=sprites takes a folder of sheets alone, got data.{name}="
-                    f"{getattr(self, name)!r}; remove it"
-                )
-        if not self.path:
-            raise ValueError(
-                f"data.path must name a folder of sprite sheets ({', '.join(PARTS.values())}), "
-                f"got {self.path!r}"
-            )
-        self.sprites_config()
-        if self.part == "validation" and self.validation_fraction == 0:
-            raise ValueError(
-                "the validation part of data.source=sprites is a share of the characters that are "
-                "not for testing; set data.validation_fraction=0.05, or data.part=test"
-            )
+    def __eq__(self, other: object) -> bool:
+        # Sections of other sources change no clip.
+        return isinstance(other, DataConfig) and self.to_dict() == other.to_dict()
 
-    def sprites_config(self) -> SpritesConfig:
-        """Which clips of the sprites, but for their size, which may not be known yet.
+    @property
+    def options(self) -> SourceOptions:
+        """The config of the chosen source alone."""
+        return self.sections.get(self.source) or registered_sources()[self.source]()
+
+    @staticmethod
+    def section_types() -> Mapping[str, type]:
+        """Name -> config class of each section, for those who load configs."""
+        return section_types()
+
+    def with_options(self, **changes: Any) -> DataConfig:
+        """The same config with other values in the section of its source."""
+        sections = {**self.sections, self.source: replace(self.options, **changes)}
+        return replace(self, sections=sections)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in YAML: plain values, and the chosen source's section by its name."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        del values["sections"]
+        if fields(self.options):
+            values[self.source] = asdict(self.options)
+        return _plain(values)
+
+    def changed(self) -> dict[str, Any]:
+        """The part of `to_dict` that differs from the defaults."""
+        values = self.to_dict()
+        section, default = values.pop(self.source, {}), _plain(asdict(type(self.options)()))
+        defaults = {each.name: each.default for each in fields(self)}
+        found = {name: value for name, value in values.items() if value != _plain(defaults[name])}
+        own = {name: value for name, value in section.items() if value != default[name]}
+        return found | ({self.source: own} if own else {})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DataConfig:
+        """The config that `to_dict` gave, for instance from the manifest of a latent cache.
 
         Raises:
-            ValueError: for a value that is out of range.
+            ValueError: for a key that is not known, or was renamed.
         """
-        return SpritesConfig(
-            actions=self.sprites_actions,
-            directions=self.sprites_directions,
-            variants=self.sprites_variants,
-            split=self.sprites_split,
-            shoes=self.sprites_shoes,
-        )
+        types = section_types()
+        known = {each.name for each in fields(cls)} - {"sections"} | types.keys()
+        for name in values:
+            if name in cls.RENAMED_KEYS:
+                raise ValueError(f"data.{name} is now data.{cls.RENAMED_KEYS[name]}")
+            if name not in known:
+                raise ValueError(
+                    f"unknown key data.{name}; the nearest is data.{nearest_name(name, known)}"
+                )
+        sections = {n: types[n](**_tuples(values[n])) for n in types if n in values}
+        shared = {name: value for name, value in values.items() if name not in types}
+        return cls(**_tuples(shared), sections=sections)
 
     def sized(self, num_frames: int, height: int, width: int) -> DataConfig:
         """The same clips in a model's sizes.
@@ -249,8 +261,8 @@ class DataConfig:
 
     def centered(self) -> DataConfig:
         """The same clips with nothing random in them, as evaluation wants them."""
-        plain = replace(self, appearance_swap_fraction=0.0, motion_swap_fraction=0.0)
-        return replace(plain, start="center", crop="center", flip=False)
+        unpaired = replace(self, appearance_swap_fraction=0.0, motion_swap_fraction=0.0)
+        return replace(unpaired, start="center", crop="center", flip=False)
 
     def first(self, clips: int) -> DataConfig:
         """The first clips alone, each with one window and one crop, to be learned by heart."""

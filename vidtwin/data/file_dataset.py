@@ -1,11 +1,13 @@
-"""Clips that are read from video files.
+"""Clips that are read from video files: data sets of them, and one window of a single file.
 
 Axes: T frames, H W pixels.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,14 @@ import torch
 
 from vidtwin.data.bad_files import UnusableVideo
 from vidtwin.data.config import DataConfig
-from vidtwin.data.factors import Factors
+from vidtwin.data.dataset import Draws, Factors, VideoDataset
+from vidtwin.data.file_sources import Clip, ClipList, find_clips, split_clips
 from vidtwin.data.frames import fit_frame, frames_by_stride, frames_by_time, frames_repeating_last
 from vidtwin.data.readers import VideoInfo, read_clip
-from vidtwin.data.sources import Clip
-from vidtwin.data.video_dataset import Draws, VideoDataset
 
-__all__ = ["FileDataset"]
+__all__ = ["FileDataset", "build_file_dataset", "read_first_window"]
+
+logger = logging.getLogger(__name__)
 
 START_POSITIONS = {"first": 0.0, "center": 0.5}
 
@@ -148,3 +151,82 @@ class FileDataset(VideoDataset):
             for name, names in self._factor_classes.all.items()
             if label >= 0 and name in ("class", "label") and self.label_names[label] in names
         }
+
+
+def build_file_dataset(config: DataConfig) -> FileDataset:
+    """The clips of a source of files, of the part that the config names.
+
+    Raises:
+        ValueError: if there is nothing there, no videos, or a malformed list.
+    """
+    listing = find_clips(config)
+    own_parts = config.source == "ucf101"
+    if config.part == "validation" and config.validation_fraction == 0 and not own_parts:
+        logger.warning("data.validation_fraction is 0: the validation clips are the training clips")
+    clips = split_clips(listing.clips, config.part, config.validation_fraction)
+    factors = _factors_of(config, listing)
+    return FileDataset(config, clips[: config.max_clips], listing.label_names, factors)
+
+
+def _factors_of(config: DataConfig, listing: ClipList) -> Factors:
+    """The factors that a config names, with the classes that the clips of a list have.
+
+    Raises:
+        ValueError: for a factor that is named twice, or that the source does not have.
+    """
+    content, motion = config.content_factors, config.motion_factors
+    classes: dict[str, tuple[str, ...]] = {"class": tuple(listing.label_names)}
+    if config.source == "csv":
+        classes = {
+            name: tuple(sorted({clip.factors[name] for clip in listing.clips} - {""}))
+            for name in (*content, *motion)
+        }
+    elif not listing.label_names:
+        classes = {}
+    elif not content and not motion:
+        motion = ("class",)
+    named = (*content, *motion)
+    if len(set(named)) < len(named) or not set(named) <= set(classes):
+        raise ValueError(
+            "data.content_factors and data.motion_factors must name columns of a CSV, or the word "
+            f"class for class folders and UCF-101, each once; got {list(named)} with "
+            f"data.source={config.source}"
+        )
+    return Factors(
+        content={name: classes[name] for name in content},
+        motion={name: classes[name] for name in motion},
+    )
+
+
+def read_first_window(
+    path: str | Path, num_frames: int, height: int, width: int, fps: float | None = None
+) -> torch.Tensor:
+    """The first frames of a video, scaled until they cover the size, the centre cut out.
+
+    Args:
+        path: the file.
+        num_frames: T.
+        height: H in pixels.
+        width: W in pixels.
+        fps: take the frames nearest to instants 1 / fps apart; None takes every frame.
+    Returns:
+        torch.Tensor: (3, T, H, W) float32 in [-1, 1].
+    Raises:
+        ValueError: if there is no such file, or (UnusableVideo) it can't be read or is too short.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"expected a video, but {str(path)!r} is not a file")
+    config = DataConfig(
+        source="files",
+        path=str(path),
+        part="all",
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        fps=fps,
+        stride=None if fps is not None else 1,
+        start="first",
+        crop="center",
+    )
+    video: torch.Tensor = build_file_dataset(config).get(0)["video"]
+    return video

@@ -1,25 +1,31 @@
-"""The order of the samples over epochs and ranks, and the loaders that read them."""
+"""The order of the samples over epochs and ranks, and the loaders that read them.
+
+Axes: B batch, T frames, H W pixels.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vidtwin.data.bad_files import BadFileLog, SkippedFile, UnusableVideo
-from vidtwin.data.config import PAIRS
+from vidtwin.data.config import PAIRED_AUGMENTATIONS
+from vidtwin.data.dataset import VideoDataset, as_video_dataset
 
 __all__ = [
+    "GlobalBatchSampler",
+    "VideoLoader",
+    "build_evaluation_loader",
+    "build_loader",
     "collate",
+    "iterate_variants",
     "worker_arguments",
 ]
-
-if TYPE_CHECKING:
-    from vidtwin.data.video_dataset import VideoDataset
 
 
 class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
@@ -104,7 +110,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if filled:
         batch["video"] = torch.stack([sample["video"] for sample in filled])
         batch["frame_indices"] = torch.stack([sample["frame_indices"] for sample in filled])
-        for name in PAIRS:
+        for name in PAIRED_AUGMENTATIONS:
             if name in filled[0]:
                 batch[name] = torch.stack([sample[name] for sample in filled])
         for name in ("label", "index", "noise_seed"):
@@ -172,7 +178,7 @@ def worker_arguments(num_workers: int) -> dict[str, Any]:
 
 
 def build_loader(
-    dataset: VideoDataset,
+    dataset: VideoDataset | Dataset[Any],
     *,
     batch_size: int,
     seed: int,
@@ -184,6 +190,7 @@ def build_loader(
     """The endless training loader of this rank; see `GlobalBatchSampler` and `collate`.
 
     Args:
+        dataset: of `build_dataset`, or one's own, see `vidtwin.data.dataset.PlainDataset`.
         batch_size: of the global batch, over all ranks.
         seed: of the order of the samples.
         start_batch: batches to leave out, those an interrupted run has done.
@@ -192,6 +199,7 @@ def build_loader(
         ValueError: if the batch can't be divided over the ranks.
     While it is read, `TooManyBadFiles` when more than `max_bad_fraction` of the files are bad.
     """
+    dataset = as_video_dataset(dataset)
     sampler = GlobalBatchSampler(len(dataset), batch_size, seed, rank, world_size, start_batch)
     return VideoLoader(
         dataset, dataset.bad_file_log, batch_sampler=sampler, **worker_arguments(num_workers)
@@ -215,7 +223,7 @@ class EvaluationItems(Dataset[dict[str, Any]]):
 
 
 def build_evaluation_loader(
-    dataset: VideoDataset,
+    dataset: VideoDataset | Dataset[Any],
     *,
     batch_size: int,
     rank: int = 0,
@@ -230,12 +238,14 @@ def build_evaluation_loader(
     crop "center" for windows that depend on nothing else.
 
     Args:
+        dataset: as of `build_loader`.
         batch_size: of this rank.
         max_samples: look at the first clips alone; None for all.
     While it is read, `TooManyBadFiles` when more than `max_bad_fraction` of the files are bad.
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be in [0, {world_size}), got {rank}")
+    dataset = as_video_dataset(dataset)
     total = len(dataset) if max_samples is None else min(max_samples, len(dataset))
     return VideoLoader(
         EvaluationItems(dataset),
@@ -245,3 +255,76 @@ def build_evaluation_loader(
         sampler=range(rank, total, world_size),
         **worker_arguments(num_workers),
     )
+
+
+class VariantItems(Dataset[dict[str, Any]]):
+    """Clips by (index, epoch); one that can't be used gives the reason alone.
+
+    Args:
+        dataset: of the clips.
+        captions: how many epochs' captions each clip brings along.
+    """
+
+    def __init__(self, dataset: VideoDataset, captions: int) -> None:
+        self.dataset = dataset
+        self.captions = captions
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        index, epoch = key
+        try:
+            sample = self.dataset.get(index, epoch)
+        except UnusableVideo as error:
+            return {"skipped": SkippedFile(error.path, error.reason)}
+        row = {
+            "index": index,
+            "variant": epoch,
+            "path": sample["path"],
+            "label": sample["label"],
+            "captions": self.dataset.captions(index, self.captions),
+        }
+        return {"video": sample["video"], "row": row}
+
+
+def collate_variants(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A batch: video (B, 3, T, H, W) or None without a usable clip, rows and skipped in lists."""
+    videos = [sample["video"] for sample in samples if "video" in sample]
+    return {
+        "video": torch.stack(videos) if videos else None,
+        "rows": [sample["row"] for sample in samples if "row" in sample],
+        "skipped": [sample["skipped"] for sample in samples if "skipped" in sample],
+    }
+
+
+def iterate_variants(
+    dataset: VideoDataset,
+    batches: Sequence[list[tuple[int, int]]],
+    *,
+    captions: int = 1,
+    num_workers: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """The batches that were asked for, in their order.
+
+    Args:
+        batches: (index, epoch) of each clip.
+        captions: how many epochs' captions each clip brings along.
+        num_workers: processes that read; 0 reads in this one.
+    Returns:
+        For each batch a dict: video (B, 3, T, H, W) float32 in [-1, 1], or None if no clip of it
+        can be used; rows, a dict with index, variant, path, label and captions of each of these;
+        skipped, a list of `SkippedFile`.
+    """
+    loader: DataLoader[dict[str, Any]] = DataLoader(
+        VariantItems(dataset, captions),
+        batch_sampler=batches,
+        collate_fn=collate_variants,
+        **worker_arguments(num_workers),
+    )
+    iterator = iter(loader)
+    try:
+        yield from iterator
+    finally:
+        # Ends the workers at once: held by an error's traceback they would take ten seconds.
+        del iterator

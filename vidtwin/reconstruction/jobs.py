@@ -18,9 +18,9 @@ from einops import rearrange
 from numpy.typing import NDArray
 
 from vidtwin.data.bad_files import UnusableVideo
+from vidtwin.data.file_sources import videos_below
 from vidtwin.data.frames import fit_frame, nearest_frames
 from vidtwin.data.readers import iter_frames, read_video_info
-from vidtwin.data.sources import videos_below
 
 __all__ = ["Job", "OpenVideo", "find_jobs", "fit_uint8", "open_video"]
 

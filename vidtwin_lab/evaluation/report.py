@@ -173,6 +173,8 @@ def rounded(value: Any) -> Any:
         return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
         return {str(key): rounded(each) for key, each in value.items()}
+    if isinstance(value, DataConfig):
+        return rounded(value.to_dict())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [each.name for each in dataclasses.fields(value)]
         return {name: rounded(getattr(value, name)) for name in names}
@@ -214,15 +216,13 @@ def data_protocol(data: DataConfig, n: int) -> dict[str, Any]:
         data: as it was used, sizes included.
         n: how many videos were measured.
     """
-    drawn = data.source in ("shapes", "sprites")
-    splits = {"shapes": data.shapes_split, "sprites": data.sprites_split}
     versions = software_versions()
     readers = {"auto": ("decord", "av"), "decord": ("decord",), "pyav": ("av",)}[data.backend]
-    reader = {name: versions[name] for name in readers}
+    reader = {"backend": data.backend, "versions": {name: versions[name] for name in readers}}
     return {
         "source": data.source,
         "path": data.path,
-        "split": splits.get(data.source, data.split),
+        "split": getattr(data.options, "split", data.split),
         "part": data.part,
         "n": n,
         "resolution": [data.height, data.width],
@@ -234,7 +234,7 @@ def data_protocol(data: DataConfig, n: int) -> dict[str, Any]:
         "resize": data.resize,
         "crop": data.crop,
         "flip": data.flip,
-        "reader": None if drawn else {"backend": data.backend, "versions": reader},
+        "reader": reader if data.options.reads_files else None,
         "seed": data.seed,
         "config": rounded(data),
     }

@@ -81,6 +81,8 @@ def load_config(
 
 def config_to_dict(config: Any) -> dict[str, Any]:
     """The configuration as nested dicts of plain YAML values; tuples become lists."""
+    if _sections(type(config)):
+        return config.to_dict()
     return {
         field.name: _plain(getattr(config, field.name))
         for field in dataclasses.fields(config)
@@ -191,19 +193,37 @@ def _parse_override(override: str, known: Sequence[str]) -> dict[str, Any]:
     return nested
 
 
+def _sections(config_class: type) -> Mapping[str, type]:
+    """Key -> config class of what such a class holds in its field `sections`.
+
+    A class whose sections are registered elsewhere has a static method `section_types`, and
+    `to_dict` to write itself; `DataConfig` of vidtwin.data is one.
+    """
+    types: Mapping[str, type] = getattr(config_class, "section_types", dict)()
+    return types
+
+
+def _fields(config_class: type) -> list[dataclasses.Field[Any]]:
+    """The fields that are keys of a YAML file."""
+    hidden = {"sections"} if _sections(config_class) else set()
+    fields = dataclasses.fields(config_class)
+    return [field for field in fields if field.init and field.name not in hidden]
+
+
 def _known_keys(config_class: type) -> list[str]:
     return list(_walk_keys(config_class, ""))
 
 
 def _walk_keys(config_class: type, prefix: str) -> Iterator[str]:
     hints = typing.get_type_hints(config_class)
-    for field in dataclasses.fields(config_class):
-        if not field.init:
-            continue
+    for field in _fields(config_class):
         yield f"{prefix}{field.name}"
         for member in (hints[field.name], *typing.get_args(hints[field.name])):
             if dataclasses.is_dataclass(member) and isinstance(member, type):
                 yield from _walk_keys(member, f"{prefix}{field.name}.")
+    for name, section in _sections(config_class).items():
+        yield f"{prefix}{name}"
+        yield from _walk_keys(section, f"{prefix}{name}.")
 
 
 def _nearest(key: str, prefix: str, known: Sequence[str]) -> str:
@@ -229,9 +249,10 @@ def _build(
     assert dataclasses.is_dataclass(config_class), config_class
     _refuse_renamed(config_class, values, prefix)
     hints = typing.get_type_hints(config_class)
-    fields = {field.name: field for field in dataclasses.fields(config_class) if field.init}
+    fields = {field.name: field for field in _fields(config_class)}
+    sections = _sections(config_class)
     for key in values:
-        if key not in fields:
+        if key not in fields and key not in sections:
             nearest = _nearest(str(key), prefix, known)
             raise ConfigError(f"unknown key `{prefix}{key}`; the nearest known key is `{nearest}`")
     arguments: dict[str, Any] = {}
@@ -252,6 +273,13 @@ def _build(
             arguments[name] = inherited
         else:
             raise ConfigError(f"key `{prefix}{name}` ({_type_name(hints[name])}) is required")
+    if sections:
+        arguments["sections"] = dict(getattr(default, "sections", {}))
+    for name in sections.keys() & values.keys():
+        inherited = arguments["sections"].get(name)
+        arguments["sections"][name] = _convert(
+            sections[name], values[name], f"{prefix}{name}", inherited, known
+        )
     try:
         return config_class(**arguments)
     except ValueError as error:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from diffusion.conditioning import GuidanceScales
 from diffusion.pipeline import GIVEN_GUIDANCE_SCALE, NUM_INFERENCE_STEPS
-from vidtwin.data import DataConfig
+from vidtwin.data import DataConfig, ShapesOptions
 from vidtwin_lab.evaluation.videos import VideosConfig
 
 __all__ = ["SHOWN", "AccuracyConfig"]
@@ -52,7 +52,9 @@ class AccuracyConfig:
 
     output: str = "outputs/evaluation/accuracy"
     classifier: str = "outputs/evaluation/classifier/classifier"
-    data: DataConfig = DataConfig(part="validation", shapes_max_objects=1)
+    data: DataConfig = DataConfig(
+        part="validation", sections={"shapes": ShapesOptions(max_objects=1)}
+    )
     videos: str = "real"
     model: str | None = None
     generated: VideosConfig = field(default_factory=lambda: VideosConfig(path="checkpoints/shapes"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from vidtwin.data import DataConfig
+from vidtwin.data import DataConfig, ShapesOptions
 
 __all__ = ["ClassifierConfig"]
 
@@ -32,7 +32,9 @@ class ClassifierConfig:
     """
 
     output: str = "outputs/evaluation/classifier"
-    data: DataConfig = DataConfig(num_frames=16, height=64, width=64, shapes_max_objects=1)
+    data: DataConfig = DataConfig(
+        num_frames=16, height=64, width=64, sections={"shapes": ShapesOptions(max_objects=1)}
+    )
     test_part: str = "validation"
     test_clips: int | None = None
     steps: int = 600

@@ -11,7 +11,7 @@ import numpy as np
 from diffusion.conditioning import GuidanceScales
 from diffusion.pipeline import GIVEN_GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 from vidtwin import AutoencoderConfig, nearest_name
-from vidtwin.data import DataConfig, Factors, VideoDataset, factor_labels
+from vidtwin.data import DataConfig, Factors, ShapesOptions, VideoDataset, factor_labels
 from vidtwin_lab.evaluation.disentanglement.judges import SHAPES_JUDGE
 from vidtwin_lab.evaluation.disentanglement.probes import ProbeConfig
 
@@ -70,7 +70,9 @@ class DisentanglementConfig:
 
     output: str = "outputs/evaluation/disentanglement"
     autoencoder: str = "checkpoints/shapes/autoencoder"
-    data: DataConfig = DataConfig(part="validation", shapes_max_objects=1)
+    data: DataConfig = DataConfig(
+        part="validation", sections={"shapes": ShapesOptions(max_objects=1)}
+    )
     judge: str = SHAPES_JUDGE
     factors: tuple[str, ...] = ()
     samples: int | None = 1000

@@ -1,7 +1,7 @@
 """Moving shapes: a procedural data set of captioned clips that needs no download.
 
-attributes says what can be seen, rendering draws it, captions describes it, dataset puts clips
-together.
+attributes says what can be seen, rendering draws it, captions describes it, clips puts these
+together, config says which clips, dataset makes them a data set for training.
 """
 
 from vidtwin.lazy import attach_stub

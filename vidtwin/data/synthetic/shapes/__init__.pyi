@@ -11,20 +11,10 @@ from vidtwin.data.synthetic.shapes.attributes import (
     draw_attributes,
     is_held_out,
 )
-from vidtwin.data.synthetic.shapes.captions import (
-    WORDINGS,
-    canonical_caption,
-    caption,
-)
-from vidtwin.data.synthetic.shapes.dataset import (
-    MovingShapes,
-    ShapesClip,
-    ShapesConfig,
-    unseen_clip,
-)
-from vidtwin.data.synthetic.shapes.rendering import (
-    render_attributes,
-)
+from vidtwin.data.synthetic.shapes.captions import WORDINGS, canonical_caption, caption
+from vidtwin.data.synthetic.shapes.clips import MovingShapes, ShapesClip, unseen_clip
+from vidtwin.data.synthetic.shapes.config import ShapesConfig, ShapesOptions
+from vidtwin.data.synthetic.shapes.rendering import render_attributes
 
 __all__ = [
     "BACKGROUNDS",
@@ -40,6 +30,7 @@ __all__ = [
     "ShapesClip",
     "ShapesConfig",
     "ShapesObject",
+    "ShapesOptions",
     "canonical_caption",
     "caption",
     "draw_attributes",

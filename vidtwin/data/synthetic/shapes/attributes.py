@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+
+from vidtwin.data.registry import check_choice
 
 __all__ = [
     "BACKGROUNDS",
@@ -64,12 +66,6 @@ MOTIONS: tuple[str, ...] = (
 LABELS: list[str] = list(MOTIONS)  # a clip's class is the motion of its first object
 
 SPLITS = ("train", "test", "all")
-
-
-def check_choice(name: str, value: str, choices: Sequence[str] | Mapping[str, object]) -> None:
-    """Raises a ValueError that lists the choices, unless `value` is one of them."""
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(choices)}; got {value!r}")
 
 
 @dataclass(frozen=True)

@@ -1,207 +1,97 @@
-"""Moving shapes: a procedural data set of captioned clips that needs no download.
+"""The moving shapes as a data set for training.
 
-Attributes (which shapes, colours, motions, background) are drawn first; the pixels and the caption
-follow from them, so that a caption is always true of its clip.
-Axes: T frames, H W pixels.
+Axes: C colour channels, T frames, H W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
-from vidtwin.data.synthetic.shapes.attributes import (
-    LABELS,
-    MOTIONS,
-    SPLITS,
-    ShapesAttributes,
-    check_choice,
-    draw_attributes,
-    swap_appearance,
-    swap_motion,
-)
-from vidtwin.data.synthetic.shapes.captions import WORDINGS, caption
-from vidtwin.data.synthetic.shapes.rendering import (
-    ATTRIBUTES_STREAM,
-    CAPTION_STREAM,
-    check_size,
-    render_attributes,
-    stream,
-)
+from vidtwin.data.config import DataConfig
+from vidtwin.data.dataset import Draws, Factors, VideoDataset
+from vidtwin.data.synthetic.shapes.attributes import BACKGROUNDS, COLORS, LABELS, MOTIONS, SHAPES
+from vidtwin.data.synthetic.shapes.clips import MovingShapes
+from vidtwin.data.synthetic.shapes.config import ShapesConfig, ShapesOptions
+from vidtwin.media import from_uint8
 
-SHARES = ("two_object_fraction", "textured_fraction", "without_background_fraction")
+__all__ = ["ShapesDataset"]
+
+VALIDATION_SEED = 1_000_003
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShapesConfig:
-    """Which clips the data set holds.
+class ShapesDataset(VideoDataset):
+    """The moving shapes; every clip is finite, labelled and captioned, and can't be unusable."""
 
-    Args:
-        num_frames, height, width: size of a clip, in frames and pixels.
-        size: number of clips.
-        seed: another seed, other clips.
-        max_objects: 1 or 2.
-        two_object_fraction: share of the clips with two objects, where two are allowed.
-        textured_fraction: share of the clips whose background is not plain.
-        split: "train" never shows the held-out combinations, "test" only those, "all" any.
-        wordings: "train" never uses the held-out word orders, "test" only those, "all" any.
-        without_background_fraction: share of the captions that say nothing of the background.
-        motions: what objects may do, of `MOTIONS`; naming one twice doubles its share.
-    """
+    def __init__(self, config: DataConfig, options: ShapesOptions):
+        super().__init__(config, min(options.size, config.max_clips or options.size))
+        self.options = options
+        self.label_names = list(LABELS)
+        wordings = {"train": "train", "validation": "test", "all": "all"}[config.part]
+        # With one split for all parts, only another seed keeps validation clips unseen.
+        repeats = config.part == "validation" and options.split not in (None, "test")
+        follows = {
+            "num_frames": config.num_frames,
+            "height": config.height,
+            "width": config.width,
+            "seed": options.seed + repeats * VALIDATION_SEED,
+            "split": options.split or wordings,
+            "wordings": wordings,
+        }
+        self.shapes = MovingShapes(ShapesConfig(**vars(options) | follows))
 
-    num_frames: int = 16
-    height: int = 64
-    width: int = 64
-    size: int = 20000
-    seed: int = 0
-    max_objects: int = 2
-    two_object_fraction: float = 0.25
-    textured_fraction: float = 0.35
-    split: str = "train"
-    wordings: str = "train"
-    without_background_fraction: float = 0.0
-    motions: tuple[str, ...] = MOTIONS
+    def load(self, index: int, draws: Draws) -> dict[str, Any]:
+        """The rendered clip; of the draws the epoch alone counts, it words the caption."""
+        clip = self.shapes.clip(index, draws.epoch)
+        return {
+            "video": from_uint8(clip.video),
+            "caption": clip.caption,
+            "label": clip.label,
+            "index": index,
+            "path": f"shapes/{self.shapes.config.split}/{self.options.seed}/{index}",
+            "fps": self.config.fps or 8.0,
+            "frame_indices": torch.arange(self.config.num_frames),
+        }
 
-    def __post_init__(self) -> None:
-        check_size(self.num_frames, self.height, self.width)
-        if self.size < 1:
-            raise ValueError(f"`size` must be at least 1 clip, got {self.size}")
-        if self.seed < 0:
-            raise ValueError(f"`seed` must not be negative, got {self.seed}")
-        if self.max_objects not in (1, 2):
-            raise ValueError(f"`max_objects` must be 1 or 2, got {self.max_objects}")
-        for name in SHARES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}")
-        check_choice("split", self.split, SPLITS)
-        check_choice("wordings", self.wordings, WORDINGS)
-        if not self.motions:
-            raise ValueError("`motions` must name at least one motion, got none")
-        for motion in self.motions:
-            check_choice("motions", motion, MOTIONS)
-
-
-@dataclass(frozen=True, eq=False)
-class ShapesClip:
-    """One clip: (T, H, W, 3) uint8 video, its caption and attributes.
-
-    `label` indexes LABELS; `render_attributes(attributes, seed, ...)` gives the video again.
-    """
-
-    video: np.ndarray
-    caption: str
-    attributes: ShapesAttributes
-    label: int
-    seed: int
-
-
-class MovingShapes:
-    """The data set: clip i depends on (config.seed, config.split, i) and nothing drawn before it.
-
-    Args:
-        config: which clips; ShapesConfig() if none is given.
-    """
-
-    def __init__(self, config: ShapesConfig | None = None) -> None:
-        self.config = config or ShapesConfig()
-
-    def __len__(self) -> int:
-        return self.config.size
-
-    def _describe(self, index: int) -> tuple[int, ShapesAttributes]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"clip {index} of a data set of {len(self)} clips")
-        config = self.config
-        entropy = np.random.SeedSequence([config.seed, SPLITS.index(config.split), index])
-        seed = int(entropy.generate_state(1, np.uint64)[0])
-        attributes = draw_attributes(
-            stream(seed, ATTRIBUTES_STREAM),
-            config.split,
-            config.two_object_fraction if config.max_objects == 2 else 0.0,
-            config.textured_fraction,
-            config.motions,
-        )
-        return seed, attributes
-
-    def attributes(self, index: int) -> ShapesAttributes:
-        """What clip `index` shows, without rendering it."""
-        return self._describe(index)[1]
+    def draw_pair(self, change: str, index: int, rng: np.random.Generator) -> torch.Tensor:
+        """Other objects of the same part that move alike, or the same ones moving otherwise."""
+        assert change in ("appearance_swap", "motion_swap"), change
+        swap = getattr(self.shapes, change)
+        return from_uint8(swap(index, rng))
 
     def captions(self, index: int, count: int) -> list[str]:
-        """The captions of clip `index` in epochs 0 to count - 1, without rendering it."""
-        seed, attributes = self._describe(index)
-        return [self._caption(attributes, seed, epoch) for epoch in range(count)]
+        """The wordings of a clip's caption in the first epochs, without rendering it."""
+        return self.shapes.captions(index, count)
 
-    def _caption(self, attributes: ShapesAttributes, seed: int, epoch: int) -> str:
-        config = self.config
-        rng = stream(seed, CAPTION_STREAM + epoch)
-        return caption(attributes, rng, config.wordings, config.without_background_fraction)
+    def factor_classes(self) -> Factors:
+        """Those of the one object.
 
-    def clip(self, index: int, epoch: int = 0) -> ShapesClip:
-        """Clip `index`; another epoch words its caption otherwise and changes nothing else."""
-        seed, attributes = self._describe(index)
-        config = self.config
-        return ShapesClip(
-            video=render_attributes(
-                attributes, seed, config.num_frames, config.height, config.width
-            ),
-            caption=self._caption(attributes, seed, epoch),
-            attributes=attributes,
-            label=LABELS.index(attributes.objects[0].motion),
-            seed=seed,
+        Raises:
+            ValueError: if a clip may have two.
+        """
+        if self.options.max_objects > 1 and self.options.two_object_fraction > 0:
+            raise ValueError(
+                "labels of content and motion are those of one object, but some clips of the "
+                "shapes have two; set data.shapes.max_objects=1"
+            )
+        return Factors(
+            content={
+                "color": tuple(COLORS),
+                "shape": tuple(SHAPES),
+                "background": tuple(BACKGROUNDS),
+            },
+            motion={"motion": tuple(MOTIONS)},
         )
 
-    def appearance_swap(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        """(T, H, W, 3) uint8: the movement of clip `index` by other objects in another scene.
+    def factors(self, index: int) -> dict[str, int]:
+        """Those of the one object, and the background."""
+        attributes = self.shapes.attributes(index)
+        seen = {**vars(attributes.objects[0]), "background": attributes.background}
+        classes = self.factor_classes().all
+        return {name: names.index(seen[name]) for name, names in classes.items()}
 
-        Places, sizes and speeds are the clip's own; what turns turns by the same part of what its
-        shape repeats after.
-
-        Args:
-            index: of the clip.
-            rng: draws the other look.
-        """
-        seed, attributes = self._describe(index)
-        config = self.config
-        other = swap_appearance(rng, attributes, config.split)
-        return render_attributes(other, seed, config.num_frames, config.height, config.width)
-
-    def motion_swap(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        """(T, H, W, 3) uint8: the objects and the scene of clip `index` in another movement.
-
-        Args:
-            index: of the clip.
-            rng: draws the other movement, with its places and sizes.
-        """
-        seed, attributes = self._describe(index)
-        config = self.config
-        other = swap_motion(rng, attributes, config.split, config.motions)
-        size = (config.num_frames, config.height, config.width)
-        return render_attributes(other, seed, *size, paths_rng=rng)
-
-    def render(self, index: int, epoch: int = 0) -> ShapesClip:
-        """The same as `clip`."""
-        return self.clip(index, epoch)
-
-    def __getitem__(self, index: int) -> ShapesClip:
-        return self.clip(index)
-
-    def __iter__(self) -> Iterator[ShapesClip]:
-        return (self.clip(index) for index in range(len(self)))
-
-
-def unseen_clip(num_frames: int = 16, height: int = 64, width: int = 64) -> ShapesClip:
-    """A plain clip of one object in a combination that no training split shows."""
-    config = ShapesConfig(
-        num_frames=num_frames,
-        height=height,
-        width=width,
-        seed=1,
-        size=1,
-        split="test",
-        max_objects=1,
-        textured_fraction=0.0,
-    )
-    return MovingShapes(config).clip(0)
+    def label_factors(self, label: int) -> dict[str, int]:
+        """The motion."""
+        return {"motion": label} if label >= 0 else {}

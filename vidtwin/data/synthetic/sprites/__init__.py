@@ -1,7 +1,7 @@
 """Sprites: clips drawn from the sprite sheets of the Liberated Pixel Cup; needs their folder.
 
-attributes says what can be seen, sheets reads and draws it, dataset puts characters and motions
-together.
+config says what can be seen and which clips there are, sheets reads and draws it, dataset puts
+characters and motions together.
 """
 
 from vidtwin.lazy import attach_stub

@@ -3,129 +3,101 @@
 The published protocol (Li and Mandt 2018, arXiv 1803.02991, and those who followed): 64 x 64
 pixels, 8 frames, 9 motions (walk, spellcast, slash; front, left, right), 6 variants of each of 4
 parts, 1,296 characters of which 1,000 are for training and 296 for testing.
-Axes: T frames, H W pixels.
+Axes: C colour channels, T frames, H W pixels.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 
-from vidtwin.data.synthetic.sprites.attributes import (
-    ACTIONS,
+from vidtwin.data.config import DataConfig
+from vidtwin.data.dataset import Draws, Factors, VideoDataset
+from vidtwin.data.file_sources import Clip, split_clips
+from vidtwin.data.synthetic.sprites.config import (
     CELL,
-    DIRECTIONS,
-    NUM_FRAMES,
-    PARTS,
-    PUBLISHED_ACTIONS,
-    PUBLISHED_DIRECTIONS,
     PUBLISHED_VARIANTS,
+    SHEET_FOLDERS,
+    SpritesOptions,
     caption,
-    check_choices,
 )
 from vidtwin.data.synthetic.sprites.sheets import SpriteSheets, fit_pixels
+from vidtwin.media import from_uint8
 
-SPLITS = ("digest", "published")
-LABELS = ("motion", "action", "direction", *PARTS)
-PUBLISHED_CHARACTERS = PUBLISHED_VARIANTS ** len(PARTS)
+__all__ = ["SpritesDataset"]
+
+PUBLISHED_CHARACTERS = PUBLISHED_VARIANTS ** len(SHEET_FOLDERS)
 PUBLISHED_TRAIN = 1000
 PUBLISHED_SEED = 423  # of the permutation in the published scripts
 TEST_FRACTION = 1 - PUBLISHED_TRAIN / PUBLISHED_CHARACTERS
 
-Character = tuple[int, ...]
+Character = tuple[int, ...]  # which sheet of each factor
 
 
-@dataclass(frozen=True, kw_only=True)
-class SpritesConfig:
-    """Which clips the data set holds, and how they are drawn.
+def split_keys(keys: Sequence[str], name: str, fraction: float) -> list[list[str]]:
+    """The keys in two, by digests of their own for each name of a split."""
+    # With its name: the digests that fall below one fraction must not decide the other.
+    clips = [Clip(path=key, name=f"{name}/{key}") for key in keys]
+    sides = (split_clips(clips, part, fraction) for part in ("train", "validation"))
+    return [[clip.path for clip in side] for side in sides]
 
-    Args:
-        num_frames: T; the published clips have 8, after which an action repeats.
-        height, width: in pixels; multiples or divisors of 64.
-        actions: of walk, spellcast, slash, thrust and shoot.
-        directions: of front, left, right and back.
-        variants: take the first n sheets of each part alone (6 in the publication); None for all.
-        split: "digest" puts a character on a side by a digest of its sheets' names; "published"
-            takes the published test characters, which needs variants=6.
-        shoes: draw shoes/1.png over every character, as the published data do.
+
+class SpritesDataset(VideoDataset):
+    """Every motion of every character of a part; labelled, captioned, and never unusable.
+
+    A character comes with all its motions one after another; the order of the characters is mixed,
+    so that the first clips show all there is.
+
+    Raises:
+        ValueError: for a folder or a sheet that can't be used, or a size that cells don't fit.
     """
 
-    num_frames: int = NUM_FRAMES
-    height: int = CELL
-    width: int = CELL
-    actions: tuple[str, ...] = PUBLISHED_ACTIONS
-    directions: tuple[str, ...] = PUBLISHED_DIRECTIONS
-    variants: int | None = None
-    split: str = "digest"
-    shoes: bool = False
-
-    def __post_init__(self) -> None:
-        check_choices("data.sprites_actions", self.actions, tuple(ACTIONS))
-        check_choices("data.sprites_directions", self.directions, tuple(DIRECTIONS))
-        check_choices("data.sprites_split", (self.split,), SPLITS)
+    def __init__(self, config: DataConfig, options: SpritesOptions):
+        assert config.path is not None
         for name in ("height", "width"):
-            size = getattr(self, name)
+            size = getattr(config, name)
             if size % CELL and CELL % size:
                 raise ValueError(
                     f"data.{name} must be a multiple or a divisor of the sprites' {CELL} pixels, "
                     f"got {size}"
                 )
-        if self.variants is not None and self.variants < 1:
-            raise ValueError(
-                f"data.sprites_variants must be at least 1 or null, got {self.variants}"
-            )
-        if self.split == "published" and self.variants != PUBLISHED_VARIANTS:
-            raise ValueError(
-                "data.sprites_split=published is a split of six variants of each part, got "
-                f"data.sprites_variants={self.variants}; set it to {PUBLISHED_VARIANTS}"
-            )
-
-
-class Sprites:
-    """Characters and motions of a folder of sheets; nothing in it is random.
-
-    Args:
-        folder: of the sheets, see `SpriteSheets`.
-        config: which clips; SpritesConfig() if none is given.
-    Raises:
-        ValueError: for a folder or a sheet that can't be used.
-    """
-
-    def __init__(self, folder: str, config: SpritesConfig | None = None) -> None:
-        self.config = config or SpritesConfig()
-        self.motions = list(itertools.product(self.config.actions, self.config.directions))
-        self.sheets = SpriteSheets(folder, self.motions, self.config.variants, self.config.shoes)
-        counts = [range(len(self.sheets.names(factor))) for factor in PARTS]
-        # Mixed, so that the first characters show all there is; by names that never change.
-        self.characters: list[Character] = sorted(
-            itertools.product(*counts),
-            key=lambda character: hashlib.sha256(self.key(character).encode()).digest(),
-        )
+        self.options = options
+        self.motions = list(itertools.product(options.actions, options.directions))
+        self.sheets = SpriteSheets(config.path, self.motions, options.variants, options.shoes)
+        self.characters = self._characters(config)
+        total = len(self.characters) * len(self.motions)
+        super().__init__(config, min(total, config.max_clips or total))
+        labels = {"motion": [" ".join(motion) for motion in self.motions]}
+        self.label_names = list((labels | self.factor_classes().all)[options.label])
 
     def key(self, character: Character) -> str:
         """The names of a character's sheets, such as "0-3-1-9": what splits go by."""
-        stems = (self.sheets.stems(factor) for factor in PARTS)
+        stems = (self.sheets.stems(factor) for factor in SHEET_FOLDERS)
         return "-".join(names[index] for names, index in zip(stems, character, strict=True))
 
-    def names(self, character: Character) -> dict[str, str]:
-        """Factor -> what is seen of it."""
-        return {
-            factor: self.sheets.names(factor)[index]
-            for factor, index in zip(PARTS, character, strict=True)
-        }
-
-    def caption(self, character: Character, motion: tuple[str, str]) -> str:
-        """The one caption of a clip, true of its pixels."""
-        return caption(self.names(character), *motion)
-
-    def clip(self, character: Character, motion: tuple[str, str]) -> NDArray[np.uint8]:
-        """(T, H, W, 3) uint8."""
-        frames = self.sheets.render(character, motion, self.config.num_frames)
-        return fit_pixels(frames, self.config.height, self.config.width)
+    def _characters(self, config: DataConfig) -> list[Character]:
+        """The characters of the config's part."""
+        counts = [range(len(self.sheets.names(factor))) for factor in SHEET_FOLDERS]
+        by_key = {self.key(one): one for one in itertools.product(*counts)}
+        # Mixed, so that the first characters show all there is; by names that never change.
+        ordered = sorted(by_key, key=lambda key: hashlib.sha256(key.encode()).digest())
+        if config.part == "all":
+            return [by_key[key] for key in ordered]
+        if self.options.split == "published":
+            sides = self.published_sides()
+            train, test = ([self.key(one) for one in side] for side in sides)
+        else:
+            train, test = split_keys(ordered, "test", TEST_FRACTION)
+        validation: list[str] = []
+        if config.validation_fraction > 0:
+            train, validation = split_keys(train, "validation", config.validation_fraction)
+        chosen = {"train": train, "validation": validation, "test": test}[config.part]
+        return [by_key[key] for key in chosen]
 
     def published_sides(self) -> tuple[list[Character], list[Character]]:
         """The 1,000 training and the 296 test characters of the published data, in their order.
@@ -134,14 +106,77 @@ class Sprites:
             ValueError: if the six sheets of each part are not numbered 0 to 5.
         """
         numbers = tuple(str(number) for number in range(PUBLISHED_VARIANTS))
-        for factor, part in PARTS.items():
+        for factor, folder in SHEET_FOLDERS.items():
             if self.sheets.stems(factor) != numbers:
                 raise ValueError(
-                    f"data.sprites_split=published needs the sheets {part}/0.png to "
-                    f"{part}/{PUBLISHED_VARIANTS - 1}.png, got "
+                    f"data.sprites.split=published needs the sheets {folder}/0.png to "
+                    f"{folder}/{PUBLISHED_VARIANTS - 1}.png, got "
                     f"{', '.join(self.sheets.stems(factor))}"
                 )
         order = np.random.RandomState(PUBLISHED_SEED).permutation(PUBLISHED_CHARACTERS)
-        numbered = list(itertools.product(range(PUBLISHED_VARIANTS), repeat=len(PARTS)))
+        numbered = list(itertools.product(range(PUBLISHED_VARIANTS), repeat=len(SHEET_FOLDERS)))
         ordered = [numbered[number] for number in order]
         return ordered[:PUBLISHED_TRAIN], ordered[PUBLISHED_TRAIN:]
+
+    def describe(self, index: int) -> tuple[Character, int]:
+        """The character of a clip, and the number of its motion."""
+        character, motion = divmod(index, len(self.motions))
+        return self.characters[character], motion
+
+    def draw(self, character: Character, number: int) -> torch.Tensor:
+        """(3, T, H, W) in [-1, 1]: a character in a motion, given by its number."""
+        frames = self.sheets.render(character, self.motions[number], self.config.num_frames)
+        return from_uint8(fit_pixels(frames, self.config.height, self.config.width))
+
+    def load(self, index: int, draws: Draws) -> dict[str, Any]:
+        """The drawn clip, the same whatever the draws."""
+        character, number = self.describe(index)
+        labels = {**self.factors(index), "motion": number}
+        return {
+            "video": self.draw(character, number),
+            "caption": self.captions(index, 1)[0],
+            "label": labels[self.options.label],
+            "index": index,
+            "path": f"sprites/{self.key(character)}/{'-'.join(self.motions[number])}",
+            "fps": self.config.fps or 8.0,
+            "frame_indices": torch.arange(self.config.num_frames),
+        }
+
+    def draw_pair(self, change: str, index: int, rng: np.random.Generator) -> torch.Tensor:
+        """A character of the same part in the same motion, or the same one in any motion."""
+        character, number = self.describe(index)
+        if change == "appearance_swap":
+            character = self.characters[rng.integers(len(self.characters))]
+        else:
+            number = int(rng.integers(len(self.motions)))
+        return self.draw(character, number)
+
+    def captions(self, index: int, count: int) -> list[str]:
+        """The one caption of a clip, true of its pixels."""
+        character, number = self.describe(index)
+        worn = zip(SHEET_FOLDERS, character, strict=True)
+        names = {factor: self.sheets.names(factor)[sheet] for factor, sheet in worn}
+        return [caption(names, *self.motions[number])]
+
+    def factor_classes(self) -> Factors:
+        """Content: what the character is and wears; motion: action and direction."""
+        return Factors(
+            content={factor: self.sheets.names(factor) for factor in SHEET_FOLDERS},
+            motion={"action": self.options.actions, "direction": self.options.directions},
+        )
+
+    def factors(self, index: int) -> dict[str, int]:
+        """What the character is and wears, what it does and in which direction."""
+        character, number = self.describe(index)
+        action, direction = divmod(number, len(self.options.directions))
+        worn = dict(zip(SHEET_FOLDERS, character, strict=True))
+        return {**worn, "action": action, "direction": direction}
+
+    def label_factors(self, label: int) -> dict[str, int]:
+        """Action and direction, or the one factor that `data.sprites.label` names."""
+        if label < 0:
+            return {}
+        if self.options.label != "motion":
+            return {self.options.label: label}
+        action, direction = divmod(label, len(self.options.directions))
+        return {"action": action, "direction": direction}

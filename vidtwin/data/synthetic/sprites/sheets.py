@@ -16,13 +16,13 @@ from einops import rearrange, reduce, repeat
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from vidtwin.data.synthetic.sprites.attributes import (
+from vidtwin.data.synthetic.sprites.config import (
     ACTIONS,
     CELL,
     DIRECTIONS,
     NUM_FRAMES,
-    PARTS,
     SHEET_COLUMNS,
+    SHEET_FOLDERS,
     SHEET_NAMES,
     SHEET_ROWS,
 )
@@ -49,7 +49,9 @@ def list_sheets(folder: Path, part: str) -> list[Path]:
     Raises:
         ValueError: if there is no such folder, or no PNG file in it.
     """
-    expected = f"data.path must name a folder with {', '.join(PARTS.values())}, each full of PNGs"
+    expected = (
+        f"data.path must name a folder with {', '.join(SHEET_FOLDERS.values())}, each full of PNGs"
+    )
     if not folder.is_dir():
         raise ValueError(f"{expected}, but {str(folder)!r} is not a folder")
     files = sorted(
@@ -67,7 +69,7 @@ def read_sheet(
     """One sheet, decoded and cut; kept in memory, since all parts of a data set share them.
 
     Args:
-        factor: of `PARTS`, for the name of a sheet that is not known.
+        factor: of `SHEET_FOLDERS`, for the name of a sheet that is not known.
         motions: (action, direction) of the clips to cut out.
         may_be_empty: whether it is fine that the sheet draws nothing in some clip.
     Raises:
@@ -153,11 +155,11 @@ class SpriteSheets:
     ) -> None:
         root = Path(folder).expanduser()
         self.sheets: dict[str, list[Sheet]] = {}
-        for factor, part in PARTS.items():
+        for factor, part in SHEET_FOLDERS.items():
             files = list_sheets(root, part)
             if variants is not None and len(files) < variants:
                 raise ValueError(
-                    f"data.sprites_variants={variants} needs as many sheets, but "
+                    f"data.sprites.variants={variants} needs as many sheets, but "
                     f"{str(root / part)!r} has {len(files)}"
                 )
             self.sheets[factor] = [read_sheet(file, factor, motions) for file in files[:variants]]
@@ -178,7 +180,7 @@ class SpriteSheets:
         """(T, 64, 64, 3) uint8: a character on black; after eight frames the action repeats.
 
         Args:
-            character: which sheet of each part, in the order of `PARTS`.
+            character: which sheet of each part, in the order of `SHEET_FOLDERS`.
             motion: (action, direction).
         """
         picture = Image.new("RGBA", (NUM_FRAMES * CELL, CELL), "black")

@@ -1,4 +1,4 @@
-"""What all data sets of clips have in common: samples by (epoch, index).
+"""What all data sets of clips have in common: samples by (epoch, index), and their factors.
 
 Which clip, window, crop, flip and noise a sample gets follows from (seed, epoch, index) alone,
 never from workers, ranks or batch size. A file that can't be used is skipped, counted and logged;
@@ -10,6 +10,8 @@ Axes: T frames, H W pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,12 +19,48 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from vidtwin.data.bad_files import BadFileLog, SkippedFile, UnusableVideo
-from vidtwin.data.config import PAIRS, DataConfig
-from vidtwin.data.factors import Factors
+from vidtwin.data.config import PAIRED_AUGMENTATIONS, DataConfig
+from vidtwin.media import from_uint8
 
-__all__ = ["Draws", "VideoDataset", "draws_for", "noise_seed_for"]
+__all__ = [
+    "Draws",
+    "Factors",
+    "PlainDataset",
+    "VideoDataset",
+    "as_video_dataset",
+    "build_dataset",
+    "draws_for",
+    "factor_labels",
+    "noise_seed_for",
+]
 
 MAX_ATTEMPTS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factors:
+    """What varies between the clips of a data set, in a fixed order; the same in all its parts.
+
+    Where they come from:
+        shapes      content color, shape, background; motion: of the one object
+                    (data.shapes.max_objects=1)
+        sprites     content skin, bottomwear, topwear, hair; motion action, direction
+        classes, ucf101     the class, as motion "class" or content "class" (data.motion_factors,
+                    data.content_factors; motion if neither is set)
+        csv         the columns that data.content_factors and data.motion_factors name
+
+    Args:
+        content: what stays the same during a clip: name -> names of its classes.
+        motion: what happens in it, likewise.
+    """
+
+    content: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    motion: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def all(self) -> dict[str, tuple[str, ...]]:
+        """Content, then motion: name -> names of its classes."""
+        return {**self.content, **self.motion}
 
 
 class Draws(NamedTuple):
@@ -72,11 +110,11 @@ class VideoDataset(Dataset[dict[str, Any]], ABC):
             UnusableVideo: if the file can't be used.
         """
 
-    def draw_pair(self, twin: str, index: int, rng: np.random.Generator) -> torch.Tensor:
-        """(3, T, H, W) in [-1, 1]: a clip drawn again with a change.
+    def draw_pair(self, change: str, index: int, rng: np.random.Generator) -> torch.Tensor:
+        """(3, T, H, W) in [-1, 1]: a clip drawn again with a change, for paired augmentation.
 
         Args:
-            twin: "appearance_swap", its motion in another look, or "motion_swap", its look in
+            change: "appearance_swap", its motion in another look, or "motion_swap", its look in
                 another motion.
             index: of the clip.
             rng: draws the change.
@@ -89,12 +127,12 @@ class VideoDataset(Dataset[dict[str, Any]], ABC):
         """A sample of `load` with all that follows from its clip and its place (epoch, index)."""
         seed = self.config.seed
         sample["noise_seed"] = noise_seed_for(seed, epoch, index)
-        for purpose, (twin, key) in enumerate(PAIRS.items(), start=3):
+        for purpose, (change, key) in enumerate(PAIRED_AUGMENTATIONS.items(), start=3):
             share = getattr(self.config, key)
             if share > 0:
                 rng = np.random.default_rng([seed, epoch, clip, 0, purpose])
                 drawn = rng.random() < share
-                sample[twin] = self.draw_pair(twin, clip, rng) if drawn else sample["video"]
+                sample[change] = self.draw_pair(change, clip, rng) if drawn else sample["video"]
         return sample
 
     @abstractmethod
@@ -107,7 +145,7 @@ class VideoDataset(Dataset[dict[str, Any]], ABC):
         """
 
     def factor_classes(self) -> Factors:
-        """The factors of content and motion with their classes; see `vidtwin.data.factors`."""
+        """The factors of content and motion with their classes."""
         return Factors()
 
     def factors(self, index: int) -> dict[str, int]:
@@ -189,3 +227,87 @@ class VideoDataset(Dataset[dict[str, Any]], ABC):
         if "video" not in sample and get_worker_info() is None:
             self.bad_file_log.fail(sample["skipped"])
         return sample
+
+
+class PlainDataset(VideoDataset):
+    """A data set of one's own, any object with a length and items by index, as a `VideoDataset`.
+
+    An item is a dict with "video": (T, H, W, 3) uint8 in an array, or (3, T, H, W) float in
+    [-1, 1] in a tensor; and if it has them "caption" str, "label" int, "path" str, "fps" float. An
+    item may raise `UnusableVideo`. The data set's `label_names` and `captions(index, count)` are
+    used where it has them.
+
+    Args:
+        items: the data set.
+        config: sizes, seed and limits; None takes the sizes of the first item.
+    """
+
+    def __init__(self, items: Any, config: DataConfig | None = None):
+        if config is None:
+            frames, height, width = self._video(items[0]).shape[1:]
+            config = DataConfig(source="dataset", num_frames=frames, height=height, width=width)
+        super().__init__(config, min(len(items), config.max_clips or len(items)))
+        self.items = items
+        self.label_names = list(getattr(items, "label_names", []))
+
+    @staticmethod
+    def _video(item: Mapping[str, Any]) -> torch.Tensor:
+        video = item["video"]
+        return video if isinstance(video, torch.Tensor) else from_uint8(video)
+
+    def load(self, index: int, draws: Draws) -> dict[str, Any]:
+        """The item with what it leaves out."""
+        item = self.items[index]
+        video, config = self._video(item), self.config
+        expected = (3, config.num_frames, config.height, config.width)
+        if tuple(video.shape) != expected or not video.is_floating_point():
+            raise ValueError(
+                f"item {index} of {type(self.items).__name__} must have a float video of shape "
+                f"{expected} or uint8 frames of shape {(*expected[1:], 3)}, got "
+                f"{video.dtype} {tuple(video.shape)}"
+            )
+        return {
+            "video": video,
+            "caption": item.get("caption", ""),
+            "label": int(item.get("label", -1)),
+            "index": index,
+            "path": item.get("path", f"{type(self.items).__name__}/{index}"),
+            "fps": float(item.get("fps", config.fps or 8.0)),
+            "frame_indices": torch.arange(config.num_frames),
+        }
+
+    def captions(self, index: int, count: int) -> list[str]:
+        """The captions that the data set tells, or the item's one."""
+        if hasattr(self.items, "captions"):
+            return list(self.items.captions(index, count))
+        return [self.items[index].get("caption", "")]
+
+
+def as_video_dataset(dataset: Any, config: DataConfig | None = None) -> VideoDataset:
+    """The data set as it is, or as a `PlainDataset` if it is none of ours."""
+    return dataset if isinstance(dataset, VideoDataset) else PlainDataset(dataset, config)
+
+
+def build_dataset(config: DataConfig) -> VideoDataset:
+    """The data set a config describes.
+
+    Raises:
+        ValueError: if the source can't be used: nothing there, no videos, a malformed list.
+    """
+    return as_video_dataset(config.options.build(config), config)
+
+
+def factor_labels(dataset: VideoDataset) -> Factors:
+    """The factors of a data set; `dataset.factors(index)` gives those of a clip.
+
+    Raises:
+        ValueError: if the data set knows none, saying how to name some.
+    """
+    factors = dataset.factor_classes()
+    if not factors.all:
+        raise ValueError(
+            f"data.source={dataset.config.source} has no labels of content or motion here; take "
+            "shapes, sprites or classes, or a csv and name its columns in data.content_factors "
+            "and data.motion_factors"
+        )
+    return factors

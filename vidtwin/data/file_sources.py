@@ -14,8 +14,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from vidtwin.files import nearest_name
+from vidtwin.data.registry import SourceOptions, register_source
+
+if TYPE_CHECKING:
+    from vidtwin.data.config import DataConfig
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +46,7 @@ class Clip:
         name: the path within the data set, with "/": what splits go by.
         caption: "" for none.
         label: index into the label names, -1 for none.
-        factors: name of a factor -> class, "" where it is not known; see `vidtwin.data.factors`.
+        factors: name of a factor -> class, "" where it is not known; see `Factors`.
     """
 
     path: str
@@ -191,22 +195,9 @@ def _with_captions(clips: list[Clip], captions: str | None, root: Path) -> list[
     return captioned
 
 
-@dataclass(frozen=True, kw_only=True)
-class SourceOptions:
-    """What a source may need; see `find_clips`."""
-
-    path: str | None
-    files: tuple[str, ...]
-    root: str | None
-    captions: str | None
-    split: int | None
-    part: str
-    columns: tuple[str, ...] = ()
-
-
-def _from_csv(options: SourceOptions) -> ClipList:
-    file = _existing(options.path, "a CSV file", directory=False)
-    root = Path(options.root).expanduser() if options.root else file.parent
+def _from_csv(config: DataConfig) -> ClipList:
+    file = _existing(config.path, "a CSV file", directory=False)
+    root = Path(config.root).expanduser() if config.root else file.parent
     if not root.is_dir():
         raise ValueError(f"data.root must name a folder, but {str(root)!r} is not one")
     with file.open(newline="", encoding="utf-8-sig") as stream:
@@ -217,7 +208,8 @@ def _from_csv(options: SourceOptions) -> ClipList:
                 f"{file} must have a column 'videos' with the paths (and may have 'caption' and "
                 f"'label'), got the columns {columns}"
             )
-        missing = [column for column in options.columns if column not in columns]
+        factors = (*config.content_factors, *config.motion_factors)
+        missing = [column for column in factors if column not in columns]
         if missing:
             raise ValueError(
                 f"{file} must have the columns that data.content_factors and data.motion_factors "
@@ -233,7 +225,7 @@ def _from_csv(options: SourceOptions) -> ClipList:
             name=Path(row["videos"].strip()).as_posix(),
             caption=(row.get("caption") or "").strip(),
             label=label,
-            factors={name: (row[name] or "").strip() for name in options.columns},
+            factors={name: (row[name] or "").strip() for name in factors},
         )
         for row, label in zip(rows, labels, strict=True)
     ]
@@ -241,8 +233,8 @@ def _from_csv(options: SourceOptions) -> ClipList:
     return ClipList(clips=clips, label_names=label_names)
 
 
-def _from_classes(options: SourceOptions) -> ClipList:
-    root = _existing(options.path, "a folder of class folders", directory=True)
+def _from_classes(config: DataConfig) -> ClipList:
+    root = _existing(config.path, "a folder of class folders", directory=True)
     folders = sorted(
         path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
     )
@@ -263,24 +255,22 @@ def _from_classes(options: SourceOptions) -> ClipList:
         for label, name in enumerate(label_names)
         for path in found[name]
     ]
-    return ClipList(clips=_with_captions(clips, options.captions, root), label_names=label_names)
+    return ClipList(clips=_with_captions(clips, config.captions, root), label_names=label_names)
 
 
-def _from_folder(options: SourceOptions) -> ClipList:
-    root = _existing(options.path, "a folder of videos", directory=True)
+def _from_folder(config: DataConfig) -> ClipList:
+    root = _existing(config.path, "a folder of videos", directory=True)
     videos = videos_below(root)
     if not videos:
         raise _no_videos(repr(str(root)))
     clips = [Clip(path=str(path), name=path.relative_to(root).as_posix()) for path in videos]
-    return ClipList(clips=_with_captions(clips, options.captions, root), label_names=[])
+    return ClipList(clips=_with_captions(clips, config.captions, root), label_names=[])
 
 
-def _from_glob(options: SourceOptions) -> ClipList:
-    if not options.path:
-        raise ValueError(
-            f"data.path must be a pattern such as 'clips/**/*.mp4', got {options.path}"
-        )
-    pattern = str(Path(options.path).expanduser())
+def _from_glob(config: DataConfig) -> ClipList:
+    if not config.path:
+        raise ValueError(f"data.path must be a pattern such as 'clips/**/*.mp4', got {config.path}")
+    pattern = str(Path(config.path).expanduser())
     videos = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
     if not videos:
         raise ValueError(f"no videos found: no file matches data.path={pattern!r}")
@@ -288,11 +278,11 @@ def _from_glob(options: SourceOptions) -> ClipList:
     fixed = Path(pattern.split("*")[0].split("?")[0].split("[")[0])
     root = fixed if fixed.is_dir() else fixed.parent
     clips = [Clip(path=path, name=Path(path).relative_to(root).as_posix()) for path in videos]
-    return ClipList(clips=_with_captions(clips, options.captions, root), label_names=[])
+    return ClipList(clips=_with_captions(clips, config.captions, root), label_names=[])
 
 
-def _from_files(options: SourceOptions) -> ClipList:
-    files = options.files or ((options.path,) if options.path else ())
+def _from_files(config: DataConfig) -> ClipList:
+    files = config.files or ((config.path,) if config.path else ())
     if not files:
         raise ValueError("data.files must list videos, or data.path name one; got neither")
     clips = [
@@ -301,7 +291,7 @@ def _from_files(options: SourceOptions) -> ClipList:
     ]
     _check_listed(clips, "data.files")
     root = Path(clips[0].path).parent
-    return ClipList(clips=_with_captions(clips, options.captions, root), label_names=[])
+    return ClipList(clips=_with_captions(clips, config.captions, root), label_names=[])
 
 
 def _ucf101_lists(root: Path, split: int, part: str) -> list[Path]:
@@ -329,11 +319,11 @@ def _ucf101_labels(lists: Path, labels: Iterable[str]) -> list[str]:
     return [name for _, name in sorted((int(number), name.strip()) for number, name in rows)]
 
 
-def _from_ucf101(options: SourceOptions) -> ClipList:
-    root = _existing(options.path, "the folder of UCF-101", directory=True)
-    if options.split not in (1, 2, 3):
-        raise ValueError(f"data.split must be 1, 2 or 3 for UCF-101, got {options.split}")
-    lists = _ucf101_lists(root, options.split, options.part)
+def _from_ucf101(config: DataConfig) -> ClipList:
+    root = _existing(config.path, "the folder of UCF-101", directory=True)
+    if config.split not in (1, 2, 3):
+        raise ValueError(f"data.split must be 1, 2 or 3 for UCF-101, got {config.split}")
+    lists = _ucf101_lists(root, config.split, config.part)
     # A train list has "Label/v_Label_g08_c01.avi 1", a test list the path alone.
     names = [
         line.split()[0] for file in lists for line in file.read_text().splitlines() if line.strip()
@@ -356,10 +346,10 @@ def _from_ucf101(options: SourceOptions) -> ClipList:
         for name, label in zip(names, labels, strict=True)
     ]
     _check_listed(clips, str(lists[0]))
-    return ClipList(clips=_with_captions(clips, options.captions, videos), label_names=label_names)
+    return ClipList(clips=_with_captions(clips, config.captions, videos), label_names=label_names)
 
 
-SOURCES: dict[str, Callable[[SourceOptions], ClipList]] = {
+_FINDERS: dict[str, Callable[[DataConfig], ClipList]] = {
     "csv": _from_csv,
     "classes": _from_classes,
     "ucf101": _from_ucf101,
@@ -367,67 +357,61 @@ SOURCES: dict[str, Callable[[SourceOptions], ClipList]] = {
     "glob": _from_glob,
     "files": _from_files,
 }
+# Key of the config -> the sources that have it.
+KEY_OF = {
+    "files": ("files",),
+    "root": ("csv",),
+    "split": ("ucf101",),
+    "captions": tuple(name for name in _FINDERS if name != "csv"),
+}
 
 
-def find_clips(
-    source: str,
-    path: str | None = None,
-    *,
-    files: Sequence[str] = (),
-    root: str | None = None,
-    captions: str | None = None,
-    split: int | None = None,
-    part: str = "all",
-    columns: Sequence[str] = (),
-) -> ClipList:
-    """The clips of a source.
+def find_clips(config: DataConfig) -> ClipList:
+    """The clips of a source of files, before they are split into parts.
 
-    Args:
-        source: "csv": a file with a column `videos` and optional `caption` and `label`;
-            "classes": `<label>/<clip>`, as UCF-101 is laid out;
-            "ucf101": UCF-101 with its official lists, `split` and `part`;
-            "folder": every video below a folder;
-            "glob": every file that matches a pattern, `**` for any folders;
-            "files": one video in `path`, or several in `files`.
-        path: the file, folder or pattern.
-        files: the videos of "files".
-        root: folder that relative paths of a CSV start from; None is the CSV's own.
-        captions: JSON file of path -> caption; None takes the `.txt` beside a clip if there is one.
-            For all sources but "csv".
-        split: 1, 2 or 3, of UCF-101.
-        part: "train", "validation" or "all", of UCF-101's lists.
+    What `config.source` may be:
+        "csv": a file with a column `videos` and optional `caption` and `label`;
+        "classes": `<label>/<clip>`, as UCF-101 is laid out;
+        "ucf101": UCF-101 with its official lists, `config.split` and `config.part`;
+        "folder": every video below a folder;
+        "glob": every file that matches a pattern, `**` for any folders;
+        "files": one video in `config.path`, or several in `config.files`.
+
     Returns:
         ClipList: in an order that depends on the paths or the list alone.
     Raises:
         ValueError: if something is missing, empty, listed twice or malformed; the message says
             what was expected and what came.
     """
-    if source not in SOURCES:
-        raise ValueError(
-            f"data.source must be one of {', '.join(SOURCES)}, got {source!r}; did you mean "
-            f"{nearest_name(source, SOURCES)!r}?"
-        )
-    for option, value, owners in (
-        ("files", files, ("files",)),
-        ("root", root, ("csv",)),
-        ("split", split, ("ucf101",)),
-        ("captions", captions, tuple(name for name in SOURCES if name != "csv")),
-    ):
-        if value and source not in owners:
+    return _FINDERS[config.source](config)
+
+
+@register_source(*_FINDERS)
+@dataclass(frozen=True, kw_only=True)
+class FileOptions(SourceOptions):
+    """The sources that read video files; all their keys are those of `DataConfig` itself."""
+
+    reads_files: ClassVar[bool] = True
+
+    def check(self, data: DataConfig) -> None:
+        """Refuses keys of another source of files."""
+        for key, owners in KEY_OF.items():
+            if getattr(data, key) and data.source not in owners:
+                raise ValueError(
+                    f"data.{key} is for the source {' or '.join(owners)}, got "
+                    f"{getattr(data, key)!r} with {data.source!r}; remove it"
+                )
+        if data.source == "ucf101" and data.validation_fraction > 0:
             raise ValueError(
-                f"data.{option} is for the source {' or '.join(owners)}, got {value!r} with "
-                f"{source!r}; remove it"
+                "data.source=ucf101 has an official validation part, got data.validation_fraction="
+                f"{data.validation_fraction}; set it to 0, or take data.source=classes"
             )
-    options = SourceOptions(
-        path=path,
-        files=tuple(files),
-        root=root,
-        captions=captions,
-        split=split,
-        part=part,
-        columns=tuple(columns),
-    )
-    return SOURCES[source](options)
+
+    def build(self, data: DataConfig) -> Any:
+        """A `FileDataset`."""
+        from vidtwin.data.file_dataset import build_file_dataset
+
+        return build_file_dataset(data)
 
 
 def split_key(name: str) -> str:

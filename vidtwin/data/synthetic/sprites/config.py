@@ -1,4 +1,4 @@
-"""What a clip of Sprites shows: the parts of a character, what it does, and their names.
+"""What a clip of Sprites shows, and which clips there are: the section `data.sprites`.
 
 Source: Li and Mandt, Disentangled Sequential Autoencoder (arXiv 1803.02991), whose data are drawn
 from the sheets of the Liberated Pixel Cup; where each action stands in a sheet is that project's.
@@ -9,9 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vidtwin.data.registry import SourceOptions, check_choice, refuse_keys, register_source
+
+if TYPE_CHECKING:
+    from vidtwin.data.config import DataConfig
 
 # Factor -> folder of its sheets, in the order in which they are drawn.
-PARTS: Mapping[str, str] = MappingProxyType(
+SHEET_FOLDERS: Mapping[str, str] = MappingProxyType(
     {"skin": "body", "bottomwear": "bottomwear", "topwear": "topwear", "hair": "hair"}
 )
 CELL = 64  # pixels, of a sheet's cells
@@ -51,6 +57,9 @@ ACTIONS: Mapping[str, Action] = MappingProxyType(
 DIRECTIONS: Mapping[str, int] = MappingProxyType({"front": 2, "left": 1, "right": 3, "back": 0})
 PUBLISHED_ACTIONS = ("walk", "spellcast", "slash")
 PUBLISHED_DIRECTIONS = ("front", "left", "right")
+SPLITS = ("digest", "published")
+LABELS = ("motion", "action", "direction", *SHEET_FOLDERS)
+OTHER_KEYS = ("files", "root", "captions", "split", "content_factors", "motion_factors")
 
 # What is seen on a sheet goes by the sheet's pixels (first digits of the SHA-256 of its RGBA
 # values), never by its number: other art under the same number would make a caption untrue.
@@ -91,20 +100,11 @@ SHEET_NAMES: Mapping[str, str] = MappingProxyType(
 )
 
 
-def check_choices(name: str, values: Sequence[str], allowed: Sequence[str]) -> None:
-    """Raises a ValueError unless `values` are some of the allowed ones, each once."""
-    wrong = [value for value in values if value not in allowed]
-    if not values or wrong or len(set(values)) < len(values):
-        raise ValueError(
-            f"{name} must be one or more of {', '.join(allowed)}, each once, got {list(values)}"
-        )
-
-
 def caption(names: Mapping[str, str], action: str, direction: str) -> str:
     """One sentence that is true of the clip.
 
     Args:
-        names: factor of PARTS -> name of what is worn.
+        names: factor of SHEET_FOLDERS -> name of what is worn.
         action: of ACTIONS.
         direction: of DIRECTIONS.
     """
@@ -113,3 +113,77 @@ def caption(names: Mapping[str, str], action: str, direction: str) -> str:
         f"a character with {names['skin']} and {names['hair']}, wearing {names['topwear']} and "
         f"{names['bottomwear']}, is {ACTIONS[action].phrase}, facing {towards}"
     )
+
+
+@register_source("sprites")
+@dataclass(frozen=True, kw_only=True)
+class SpritesOptions(SourceOptions):
+    """Which clips the source "sprites" draws from the sheets in `data.path`.
+
+    Args:
+        actions: of walk, spellcast, slash, thrust and shoot.
+        directions: of front, left, right and back.
+        variants: take the first n sheets of each part alone (6 in the publication); None for all.
+        split: "digest" puts a character on a side by a digest of its sheets' names; "published"
+            takes the published test characters, which needs variants=6.
+        shoes: draw shoes/1.png over every character, as the published data do.
+        label: what a clip's label is: "motion" (action and direction), "action", "direction",
+            "skin", "bottomwear", "topwear" or "hair".
+    """
+
+    parts: ClassVar[tuple[str, ...]] = ("train", "validation", "all", "test")
+    paired: ClassVar[bool] = True
+
+    actions: tuple[str, ...] = PUBLISHED_ACTIONS
+    directions: tuple[str, ...] = PUBLISHED_DIRECTIONS
+    variants: int | None = None
+    split: str = "digest"
+    shoes: bool = False
+    label: str = "motion"
+
+    def __post_init__(self) -> None:
+        check_choices("actions", self.actions, tuple(ACTIONS))
+        check_choices("directions", self.directions, tuple(DIRECTIONS))
+        check_choice("split", self.split, SPLITS)
+        check_choice("label", self.label, LABELS)
+        if self.variants is not None and self.variants < 1:
+            raise ValueError(f"`variants` must be at least 1 or null, got {self.variants}")
+        if self.split == "published" and self.variants != PUBLISHED_VARIANTS:
+            raise ValueError(
+                "`split` published is a split of six variants of each part, got "
+                f"variants={self.variants}; set it to {PUBLISHED_VARIANTS}"
+            )
+
+    def check(self, data: DataConfig) -> None:
+        """Refuses all but a folder of sheets, and what would make captions untrue."""
+        if data.flip:
+            raise ValueError(
+                "data.flip=true would make the captions and labels of the moving sprites untrue "
+                "(left and right); set data.flip=false"
+            )
+        refuse_keys(data, OTHER_KEYS, "takes a folder of sheets alone")
+        if not data.path:
+            raise ValueError(
+                "data.path must name a folder of sprite sheets "
+                f"({', '.join(SHEET_FOLDERS.values())}), got {data.path!r}"
+            )
+        if data.part == "validation" and data.validation_fraction == 0:
+            raise ValueError(
+                "the validation part of data.source=sprites is a share of the characters that are "
+                "not for testing; set data.validation_fraction=0.05, or data.part=test"
+            )
+
+    def build(self, data: DataConfig) -> Any:
+        """A `SpritesDataset`."""
+        from vidtwin.data.synthetic.sprites.dataset import SpritesDataset
+
+        return SpritesDataset(data, self)
+
+
+def check_choices(name: str, values: Sequence[str], allowed: Sequence[str]) -> None:
+    """Raises a ValueError unless `values` are some of the allowed ones, each once."""
+    wrong = [value for value in values if value not in allowed]
+    if not values or wrong or len(set(values)) < len(values):
+        raise ValueError(
+            f"`{name}` must be one or more of {', '.join(allowed)}, each once, got {list(values)}"
+        )
