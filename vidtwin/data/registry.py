@@ -71,7 +71,7 @@ def register_source(*names: str) -> Callable[[OptionsType], OptionsType]:
     """Class decorator: makes `data.source=NAME` mean this config, and `data.NAME` its section.
 
     Raises:
-        ValueError: if a name is taken by another class, or is a key of `DataConfig`.
+        ValueError: if a name is taken by another class.
         TypeError: if the class is not a dataclass of `SourceOptions`.
     """
 
