@@ -294,7 +294,7 @@ def test_bad_file_is_replaced_counted_and_logged(
     assert "can't be opened" in skipped.reason
     assert sample["index"] != 9
     assert sample["path"] == str(spoilt / f"{sample['index']}.mp4")
-    assert dataset.bad_files == {skipped.path: skipped.reason}
+    assert dataset.bad_file_log.files == {skipped.path: skipped.reason}
     assert f"skipped {skipped.path}: can't be opened" in caplog.text
     # What takes the slot follows from (seed, epoch, index) too, and not from what came before.
     assert same(sample, files(spoilt, fps=10.0, max_bad_fraction=0.1)[(2, 9)])
@@ -431,7 +431,7 @@ def test_evaluation_sees_every_clip_once(
             )
             for batch in loader:
                 seen += batch["index"].tolist()
-            skipped += list(dataset.bad_files)
+            skipped += list(dataset.bad_file_log.files)
     assert sorted(seen) == list(range(9))
     assert skipped == [str(spoilt / "9.mp4")]
     assert "skipped" in caplog.text

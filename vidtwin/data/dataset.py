@@ -97,14 +97,11 @@ class VideoDataset(Dataset[dict[str, Any]], ABC):
     def __len__(self) -> int:
         return self.size
 
-    @property
-    def bad_files(self) -> dict[str, str]:
-        """Path -> reason of the files that could not be used, as far as this process knows."""
-        return dict(self.bad_file_log.files)
-
     @abstractmethod
     def load(self, index: int, draws: Draws) -> dict[str, Any]:
-        """The sample of one clip, without noise seed and skipped files.
+        """The sample of one clip: its video, caption, label and path, see `__getitem__`.
+
+        What is drawn as it is asked for, not sampled from a file, needs no fps and frame_indices.
 
         Raises:
             UnusableVideo: if the file can't be used.
@@ -126,7 +123,9 @@ class VideoDataset(Dataset[dict[str, Any]], ABC):
     def finish(self, sample: dict[str, Any], clip: int, index: int, epoch: int) -> dict[str, Any]:
         """A sample of `load` with all that follows from its clip and its place (epoch, index)."""
         seed = self.config.seed
-        sample["noise_seed"] = noise_seed_for(seed, epoch, index)
+        sample |= {"index": clip, "noise_seed": noise_seed_for(seed, epoch, index)}
+        sample.setdefault("fps", self.config.fps or 8.0)
+        sample.setdefault("frame_indices", torch.arange(self.config.num_frames))
         for purpose, (change, key) in enumerate(PAIRED_AUGMENTATIONS.items(), start=3):
             share = getattr(self.config, key)
             if share > 0:
@@ -270,10 +269,8 @@ class PlainDataset(VideoDataset):
             "video": video,
             "caption": item.get("caption", ""),
             "label": int(item.get("label", -1)),
-            "index": index,
             "path": item.get("path", f"{type(self.items).__name__}/{index}"),
             "fps": float(item.get("fps", config.fps or 8.0)),
-            "frame_indices": torch.arange(config.num_frames),
         }
 
     def captions(self, index: int, count: int) -> list[str]:

@@ -127,18 +127,14 @@ def _check_listed(clips: Sequence[Clip], where: str) -> None:
     looked = clips[::step]
     missing = [clip.path for clip in looked if not Path(clip.path).exists()]
     if len(missing) == len(looked):
-        start = "data.root is the folder that relative paths start from"
         raise ValueError(
-            f"none of the videos that {where} lists is there, such as {missing[0]}; {start}"
+            f"none of the videos that {where} lists is there, such as {missing[0]}; "
+            "data.root is the folder that relative paths start from"
         )
     if missing:
-        logger.warning(
-            "%d of %d videos looked for are not there, such as %s (listed in %s)",
-            len(missing),
-            len(looked),
-            missing[0],
-            where,
-        )
+        found = f"{len(missing)} of {len(looked)}"
+        message = "%s videos looked for are not there, such as %s (listed in %s)"
+        logger.warning(message, found, missing[0], where)
 
 
 def _read_captions(path: Path) -> dict[str, str]:
@@ -185,13 +181,8 @@ def _with_captions(clips: list[Clip], captions: str | None, root: Path) -> list[
             f"such as {clips[0].name!r}, got {next(iter(table), None)!r}"
         )
     if without:
-        logger.warning(
-            "%s has no caption for %d of %d videos, such as %s",
-            file,
-            len(without),
-            len(clips),
-            without[0],
-        )
+        count = f"{len(without)} of {len(clips)}"
+        logger.warning("%s has no caption for %s videos, such as %s", file, count, without[0])
     return captioned
 
 

@@ -206,20 +206,30 @@ def build_loader(
     )
 
 
-class EvaluationItems(Dataset[dict[str, Any]]):
-    """Every clip of a data set in epoch 0; an unusable one gives a sample without a video."""
+class UsableItems(Dataset[dict[str, Any]]):
+    """Clips by index (of epoch 0) or (index, epoch); one that can't be used has only a reason.
 
-    def __init__(self, dataset: VideoDataset):
+    Args:
+        dataset: of the clips.
+        captions: how many epochs' captions each clip brings along, in "captions".
+    """
+
+    def __init__(self, dataset: VideoDataset, captions: int = 0) -> None:
         self.dataset = dataset
+        self.captions = captions
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        index, epoch = key if isinstance(key, tuple) else (key, 0)
         try:
-            return self.dataset.get(index)
+            sample = self.dataset.get(index, epoch)
         except UnusableVideo as error:
             return {"skipped": [SkippedFile(error.path, error.reason)]}
+        if self.captions:
+            sample |= {"variant": epoch, "captions": self.dataset.captions(index, self.captions)}
+        return sample
 
 
 def build_evaluation_loader(
@@ -248,7 +258,7 @@ def build_evaluation_loader(
     dataset = as_video_dataset(dataset)
     total = len(dataset) if max_samples is None else min(max_samples, len(dataset))
     return VideoLoader(
-        EvaluationItems(dataset),
+        UsableItems(dataset),
         dataset.bad_file_log,
         drop_unusable=True,
         batch_size=batch_size,
@@ -257,44 +267,16 @@ def build_evaluation_loader(
     )
 
 
-class VariantItems(Dataset[dict[str, Any]]):
-    """Clips by (index, epoch); one that can't be used gives the reason alone.
-
-    Args:
-        dataset: of the clips.
-        captions: how many epochs' captions each clip brings along.
-    """
-
-    def __init__(self, dataset: VideoDataset, captions: int) -> None:
-        self.dataset = dataset
-        self.captions = captions
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        index, epoch = key
-        try:
-            sample = self.dataset.get(index, epoch)
-        except UnusableVideo as error:
-            return {"skipped": SkippedFile(error.path, error.reason)}
-        row = {
-            "index": index,
-            "variant": epoch,
-            "path": sample["path"],
-            "label": sample["label"],
-            "captions": self.dataset.captions(index, self.captions),
-        }
-        return {"video": sample["video"], "row": row}
+ROW = ("index", "variant", "path", "label", "captions")
 
 
 def collate_variants(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A batch: video (B, 3, T, H, W) or None without a usable clip, rows and skipped in lists."""
-    videos = [sample["video"] for sample in samples if "video" in sample]
+    filled = [sample for sample in samples if "video" in sample]
     return {
-        "video": torch.stack(videos) if videos else None,
-        "rows": [sample["row"] for sample in samples if "row" in sample],
-        "skipped": [sample["skipped"] for sample in samples if "skipped" in sample],
+        "video": torch.stack([sample["video"] for sample in filled]) if filled else None,
+        "rows": [{name: sample[name] for name in ROW} for sample in filled],
+        "skipped": [item for sample in samples for item in sample["skipped"]],
     }
 
 
@@ -317,7 +299,7 @@ def iterate_variants(
         skipped, a list of `SkippedFile`.
     """
     loader: DataLoader[dict[str, Any]] = DataLoader(
-        VariantItems(dataset, captions),
+        UsableItems(dataset, captions),
         batch_sampler=batches,
         collate_fn=collate_variants,
         **worker_arguments(num_workers),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import TracebackType
 
 import av
@@ -90,10 +90,6 @@ class VideoInfo:
     codec: str
     backend: str
     timestamps: NDArray[np.float64] = field(repr=False, compare=False)
-
-    def with_backend(self, backend: str) -> VideoInfo:
-        """The same video read by another backend."""
-        return replace(self, backend=backend)
 
 
 def upright(frame: av.VideoFrame) -> Frame:

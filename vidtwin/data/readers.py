@@ -25,6 +25,7 @@ import queue
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -48,7 +49,6 @@ __all__ = [
     "read_frames",
     "read_video_info",
 ]
-__all__ += ["read_video_info"]
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ def _read(
             try:
                 frames = _decord_frames(reader, needed, insist=backend == "decord")
                 prepared = [prepare(frame) for frame in frames]
-                info = reader.info.with_backend("decord")
+                info = replace(reader.info, backend="decord")
                 return info, indices, [prepared[place] for place in places]
             except DecordDeclined as reason:
                 if backend == "decord":

@@ -32,8 +32,6 @@ __all__ = [
 
 OptionsType = TypeVar("OptionsType", bound="type[SourceOptions]")
 
-_SOURCES: dict[str, type[SourceOptions]] = {}
-
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
@@ -64,7 +62,14 @@ class SourceOptions:
         Raises:
             ValueError: if there is nothing to read, or what is there can't be used.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define build(data)")
+        raise ValueError(
+            f"{type(self).__name__} has no `build`: data.source={data.source} stands for a data "
+            "set that is given from Python, to build_loader"
+        )
+
+
+# "dataset" stands for a data set that comes without a config; see `PlainDataset`.
+_SOURCES: dict[str, type[SourceOptions]] = {"dataset": SourceOptions}
 
 
 def register_source(*names: str) -> Callable[[OptionsType], OptionsType]:
@@ -113,17 +118,3 @@ def refuse_keys(data: DataConfig, names: tuple[str, ...], why: str) -> None:
                 f"data.source={data.source} {why}, got data.{name}={getattr(data, name)!r}; "
                 "remove it, or set another data.source"
             )
-
-
-@register_source("dataset")
-@dataclass(frozen=True, kw_only=True)
-class GivenDataset(SourceOptions):
-    """Stands for a data set that is given from Python, as an object."""
-
-    def build(self, data: DataConfig) -> Any:
-        """Nothing: there is no object.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError("data.source=dataset is for data sets of one's own, given to build_loader")

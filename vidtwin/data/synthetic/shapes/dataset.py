@@ -49,10 +49,7 @@ class ShapesDataset(VideoDataset):
             "video": from_uint8(clip.video),
             "caption": clip.caption,
             "label": clip.label,
-            "index": index,
             "path": f"shapes/{self.shapes.config.split}/{self.options.seed}/{index}",
-            "fps": self.config.fps or 8.0,
-            "frame_indices": torch.arange(self.config.num_frames),
         }
 
     def draw_pair(self, change: str, index: int, rng: np.random.Generator) -> torch.Tensor:

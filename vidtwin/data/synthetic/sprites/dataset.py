@@ -136,10 +136,7 @@ class SpritesDataset(VideoDataset):
             "video": self.draw(character, number),
             "caption": self.captions(index, 1)[0],
             "label": labels[self.options.label],
-            "index": index,
             "path": f"sprites/{self.key(character)}/{'-'.join(self.motions[number])}",
-            "fps": self.config.fps or 8.0,
-            "frame_indices": torch.arange(self.config.num_frames),
         }
 
     def draw_pair(self, change: str, index: int, rng: np.random.Generator) -> torch.Tensor:
