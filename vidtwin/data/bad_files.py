@@ -83,7 +83,7 @@ class BadFileLog:
             listing = "\n".join(f"  {path}: {reason}" for path, reason in self.files.items())
             raise TooManyBadFiles(
                 f"{len(self.files)} of {self.total_files} files can't be used, more than the "
-                f"{self.max_bad_fraction:.1%} of data.max_bad_fraction; mend or remove them, or "
+                f"{self.max_bad_fraction:.1%} of data.max_bad_fraction; repair or remove them, or "
                 f"raise the limit:\n{listing}",
                 [SkippedFile(*item) for item in self.files.items()],
             )

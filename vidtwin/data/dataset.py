@@ -229,7 +229,7 @@ class VideoDataset(Dataset[dict[str, Any]], ABC):
 
 
 class PlainDataset(VideoDataset):
-    """A data set of one's own, any object with a length and items by index, as a `VideoDataset`.
+    """Any object with a length and items by index, as a `VideoDataset`.
 
     An item is a dict with "video": (T, H, W, 3) uint8 in an array, or (3, T, H, W) float in
     [-1, 1] in a tensor; and if it has them "caption" str, "label" int, "path" str, "fps" float. An

@@ -94,7 +94,7 @@ class FileDataset(VideoDataset):
         crop: tuple[float, float] = (0.5, 0.5),
         flip: bool = False,
     ) -> dict[str, Any]:
-        """The sample of one clip from frames of one's own choice.
+        """The sample of one clip from the frames that the caller chooses.
 
         Args:
             index: of the clip, from 0.

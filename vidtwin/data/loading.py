@@ -190,7 +190,7 @@ def build_loader(
     """The endless training loader of this rank; see `GlobalBatchSampler` and `collate`.
 
     Args:
-        dataset: of `build_dataset`, or one's own, see `vidtwin.data.dataset.PlainDataset`.
+        dataset: of `build_dataset`, or any that `vidtwin.data.dataset.PlainDataset` takes.
         batch_size: of the global batch, over all ranks.
         seed: of the order of the samples.
         start_batch: batches to leave out, those an interrupted run has done.
