@@ -314,7 +314,7 @@ def test_only_sprites_have_a_test_part():
 def test_the_real_sheets():
     data = dataset(REAL)
     assert len(data.characters) == 7 * 7 * 7 * 10
-    named = [name for factor in SHEET_FOLDERS for name in data.sheets.names(factor)]
+    named = [name for factor in SHEET_FOLDERS for name in factor_labels(data).content[factor]]
     assert sorted(named) == sorted(SHEET_NAMES.values())
     assert data.captions(0, 1)[0].startswith("a character with ")
     # A character stands about the middle of each frame, on black.

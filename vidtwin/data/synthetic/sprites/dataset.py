@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,20 @@ from vidtwin.data.synthetic.sprites.config import (
     SpritesOptions,
     caption,
 )
-from vidtwin.data.synthetic.sprites.sheets import SpriteSheets, fit_pixels
+from vidtwin.data.synthetic.sprites.sheets import (
+    Sheet,
+    compose,
+    fit_pixels,
+    list_sheets,
+    read_sheet,
+)
 from vidtwin.media import from_uint8
 
 __all__ = ["SpritesDataset"]
 
 PUBLISHED_CHARACTERS = PUBLISHED_VARIANTS ** len(SHEET_FOLDERS)
 PUBLISHED_TRAIN = 1000
+PUBLISHED_SHOES = "1.png"  # the one sheet that every character of the published data wears
 PUBLISHED_SEED = 423  # of the permutation in the published scripts
 TEST_FRACTION = 1 - PUBLISHED_TRAIN / PUBLISHED_CHARACTERS
 
@@ -68,7 +76,16 @@ class SpritesDataset(VideoDataset):
                 )
         self.options = options
         self.motions = list(itertools.product(options.actions, options.directions))
-        self.sheets = SpriteSheets(config.path, self.motions, options.variants, options.shoes)
+        root = Path(config.path).expanduser()
+        self.sheets = {
+            factor: [
+                read_sheet(file, factor, self.motions)
+                for file in list_sheets(root, folder, options.variants)
+            ]
+            for factor, folder in SHEET_FOLDERS.items()
+        }
+        shoes = [root / "shoes" / PUBLISHED_SHOES] if options.shoes else []
+        self.shoes = [read_sheet(file, "shoes", self.motions, may_be_empty=True) for file in shoes]
         self.characters = self._characters(config)
         total = len(self.characters) * len(self.motions)
         super().__init__(config, min(total, config.max_clips or total))
@@ -77,12 +94,15 @@ class SpritesDataset(VideoDataset):
 
     def key(self, character: Character) -> str:
         """The names of a character's sheets, such as "0-3-1-9": what splits go by."""
-        stems = (self.sheets.stems(factor) for factor in SHEET_FOLDERS)
-        return "-".join(names[index] for names, index in zip(stems, character, strict=True))
+        return "-".join(sheet.stem for sheet in self.worn(character))
+
+    def worn(self, character: Character) -> list[Sheet]:
+        """The sheets of a character, in the order in which they are drawn."""
+        return [sheets[n] for sheets, n in zip(self.sheets.values(), character, strict=True)]
 
     def _characters(self, config: DataConfig) -> list[Character]:
         """The characters of the config's part."""
-        counts = [range(len(self.sheets.names(factor))) for factor in SHEET_FOLDERS]
+        counts = [range(len(sheets)) for sheets in self.sheets.values()]
         by_key = {self.key(one): one for one in itertools.product(*counts)}
         # Mixed, so that the first characters show all there is; by names that never change.
         ordered = sorted(by_key, key=lambda key: hashlib.sha256(key.encode()).digest())
@@ -106,12 +126,12 @@ class SpritesDataset(VideoDataset):
             ValueError: if the six sheets of each part are not numbered 0 to 5.
         """
         numbers = tuple(str(number) for number in range(PUBLISHED_VARIANTS))
-        for factor, folder in SHEET_FOLDERS.items():
-            if self.sheets.stems(factor) != numbers:
+        for factor, sheets in self.sheets.items():
+            stems, folder = tuple(sheet.stem for sheet in sheets), SHEET_FOLDERS[factor]
+            if stems != numbers:
                 raise ValueError(
                     f"data.sprites.split=published needs the sheets {folder}/0.png to "
-                    f"{folder}/{PUBLISHED_VARIANTS - 1}.png, got "
-                    f"{', '.join(self.sheets.stems(factor))}"
+                    f"{folder}/{PUBLISHED_VARIANTS - 1}.png, got {', '.join(stems)}"
                 )
         order = np.random.RandomState(PUBLISHED_SEED).permutation(PUBLISHED_CHARACTERS)
         numbered = list(itertools.product(range(PUBLISHED_VARIANTS), repeat=len(SHEET_FOLDERS)))
@@ -125,7 +145,8 @@ class SpritesDataset(VideoDataset):
 
     def draw(self, character: Character, number: int) -> torch.Tensor:
         """(3, T, H, W) in [-1, 1]: a character in a motion, given by its number."""
-        frames = self.sheets.render(character, self.motions[number], self.config.num_frames)
+        sheets = self.worn(character) + self.shoes
+        frames = compose(sheets, self.motions[number], self.config.num_frames)
         return from_uint8(fit_pixels(frames, self.config.height, self.config.width))
 
     def load(self, index: int, draws: Draws) -> dict[str, Any]:
@@ -151,14 +172,15 @@ class SpritesDataset(VideoDataset):
     def captions(self, index: int, count: int) -> list[str]:
         """The one caption of a clip, true of its pixels."""
         character, number = self.describe(index)
-        worn = zip(SHEET_FOLDERS, character, strict=True)
-        names = {factor: self.sheets.names(factor)[sheet] for factor, sheet in worn}
+        worn = zip(self.sheets, self.worn(character), strict=True)
+        names = {factor: sheet.name for factor, sheet in worn}
         return [caption(names, *self.motions[number])]
 
     def factor_classes(self) -> Factors:
         """Content: what the character is and wears; motion: action and direction."""
+        sheets = self.sheets.items()
         return Factors(
-            content={factor: self.sheets.names(factor) for factor in SHEET_FOLDERS},
+            content={factor: tuple(sheet.name for sheet in some) for factor, some in sheets},
             motion={"action": self.options.actions, "direction": self.options.directions},
         )
 

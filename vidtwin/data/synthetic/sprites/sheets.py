@@ -28,7 +28,6 @@ from vidtwin.data.synthetic.sprites.config import (
 )
 
 SHEET_SIZE = (SHEET_COLUMNS * CELL, SHEET_ROWS * CELL)
-PUBLISHED_SHOES = "1"  # the one sheet that every character of the published data wears
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +42,13 @@ class Sheet:
     strips: dict[tuple[str, str], Image.Image]
 
 
-def list_sheets(folder: Path, part: str) -> list[Path]:
+def list_sheets(folder: Path, part: str, variants: int | None) -> list[Path]:
     """The sheets of a part, numbers first and in their order.
 
+    Args:
+        variants: take the first n alone; None for all that are there.
     Raises:
-        ValueError: if there is no such folder, or no PNG file in it.
+        ValueError: if there is no such folder, no PNG file in it, or fewer than `variants`.
     """
     expected = (
         f"data.path must name a folder with {', '.join(SHEET_FOLDERS.values())}, each full of PNGs"
@@ -60,7 +61,12 @@ def list_sheets(folder: Path, part: str) -> list[Path]:
     )
     if not files:
         raise ValueError(f"{expected}, but {str(folder / part)!r} has no PNG file")
-    return files
+    if variants is not None and len(files) < variants:
+        raise ValueError(
+            f"data.sprites.variants={variants} needs as many sheets, but {str(folder / part)!r} "
+            f"has {len(files)}"
+        )
+    return files[:variants]
 
 
 def read_sheet(
@@ -134,58 +140,10 @@ def fit_pixels(frames: NDArray[np.uint8], height: int, width: int) -> NDArray[np
     return frames
 
 
-class SpriteSheets:
-    """The sheets of a folder, checked and decoded once.
-
-    Args:
-        folder: with the sub-folders body, bottomwear, topwear and hair.
-        motions: (action, direction) of the clips that will be drawn.
-        variants: take the first n sheets of each part alone; None for all that are there.
-        shoes: draw shoes/1.png over every character, as the published data do.
-    Raises:
-        ValueError: for a folder or sheet that is missing, has another size or can't be read.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        motions: Sequence[tuple[str, str]],
-        variants: int | None = None,
-        shoes: bool = False,
-    ) -> None:
-        root = Path(folder).expanduser()
-        self.sheets: dict[str, list[Sheet]] = {}
-        for factor, part in SHEET_FOLDERS.items():
-            files = list_sheets(root, part)
-            if variants is not None and len(files) < variants:
-                raise ValueError(
-                    f"data.sprites.variants={variants} needs as many sheets, but "
-                    f"{str(root / part)!r} has {len(files)}"
-                )
-            self.sheets[factor] = [read_sheet(file, factor, motions) for file in files[:variants]]
-        file = root / "shoes" / f"{PUBLISHED_SHOES}.png"
-        self.shoes = [read_sheet(file, "shoes", motions, may_be_empty=True)] if shoes else []
-
-    def names(self, factor: str) -> tuple[str, ...]:
-        """What is seen on each sheet of a factor."""
-        return tuple(sheet.name for sheet in self.sheets[factor])
-
-    def stems(self, factor: str) -> tuple[str, ...]:
-        """The file names of a factor's sheets, without ".png"."""
-        return tuple(sheet.stem for sheet in self.sheets[factor])
-
-    def render(
-        self, character: Sequence[int], motion: tuple[str, str], num_frames: int = NUM_FRAMES
-    ) -> NDArray[np.uint8]:
-        """(T, 64, 64, 3) uint8: a character on black; after eight frames the action repeats.
-
-        Args:
-            character: which sheet of each part, in the order of `SHEET_FOLDERS`.
-            motion: (action, direction).
-        """
-        picture = Image.new("RGBA", (NUM_FRAMES * CELL, CELL), "black")
-        worn = [sheets[n] for sheets, n in zip(self.sheets.values(), character, strict=True)]
-        for sheet in worn + self.shoes:
-            picture = Image.alpha_composite(picture, sheet.strips[motion])
-        frames = rearrange(np.asarray(picture.convert("RGB")), "h (t w) c -> t h w c", w=CELL)
-        return frames[np.arange(num_frames) % NUM_FRAMES]
+def compose(sheets: Sequence[Sheet], motion: tuple[str, str], num_frames: int) -> NDArray[np.uint8]:
+    """(T, 64, 64, 3) uint8: sheets over each other on black; after eight frames all repeats."""
+    picture = Image.new("RGBA", (NUM_FRAMES * CELL, CELL), "black")
+    for sheet in sheets:
+        picture = Image.alpha_composite(picture, sheet.strips[motion])
+    frames = rearrange(np.asarray(picture.convert("RGB")), "h (t w) c -> t h w c", w=CELL)
+    return frames[np.arange(num_frames) % NUM_FRAMES]
