@@ -100,7 +100,7 @@ def test_a_section_comes_from_yaml_overrides_and_the_default(tmp_path: Path) -> 
         ("data.shapes.size=many", "`data.shapes.size` expects int"),
         ("data.shapes.size=0", "data.shapes: `size` must be at least 1 clip, got 0"),
         ("data.sprites.actions=[jump]", "data.sprites: .*walk, spellcast, slash"),
-        ("data.shapes_size=3", "shapes[_.]size"),
+        ("data.shapes_size=3", "`data.shapes_size` is now `data.shapes.size`"),
     ],
 )
 def test_sections_are_strict_whatever_the_source(override: str, message: str) -> None:
@@ -120,10 +120,14 @@ def test_sections_of_other_sources_change_nothing(tmp_path: Path) -> None:
 
 
 def test_every_old_key_has_a_new_one() -> None:
-    known = DataConfig.section_types()
+    known, moved = DataConfig.section_types(), 0
     for old, new in DataConfig.RENAMED_KEYS.items():
-        source, key = new.split(".")
-        assert old == f"{source}_{key}" and hasattr(known[source](), key)
+        with pytest.raises(ConfigError, match=f"`data.{old}` is now `data.{new}`"):
+            load_config(RunConfig, None, [f"data.{old}=1"])
+        source, _, key = new.rpartition(".")
+        assert hasattr(known[source]() if source else DataConfig(), key)
+        moved += bool(source)
+    assert moved == 14
     with pytest.raises(ValueError, match=r"data\.shapes_size is now data\.shapes\.size"):
         DataConfig.from_dict({"shapes_size": 3})
 
