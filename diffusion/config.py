@@ -6,6 +6,19 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+__all__ = [
+    "GIVEN_GUIDANCE_SCALE",
+    "GUIDANCE_SCALE",
+    "NUM_INFERENCE_STEPS",
+    "TEXT_CONDITIONINGS",
+    "DiTConfig",
+]
+
+# How the pipeline samples unless it is told otherwise.
+NUM_INFERENCE_STEPS = 30
+GUIDANCE_SCALE = 6.0
+GIVEN_GUIDANCE_SCALE = 2.0
+
 TEXT_CONDITIONINGS = ("cross_attention", "in_context")
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion.conditioning import Conditions, GuidanceScales
+from diffusion.config import GIVEN_GUIDANCE_SCALE, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 from diffusion.dit import TwinDiT
 from diffusion.inputs import (
     check_count,
@@ -47,9 +48,6 @@ __all__ = [
 ]
 
 OUTPUT_TYPES = ("pt", "np", "pil", "latent")
-NUM_INFERENCE_STEPS = 30
-GUIDANCE_SCALE = 6.0
-GIVEN_GUIDANCE_SCALE = 2.0
 
 Callback = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]]
 

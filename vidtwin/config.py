@@ -6,6 +6,10 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
+__all__ = ["LPIPS_NETS", "AutoencoderConfig"]
+
+LPIPS_NETS = ("vgg", "alex", "squeeze")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:

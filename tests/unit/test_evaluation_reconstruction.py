@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-import vidtwin_lab.evaluation.reconstruction.meter as meter
+import vidtwin_lab.evaluation.reconstruction_windows as meter
 from vidtwin import VidTwinAutoencoder
 from vidtwin.data import DataConfig, TooManyBadFiles, build_dataset
 from vidtwin.data.frames import consecutive_windows, frames_by_stride, frames_by_time
@@ -23,11 +23,11 @@ from vidtwin.media import write_video
 from vidtwin.metrics import psnr, ssim
 from vidtwin.validation import mean_measures, measure_reconstructions
 from vidtwin_lab.evaluation import Processes, write_report
-from vidtwin_lab.evaluation.adherence import AdherenceConfig
 from vidtwin_lab.evaluation.adherence import measure as measure_adherence
-from vidtwin_lab.evaluation.codec import CodecConfig
-from vidtwin_lab.evaluation.features import FeaturesConfig, load_features
-from vidtwin_lab.evaluation.reconstruction import ReconstructionConfig, describe, measure
+from vidtwin_lab.evaluation.config import CodecConfig, FeaturesConfig
+from vidtwin_lab.evaluation.features import load_features
+from vidtwin_lab.evaluation.measurement_configs import AdherenceConfig, ReconstructionConfig
+from vidtwin_lab.evaluation.reconstruction import describe, measure
 from vidtwin_lab.evaluation.statistics import GaussianStatistics, frechet_distance
 from vidtwin_lab.evaluation.windows import Window, iterate_windows, list_windows
 
