@@ -134,7 +134,7 @@ class TestMeasure:
         network, folder = model
         settings = config(folder, codec=None, bits=())
         report = measure(settings, Processes())
-        dataset = build_dataset(settings.data_of(network))
+        dataset = build_dataset(settings.data_for(network.sizes))
         batch = torch.stack([dataset.get(index)["video"] for index in range(5)])
         rows, _ = measure_reconstructions(network, [{"video": batch, "index": torch.arange(5)}])
         means = mean_measures(rows)
@@ -189,7 +189,7 @@ class TestMeasure:
         network, folder = model
         settings = config(folder, codec=None, bits=(), features=FEATURES, distance_resamples=20)
         report = measure(settings, Processes())
-        dataset = build_dataset(settings.data_of(network))
+        dataset = build_dataset(settings.data_for(network.sizes))
         batch = torch.stack([dataset.get(index)["video"] for index in range(5)])
         extractor = load_features(FEATURES)
         with torch.no_grad():
@@ -284,9 +284,9 @@ def test_describe_says_the_sizes_and_measures_nothing(model) -> None:
 
 
 def test_nothing_is_random_in_what_is_measured(model) -> None:
-    data = config(model[1]).data_of(model[0])
+    data = config(model[1]).data_for(model[0].sizes)
     assert (data.start, data.crop, data.flip) == ("center", "center", False)
-    first = config(model[1], data=DataConfig(start="first")).data_of(model[0])
+    first = config(model[1], data=DataConfig(start="first")).data_for(model[0].sizes)
     assert first.start == "first"
 
 
@@ -294,8 +294,8 @@ def test_nothing_is_random_in_what_is_measured(model) -> None:
     ("changes", "message"),
     [
         ({"windows": "some"}, "windows must be one of one, all"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"resamples": -1}, "resamples must be at least 0"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        ({"resamples": -1}, "`resamples` must be at least 0"),
         ({"lpips": "resnet"}, "lpips must be one of vgg, alex, squeeze, or null"),
         ({"bits": (8, 8)}, "each once"),
         ({"bits": (9,)}, "from 1 to 8"),
@@ -340,7 +340,7 @@ class TestAdherence:
         ("changes", "message"),
         [
             ({"mode": "swap"}, "mode must be one of prompt, structure-from"),
-            ({"samples": 0}, "samples must be at least 1"),
+            ({"samples": 0}, "`samples` must be at least 1"),
             ({"max_objects": 3}, "max_objects must be 1 or 2"),
             ({"mode": "dynamics-from", "without_background": True}, "is for mode=prompt"),
         ],
