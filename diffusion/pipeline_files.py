@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from diffusion.text_encoder import load_text_model
+from diffusion.text_loading import load_text_model
 
 __all__ = ["check_pipeline_folder", "load_parts"]
 

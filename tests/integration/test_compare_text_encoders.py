@@ -15,7 +15,8 @@ from transformers import BertConfig, BertModel
 
 from diffusion import TwinDiT
 from diffusion.text_encoder import TextEncoder
-from diffusion.tokenizer import TokenizerConfig, train_tokenizer
+from vidtwin_lab.language.config import TokenizerConfig
+from vidtwin_lab.language.tokenizers import train_tokenizer
 from vidtwin_lab import runtime
 
 ROOT = Path(__file__).parents[2]

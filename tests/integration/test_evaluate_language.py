@@ -16,7 +16,8 @@ from script_runs import ROOT, read_json, records, run, run_apart, run_python
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
 from diffusion.text_encoder import TextEncoder
-from diffusion.tokenizer import TokenizerConfig, train_tokenizer
+from vidtwin_lab.language.config import TokenizerConfig
+from vidtwin_lab.language.tokenizers import train_tokenizer
 from vidtwin_lab.language.packaged_encoders import FinishedRuns
 from vidtwin_lab.language.tasks import evaluate_v1, evaluate_v2, read_squad
 

@@ -24,7 +24,8 @@ from script_runs import (
 from transformers import BertForMaskedLM
 
 from diffusion.text_encoder import TextEncoder
-from diffusion.tokenizer import TokenizerConfig, train_tokenizer
+from vidtwin_lab.language.config import TokenizerConfig
+from vidtwin_lab.language.tokenizers import train_tokenizer
 from vidtwin_lab.language.models import (
     LanguageModelConfig,
     LanguageModelFiles,

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from diffusion.text_encoder import TextEncoder
-from diffusion.tokenizer import TokenizerConfig, train_tokenizer
+from vidtwin_lab.language.config import TokenizerConfig
+from vidtwin_lab.language.tokenizers import train_tokenizer
 from vidtwin_lab.language.building import build_samples
 from vidtwin_lab.language.corpus import CorpusConfig, DocumentCorpus
 from vidtwin_lab.language.distillation import build_student

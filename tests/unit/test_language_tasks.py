@@ -24,9 +24,10 @@ from transformers import (
     RobertaModel,
 )
 
-from diffusion.packaged_encoders import packaged_encoder
+from diffusion.text_loading import packaged_encoder
 from diffusion.text_encoder import TextEncoder
-from diffusion.tokenizer import TokenizerConfig, train_tokenizer
+from vidtwin_lab.language.config import TokenizerConfig
+from vidtwin_lab.language.tokenizers import train_tokenizer
 from vidtwin.data.synthetic.shapes.captions import COLOR_WORDS, SHAPE_WORDS
 from vidtwin_lab.language.caption_questions import QUESTIONS, caption_questions
 from vidtwin_lab.language.tasks import (

@@ -36,7 +36,8 @@ from transformers import (
 )
 
 from diffusion.text_encoder import CachedTextEncoder, TextEncoder
-from diffusion.tokenizer import TokenizerConfig, train_tokenizer
+from vidtwin_lab.language.config import TokenizerConfig
+from vidtwin_lab.language.tokenizers import train_tokenizer
 
 SHORT, LONG = "a red circle", "a blue star moves up and down while a red ring stays still"
 TEXTS = ["a red circle moves left", LONG, "one ring, turning", ""]

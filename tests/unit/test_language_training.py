@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
+from diffusion.text_loading import load_tokenizer
+from vidtwin_lab.language.config import TokenizerConfig
+from vidtwin_lab.language.tokenizers import train_tokenizer
 from vidtwin_lab.language.corpus import CorpusConfig, DocumentCorpus, read_texts
 from vidtwin_lab.language.models import LanguageModelConfig, build_language_model
 from vidtwin_lab.language.objectives import ObjectiveConfig, build_objective

@@ -28,7 +28,6 @@ from vidtwin_lab.language.corpus import (
 logger = logging.getLogger(__name__)
 
 Sample = dict[str, Any]
-PAIRS = ("none", "nsp", "sop")
 # Documents that are tokenized at once.
 _CHUNK = 1000
 # Sentences that are tried for the room beside another text, before one is cut.

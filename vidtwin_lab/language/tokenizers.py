@@ -2,58 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, BertTokenizer, RobertaTokenizer
+from transformers import BertTokenizer, RobertaTokenizer
 
-from diffusion.packaged_encoders import packaged_encoder
-from diffusion.text_loading import one_line, quiet
-
-__all__ = [
-    "TokenizerConfig",
-    "load_tokenizer",
-    "train_tokenizer",
-]
+from vidtwin_lab.language.config import TOKENIZER_KINDS, TokenizerConfig
 
 WORDPIECE_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 BYTE_BPE_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-KINDS = ("wordpiece", "byte_bpe")
 # What is added to the number of a letter inside of a word while wordpieces are learned: half of
 # Unicode, whose upper half has no letter.
 _INSIDE = 0x88000
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
-    """The tokenizer of a run.
-
-    Args:
-        path: a folder or hub id to load one from; then the other keys are not used.
-        kind: "wordpiece" (BERT's) or "byte_bpe" (RoBERTa's and GPT's, which has a token for every
-            byte, 256 in all); None takes that of the model's family.
-        vocabulary_size: tokens at most, special ones included.
-        lowercase: read "Red" as "red"; wordpiece alone.
-        min_frequency: how often a pair must occur to become a token.
-        train_texts: how many texts of the corpus it is trained on.
-    """
-
-    path: str | None = None
-    kind: str | None = None
-    vocabulary_size: int = 30_000
-    lowercase: bool = True
-    min_frequency: int = 2
-    train_texts: int = 1_000_000
-
-    def __post_init__(self) -> None:
-        if self.kind not in (None, *KINDS):
-            raise ValueError(f"`kind` must be one of {', '.join(KINDS)} or null; got {self.kind!r}")
-        for name in ("vocabulary_size", "min_frequency", "train_texts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
 
 
 def train_tokenizer(
@@ -69,8 +31,8 @@ def train_tokenizer(
     Raises:
         ValueError: if the vocabulary is too small for the letters of the texts.
     """
-    if kind not in KINDS:
-        raise ValueError(f"`kind` must be one of {', '.join(KINDS)}; got {kind!r}")
+    if kind not in TOKENIZER_KINDS:
+        raise ValueError(f"`kind` must be one of {', '.join(TOKENIZER_KINDS)}; got {kind!r}")
     if kind == "wordpiece":
         vocabulary = _learn_wordpieces(texts, config)
         return BertTokenizer(
@@ -140,18 +102,3 @@ def _learn_merges(
     if size == len(special):
         raise ValueError("no text to train a tokenizer on")
     return learned["vocab"], [tuple(merge) for merge in learned["merges"]]
-
-
-def load_tokenizer(name_or_folder: str, local_files_only: bool = False) -> Any:
-    """A saved tokenizer.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(
-                packaged_encoder(name_or_folder), local_files_only=local_files_only
-            )
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"no tokenizer in {name_or_folder}: {one_line(error)}") from error

@@ -1,13 +1,23 @@
-"""A student of fewer layers, made from a teacher's weights."""
+"""Distillation: a student of fewer layers learns to predict as its teacher does.
+
+Axes: B batch, L tokens, V vocabulary.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import DistilBertConfig
 
 from diffusion.text_loading import one_line
+from vidtwin_lab.language.config import ObjectiveConfig
+from vidtwin_lab.language.objectives.base import Choice, Distance, Term, inputs_for
+from vidtwin_lab.language.objectives.masked_tokens import MaskedTokens
+from vidtwin_lab.language.samples import Sample
 
 # Names of BERT's weights and of DistilBERT's for the same.
 _DISTILBERT_NAMES = (
@@ -28,10 +38,66 @@ _DISTILBERT_NAMES = (
 _LAYER = re.compile(r"(?<=layer\.)\d+(?=\.)")
 
 
-def build_student(teacher: Any, kind: Any, num_layers: int) -> Any:
-    """A model of `num_layers` layers that begins with the teacher's weights.
+class Distillation(MaskedTokens):
+    """True tokens ("mlm"), a teacher's predictions ("soft"), its hidden states ("cosine").
 
-    Layers are taken evenly from the first on: every other one for a student of half the depth.
+    Args:
+        teacher: of transformers, for the same tokens.
+    """
+
+    name = "distillation"
+
+    def __init__(self, config: ObjectiveConfig, tokenizer: Any, teacher: Any = None) -> None:
+        super().__init__(config, tokenizer)
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.weights = {
+            "mlm": config.distillation.hard_weight,
+            "soft": config.distillation.soft_weight,
+            "cosine": config.distillation.cosine_weight,
+        }
+
+    def to(self, device: torch.device) -> None:
+        """Moves the teacher."""
+        self.teacher.to(device)
+
+    def counts(self, samples: Sequence[Sample]) -> dict[str, int]:
+        """Over how many predictions each term is a sum; the teacher predicts all tokens."""
+        tokens = sum(len(sample["input_ids"]) for sample in samples)
+        return {**super().counts(samples), "soft": tokens, "cosine": tokens}
+
+    def terms(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> dict[str, Term]:
+        """The terms of the loss, that of the true tokens first."""
+        with torch.no_grad():
+            expected = self.teacher(**inputs_for(self.teacher, batch), output_hidden_states=True)
+        output = model(**inputs_for(model, batch), output_hidden_states=True)
+        seen = batch["attention_mask"] == 1
+        states = (output.hidden_states[-1].float(), expected.hidden_states[-1].float())
+        angle = 1 - torch.nn.functional.cosine_similarity(*states, dim=-1)
+        logits = (output.logits, expected.logits)
+        return {
+            "mlm": Choice(output.logits, batch["labels"]),
+            "soft": Distance(
+                soft_cross_entropy(*logits, self.config.distillation.temperature), seen
+            ),
+            "cosine": Distance(angle, seen),
+        }
+
+
+def soft_cross_entropy(logits: Tensor, expected: Tensor, temperature: float) -> Tensor:
+    """(B, L) Kullback-Leibler divergence of the predictions of (B, L, V) logits from expected ones.
+
+    Multiplied by the squared temperature, which keeps gradients as large as those of true labels.
+    Source: Hinton et al. (arXiv 1503.02531), Sec. 2; DistilBERT's `loss_ce`.
+    """
+    own = (logits.float() / temperature).log_softmax(-1)
+    other = (expected.float() / temperature).log_softmax(-1)
+    return temperature**2 * (other.exp() * (other - own)).sum(-1)
+
+
+def build_student(teacher: Any, kind: Any, num_layers: int) -> Any:
+    """A model of `num_layers` layers that starts from the teacher's weights.
+
+    Layers are taken at even intervals: every other one for a student of half the depth.
 
     Args:
         teacher: BertForMaskedLM for a DistilBERT, or a model of the student's own class.
