@@ -110,7 +110,7 @@ class Run:
         return load_tokenizer(str(path))
 
     def build_loader(self, corpus: Corpus) -> DataLoader[Any]:
-        """The endless stream of this process's samples, each list of them with its gaps."""
+        """The endless stream of this process's samples, masked as the objective asks."""
         config, accelerator = self.config, self.accelerator
         samples = build_samples(config, corpus, self.tokenizer)
         place = (accelerator.process_index, accelerator.num_processes, self.start)
@@ -139,7 +139,7 @@ class Run:
             return
         accelerator = self.accelerator
         count = min(self.config.validation_samples, len(self.validation))
-        # Whole batches are shared out: texts are told from those of their batch ("contrastive").
+        # Whole batches go to each process: "contrastive" compares the texts of a batch.
         size = self.config.validation_batch_size
         batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
         with runtime.ema_weights(self.ema, self.unwrapped):

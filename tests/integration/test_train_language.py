@@ -24,14 +24,9 @@ from script_runs import (
 from transformers import BertForMaskedLM
 
 from diffusion.text_encoder import TextEncoder
-from vidtwin_lab.language.config import TokenizerConfig
+from vidtwin_lab.language.config import LanguageModelConfig, ObjectiveConfig, TokenizerConfig
+from vidtwin_lab.language.models import LanguageModelFiles, build_language_model
 from vidtwin_lab.language.tokenizers import train_tokenizer
-from vidtwin_lab.language.models import (
-    LanguageModelConfig,
-    LanguageModelFiles,
-    build_language_model,
-)
-from vidtwin_lab.language.objectives import ObjectiveConfig
 
 CONFIGS = [path for path in sorted((ROOT / "configs" / "language").glob("*.yaml"))
            if not path.stem.startswith("compare_")]  # fmt: skip

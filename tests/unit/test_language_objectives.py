@@ -12,27 +12,26 @@ import torch
 from torch import nn
 
 from diffusion.text_encoder import TextEncoder
-from vidtwin_lab.language.config import TokenizerConfig
-from vidtwin_lab.language.tokenizers import train_tokenizer
-from vidtwin_lab.language.building import build_samples
-from vidtwin_lab.language.corpus import CorpusConfig, DocumentCorpus
-from vidtwin_lab.language.distillation import build_student
-from vidtwin_lab.language.models import (
+from vidtwin_lab.language.config import (
+    CorpusConfig,
     LanguageModelConfig,
-    LanguageModelFiles,
-    build_language_model,
-    load_teacher,
-)
-from vidtwin_lab.language.objectives import (
     ObjectiveConfig,
-    build_objective,
-    soft_cross_entropy,
+    TokenizerConfig,
 )
-from vidtwin_lab.language.replaced_tokens import fill_gaps, sample_tokens
+from vidtwin_lab.language.corpus import DocumentCorpus
+from vidtwin_lab.language.models import LanguageModelFiles, build_language_model, load_teacher
+from vidtwin_lab.language.objectives import build_objective
+from vidtwin_lab.language.objectives.base import IGNORED, Choice, Distance
+from vidtwin_lab.language.objectives.distillation import build_student, soft_cross_entropy
+from vidtwin_lab.language.objectives.masked_tokens import (
+    MOST_TARGETS,
+    SpanBoundaryHead,
+    span_targets,
+)
+from vidtwin_lab.language.objectives.replaced_tokens import fill_gaps, sample_tokens
 from vidtwin_lab.language.samples import PackedCorpus, PairedCorpus, Samples, TokenizedCorpus
-from vidtwin_lab.language.span_boundary import MOST_TARGETS, SpanBoundaryHead, span_targets
-from vidtwin_lab.language.terms import IGNORED, Choice, Distance
-from vidtwin_lab.language.validation import mean_measures, measure_language_model
+from vidtwin_lab.language.tokenizers import train_tokenizer
+from vidtwin_lab.language.training import build_samples, mean_measures, measure_language_model
 
 WORDS = ["red", "blue", "green", "star", "ring", "moves", "turns", "left", "right", "up", "a"]
 TINY: dict[str, Any] = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 32,

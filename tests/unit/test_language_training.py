@@ -12,14 +12,19 @@ import pytest
 import torch
 
 from diffusion.text_loading import load_tokenizer
-from vidtwin_lab.language.config import TokenizerConfig
-from vidtwin_lab.language.tokenizers import train_tokenizer
-from vidtwin_lab.language.corpus import CorpusConfig, DocumentCorpus, read_texts
-from vidtwin_lab.language.models import LanguageModelConfig, build_language_model
-from vidtwin_lab.language.objectives import ObjectiveConfig, build_objective
+from vidtwin_lab.language.config import (
+    CorpusConfig,
+    LanguageModelConfig,
+    ObjectiveConfig,
+    TokenizerConfig,
+)
+from vidtwin_lab.language.corpus import DocumentCorpus, read_texts
+from vidtwin_lab.language.models import build_language_model
+from vidtwin_lab.language.objectives import build_objective
+from vidtwin_lab.language.objectives.base import IGNORED
 from vidtwin_lab.language.samples import TokenizedCorpus
-from vidtwin_lab.language.terms import IGNORED
-from vidtwin_lab.language.validation import mean_measures, measure_language_model
+from vidtwin_lab.language.tokenizers import train_tokenizer
+from vidtwin_lab.language.training import mean_measures, measure_language_model
 
 LINES = [f"{a} {b} {c}" for a in ("a", "one") for b in ("red", "blue", "naïve", "five-sided")
          for c in ("circle", "star", "ring moves left", "Square.")]  # fmt: skip

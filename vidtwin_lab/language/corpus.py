@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from diffusion.text_loading import one_line
 from vidtwin import build_dataset, nearest_name
 from vidtwin.data.synthetic.shapes import ShapesAttributes, caption, draw_attributes
 from vidtwin_lab.language.config import CorpusConfig, ShapesCaptionsConfig, TrainConfig
+from vidtwin_lab.language.hub import load_data_set
 
 logger = logging.getLogger(__name__)
 
@@ -257,25 +257,6 @@ def _rows_of_data_set(config: CorpusConfig, held_out: bool) -> Iterator[list[str
             )
         if value.strip():
             yield [line.strip() for line in value.strip().split("\n") if line.strip()]
-
-
-def load_data_set(name: str, subset: str | None, split: str) -> Any:
-    """The rows of a data set of the optional library `datasets`.
-
-    Raises:
-        ValueError: if the library is not installed, or has no such data set.
-    """
-    try:
-        import datasets
-    except ImportError:
-        raise ValueError(
-            "source=datasets needs its library: pip install datasets; or give the texts as files"
-        ) from None
-    try:
-        return datasets.load_dataset(name, subset, split=split)
-    except Exception as error:  # it raises its own, the hub's and the network's
-        where = " ".join(filter(None, [name, subset, split]))
-        raise ValueError(f"no data set {where}: {one_line(error)}") from error
 
 
 # Source of fixed documents -> what reads the lines of each of its documents.

@@ -1,4 +1,4 @@
-"""What can be read off a frozen reader by a linear probe.
+"""Linear probes: what a frozen text encoder's states say of the captions of moving shapes.
 
 Axes: N texts, L tokens, D width, K classes.
 """
@@ -6,9 +6,10 @@ Axes: N texts, L tokens, D width, K classes.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,19 +18,92 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffusion.text_encoder import TextEncoder
+from vidtwin_lab.evaluation.report import Processes, Report, software_protocol
+from vidtwin_lab.language.tasks.caption_questions import (
+    QUESTIONS,
+    ProbeText,
+    caption_questions,
+)
+from vidtwin_lab.language.tasks.config import CaptionProbesConfig
 from vidtwin_lab.language.tasks.finetuning import pool
+from vidtwin_lab.language.tasks.metrics import accuracy, over_seeds
 
 
-class ProbeText(NamedTuple):
-    """A text, the class that is asked for, and the characters at which it is (None: the whole)."""
+def describe(config: CaptionProbesConfig) -> dict[str, Any]:
+    """Questions, their answers and numbers of captions."""
+    return {
+        "questions": {name: len(QUESTIONS[name]) for name in config.names},
+        "captions": {"train": config.train_size, "test": config.test_size},
+        "seeds": list(config.seeds),
+    }
 
-    text: str
-    label: int
-    place: tuple[int, int] | None = None
+
+def measure(config: CaptionProbesConfig, processes: Processes) -> Report:
+    """Accuracy of the probes, beside those of the most frequent answer and of words alone."""
+    chosen = config.text_encoder
+    encoder = chosen.load(config.layer).to(processes.device)
+    pooling = chosen.pooling_of(encoder, default="mean")
+    jobs = [(name, seed) for name in config.names for seed in config.seeds]
+    rows: list[dict[str, Any]] = [
+        {"index": jobs.index(job), "question": job[0], "seed": job[1]}
+        | _ask(config, encoder, pooling, *job)
+        for job in processes.share(jobs)
+    ]
+    rows = processes.gather_sorted(rows)
+    measures = ("accuracy", "words_alone", "most_frequent", "unknown_tokens")
+    found = {
+        name: over_seeds(
+            [{key: row[key] for key in measures} for row in rows if row["question"] == name]
+        )
+        for name in config.names
+    }
+    return Report(
+        name="probe",
+        protocol={
+            "metric": "accuracy of multinomial logistic regression on frozen states",
+            "text_encoder": {**chosen.protocol(encoder, pooling), "layer": config.layer},
+            "captions": {"train": config.train_size, "test": config.test_size},
+            "wordings": list(config.wordings),
+            "answers": {name: len(QUESTIONS[name]) for name in config.names},
+            "seeds": list(config.seeds),
+            "decay": config.decay,
+            **software_protocol(processes),
+        },
+        found=found,
+        rows=rows,
+        markdown=[
+            ("text_encoder", chosen.name),
+            *((name, f"{100 * found[name]['accuracy']['median']:.1f}") for name in config.names),
+        ],
+    )
+
+
+def _ask(
+    config: CaptionProbesConfig, encoder: TextEncoder, pooling: str, name: str, seed: int
+) -> dict[str, float]:
+    """A question of one seed."""
+    train, test = (
+        caption_questions(name, count, 2 * seed + part, config.wordings[part])
+        for part, count in enumerate((config.train_size, config.test_size))
+    )
+    labels = [text.label for text in train]
+    wanted = [text.label for text in test]
+    states = [text_states(encoder, texts, pooling) for texts in (train, test)]
+    counts = word_counts(encoder, train, test)
+    classes = len(QUESTIONS[name])
+    frequent = Counter(labels).most_common(1)[0][0]
+    return {
+        "accuracy": accuracy(probe((states[0], labels), states[1], classes, config.decay), wanted),
+        "words_alone": accuracy(
+            probe((counts[0], labels), counts[1], classes, config.decay), wanted
+        ),
+        "unknown_tokens": unknown_tokens(encoder, [*train, *test]),
+        "most_frequent": accuracy(np.full(len(wanted), frequent), wanted),
+    }
 
 
 def unknown_tokens(encoder: TextEncoder, texts: Sequence[ProbeText]) -> float:
-    """Share of the texts' tokens that the reader does not know."""
+    """Share of the texts' tokens that the text encoder does not know."""
     rows = encoder.tokenizer(
         [text.text for text in texts], add_special_tokens=False, verbose=False
     )["input_ids"]
@@ -43,10 +117,10 @@ def text_states(
 ) -> Tensor:
     """(N, D) states: of whole texts pooled, of places that of their last token.
 
-    Unknown words are not told one text at a time; see `unknown_tokens`.
+    Unknown tokens are not logged text by text; see `unknown_tokens`.
 
     Raises:
-        ValueError: if a text is too long for the reader, or its place has no token.
+        ValueError: if a text is too long for the text encoder, or its place has no token.
     """
     states = torch.zeros(len(texts), encoder.hidden_size)
     order = sorted(range(len(texts)), key=lambda i: (len(texts[i].text), i))
@@ -57,7 +131,8 @@ def text_states(
         cut = next((i for i, rest in zip(chosen, encoding.truncated) if rest is not None), None)
         if cut is not None:
             raise ValueError(
-                f"the reader's {encoder.max_length} tokens are too few for {texts[cut].text!r}"
+                f"the text encoder's {encoder.max_length} tokens are too few for "
+                f"{texts[cut].text!r}"
             )
         hidden, mask = encoding.hidden_states.cpu(), encoding.attention_mask.cpu()
         pooled = pool(hidden, mask, pooling)
@@ -113,7 +188,7 @@ def probe(
     decay: float = 1e-3,
     iterations: int = 200,
 ) -> NDArray[np.int64]:
-    """(N,) classes told by multinomial logistic regression on standardized features.
+    """(N,) classes predicted by multinomial logistic regression on standardized features.
 
     Args:
         train: (N, D) features and N labels; test: (N, D).

@@ -19,7 +19,7 @@ from vidtwin_lab.language.tasks.squad import Question
 
 logger = logging.getLogger(__name__)
 
-# Of all tokens of a task; more, and its texts are in a script that the reader does not have.
+# Of all tokens of a task; more, and its texts are in a script that the text encoder does not have.
 MOST_UNKNOWN = 0.5
 
 
@@ -57,23 +57,23 @@ class Counts:
 
 
 class RowFormat:
-    """How rows are made of texts: as the reader's own tokenizer does for one text and for two.
+    """Makes rows of one text or two as the text encoder's own tokenizer does.
 
     A tokenizer that adds nothing (GPT-2's) gets its end of text between two texts and behind
     them, as GPT was fine-tuned: the last token is the one that has read everything.
 
     Args:
-        encoder: the reader.
-        max_length: tokens of a row at most; None for all that the reader can read.
+        encoder: the text encoder.
+        max_length: tokens of a row at most; None for all that the text encoder can read.
     Raises:
-        ValueError: if the reader can't read so many.
+        ValueError: if the text encoder can't read so many.
     """
 
     def __init__(self, encoder: TextEncoder, max_length: int | None = None) -> None:
         if max_length is not None and not 8 <= max_length <= encoder.max_length:
             raise ValueError(
-                f"`max_length` must be from 8 to the reader's {encoder.max_length} tokens, got "
-                f"{max_length}; set text_encoder.max_length={encoder.max_length} or less"
+                f"`max_length` must be from 8 to the text encoder's {encoder.max_length} tokens, "
+                f"got {max_length}; set text_encoder.max_length={encoder.max_length} or less"
             )
         self.tokenizer = encoder.tokenizer
         self.max_length = max_length or encoder.max_length
@@ -169,13 +169,13 @@ class RowFormat:
         return samples
 
     def check(self, where: str, texts: Iterable[str]) -> None:
-        """Raises ValueError if most of what was read is unknown to the reader."""
+        """Raises ValueError if most of what was read is unknown to the text encoder."""
         counts = self.counts
         if counts.unknown_tokens > MOST_UNKNOWN * max(1, counts.tokens):
             shown = next((text for text in texts if self._unknown(self._plain([text])[0])), "")
             raise ValueError(
                 f"{where}: {counts.unknown_tokens} of {counts.tokens} tokens are unknown to the "
-                f"reader, such as in {shown[:40]!r}; choose a reader for this script"
+                f"text encoder, such as in {shown[:40]!r}; choose a text encoder for this script"
             )
 
     def _plain(self, texts: Sequence[str]) -> list[list[int]]:
@@ -218,7 +218,7 @@ class RowFormat:
             if not plain or place is None:
                 raise ValueError(
                     f"the tokenizer {type(self.tokenizer).__name__} reads {texts!r} in a way that "
-                    "can't be taken apart; choose another reader"
+                    "can't be taken apart; choose another text encoder"
                 )
             frame.append(row[at:place])
             segments += [kinds[at:place], kinds[place : place + len(plain)]]

@@ -1,4 +1,4 @@
-"""What is kept of fine-tuned readers, and the report of them over tasks and seeds."""
+"""Finished fine-tuning runs on disk, and the report over tasks and seeds."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any, NamedTuple
 
 from vidtwin.files import write_json, written_whole
 from vidtwin_lab.evaluation.report import Report, rounded
-from vidtwin_lab.language.tasks import PreparedTask, TaskResult, over_seeds
+from vidtwin_lab.language.tasks.metrics import over_seeds
+from vidtwin_lab.language.tasks.prepared import PreparedTask, TaskResult
 
 # Measures that are thresholds of a score and no shares.
 _NO_SHARE = "_threshold"
-# Where files lie and how a reader is called may change; digests say whether they are the same.
+# Paths and names may change; digests say whether files and text encoder are the same.
 _PLACES = ("path", "name", "train", "dev", "article_split", "local_files_only")
 
 
 class FinishedRun(NamedTuple):
-    """A reader fine-tuned on a task with a seed.
+    """A text encoder fine-tuned on a task with a seed.
 
     identity: everything its measures follow from; made_by: software and number of processes.
     """
@@ -119,7 +120,7 @@ def fine_tuning_report(
         protocol: of all tasks; each one's own is added.
     """
     found: dict[str, Any] = {}
-    columns = [("reader", str(protocol["reader"]["name"]))]
+    columns = [("text_encoder", str(protocol["text_encoder"]["name"]))]
     for task in tasks:
         own = [run for run in runs if run.task == task.name]
         found[task.name] = over_seeds([run.measures for run in own])
@@ -154,7 +155,7 @@ def _changes(before: Any, now: Any, name: str = "") -> list[str]:
     """ "key was this, now that" of every value that differs, in dotted keys."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [*before, *(key for key in now if key not in before)]
-        files = "sha256" in before or name in ("reader", "settings.data")
+        files = "sha256" in before or name in ("text_encoder", "settings.data")
         return [
             line
             for key in keys

@@ -1,4 +1,4 @@
-"""What the comparison of readers is asked to do: its stages and their settings.
+"""What the comparison of text encoders is asked to do: its stages and their settings.
 
 What belongs to a stage's script alone stands in that script's config and in `settings`.
 """
@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vidtwin_lab.language.comparison import FLOOR
-from vidtwin_lab.language.tasks import find_task
+from vidtwin_lab.language.tasks.config import check_seeds
+from vidtwin_lab.language.tasks.glue import find_task
 
-__all__ = ["OBJECTIVES", "STAGES", "CompareConfig", "GlueStage", "SquadStage"]
-
+# Before the name of an objective: its architecture with random weights.
+BASELINE = "random_"
 STAGES = (
     *("corpus", "pretrain", "glue", "squad", "probe", "latents", "diffusion", "adherence"),
     "table",
@@ -118,9 +118,9 @@ class DiffusionStage:
         cache: folder of encode.py; null makes one by `encode_config`.
         encode_config, encode_settings: of encode.py, and further key=value.
         init_from: a trained transformer to start from, with a new text part: it can make videos and
-            has to learn to hear through the reader; null for one that has learnt nothing.
+            has to learn to use the text encoder; null for one that has learnt nothing.
         steps, batch_size, warmup_steps: of each training.
-        random_baselines: train with the readers of random weights too.
+        random_baselines: train with the text encoders of random weights too.
         settings: further key=value of train_diffusion.py.
     """
 
@@ -164,7 +164,7 @@ class CompareConfig:
         stages: names of stages, or all.
         objectives: of mlm, span, rtd, clm.
         random_baselines: objectives whose architecture is compared with random weights too.
-        seeds: of fine-tuning, of the captions of probes and of the transformers; readers are
+        seeds: of fine-tuning, of the captions of probes and of the transformers; text encoders are
             pretrained once.
         tasks: of GLUE.
         mixed_precision: of trainings: "no" or "bf16".
@@ -202,14 +202,19 @@ class CompareConfig:
                 )
         if not self.objectives:
             raise ValueError("`objectives` must name at least one")
-        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"`seeds` must be different numbers from 0, got {list(self.seeds)}")
-        object.__setattr__(self, "tasks", tuple(find_task(name).name for name in self.tasks))
+        check_seeds(self.seeds)
+        for name in self.tasks:
+            find_task(name)
 
     @property
-    def readers(self) -> tuple[str, ...]:
+    def glue_tasks(self) -> tuple[str, ...]:
+        """`tasks` by the names that results have."""
+        return tuple(find_task(name).name for name in self.tasks)
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
         """Objectives, then random_baselines."""
-        return (*self.objectives, *(FLOOR + name for name in self.random_baselines))
+        return (*self.objectives, *(BASELINE + name for name in self.random_baselines))
 
     def chosen(self, stage: str) -> bool:
         """Whether a stage shall be done."""

@@ -1,4 +1,4 @@
-"""Questions that a caption answers: to find out what a reader of captions has understood."""
+"""Questions that captions of moving shapes answer, for probes of text encoders."""
 
 from __future__ import annotations
 
@@ -36,17 +36,15 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
 _SINGLE = ("color", "shape", "motion", "background")
 
 
-class CaptionQuestion(NamedTuple):
-    """A caption, the number of the answer, and the characters at which it is asked (None: all)."""
+class ProbeText(NamedTuple):
+    """A caption, the number of the answer, and the characters it is asked at (None: the whole)."""
 
     text: str
-    answer: int
-    place: tuple[int, int] | None
+    label: int
+    place: tuple[int, int] | None = None
 
 
-def caption_questions(
-    name: str, count: int, seed: int, wordings: str = "all"
-) -> list[CaptionQuestion]:
+def caption_questions(name: str, count: int, seed: int, wordings: str = "all") -> list[ProbeText]:
     """Random captions with the answer to one question.
 
     Args:
@@ -63,7 +61,7 @@ def caption_questions(
     return [_ask(name, rng, wordings) for _ in range(count)]
 
 
-def _ask(name: str, rng: np.random.Generator, wordings: str) -> CaptionQuestion:
+def _ask(name: str, rng: np.random.Generator, wordings: str) -> ProbeText:
     single = name in _SINGLE
     shown = draw_attributes(rng, two_object_fraction=0.0 if single else 1.0)
     while not single and len({item.shape for item in shown.objects}) == 1:
@@ -72,8 +70,8 @@ def _ask(name: str, rng: np.random.Generator, wordings: str) -> CaptionQuestion:
     if name.endswith("_at_shape"):
         item = shown.objects[int(rng.integers(2))]
         answer = getattr(item, name.removesuffix("_at_shape"))
-        return CaptionQuestion(text, QUESTIONS[name].index(answer), _shape_place(text, item.shape))
-    return CaptionQuestion(text, QUESTIONS[name].index(_ANSWERS[name](shown)), None)
+        return ProbeText(text, QUESTIONS[name].index(answer), _shape_place(text, item.shape))
+    return ProbeText(text, QUESTIONS[name].index(_ANSWERS[name](shown)))
 
 
 def _first(shown: ShapesAttributes) -> int:
