@@ -122,7 +122,7 @@ def test_the_whole_comparison_is_one_command_that_keeps_what_is_finished(run, ta
     assert own["steps"] == 4
     assert 0 < own["tokens"] <= 4 * 8 * 128
     text_encoder = protocol["stages"]["squad"]["squad1"]["first"]["text_encoder"]
-    assert (text_encoder["one_way"], text_encoder["pooling"], text_encoder["random_weights"]) == (
+    assert (text_encoder["causal"], text_encoder["pooling"], text_encoder["random_weights"]) == (
         True,
         "last",
         False,

@@ -122,7 +122,8 @@ def test_every_config_describes_itself(config, text_encoders, glue, squad, tmp_p
             "squad": [f"data.train=[{squad['train']}]", f"data.dev={squad['dev']}"],
             "probe": []}[name]  # fmt: skip
     length = [] if name == "probe" else ["text_encoder.max_length=48"]
-    out = evaluate(name, "--config", config, f"text_encoder.name={text_encoders['bert']}", *data, *length,
+    out = evaluate(name, "--config", config, f"text_encoder.name={text_encoders['bert']}", *data,
+                   *length,
                    f"output={tmp_path / 'out'}", "--dry-run").done()  # fmt: skip
     assert {"glue": "sst2:", "squad": "squad1:", "probe": "questions:"}[name] in out
     assert not (tmp_path / "out").exists()
@@ -188,7 +189,8 @@ def test_what_can_be_learnt_is_learnt(text_encoders, glue, family, tmp_path):
 
 
 def test_squad_answers_are_found_and_measured_as_they_are_written(text_encoders, squad, tmp_path):
-    out = evaluate("squad", f"text_encoder.name={text_encoders['bert']}", f"output={tmp_path}", *QUICK,
+    out = evaluate("squad", f"text_encoder.name={text_encoders['bert']}", f"output={tmp_path}",
+                   *QUICK,
                    f"data.train=[{squad['train']}]", f"data.dev={squad['dev']}",
                    "data.stride=8", "epochs=30").done()  # fmt: skip
     found = report(tmp_path, "squad")["found"]["squad1"]
@@ -202,7 +204,8 @@ def test_squad_answers_are_found_and_measured_as_they_are_written(text_encoders,
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_squad_v2_knows_no_answer(text_encoders, squad, family, tmp_path):
-    out = evaluate("squad", f"text_encoder.name={text_encoders[family]}", f"output={tmp_path}", *QUICK,
+    out = evaluate("squad", f"text_encoder.name={text_encoders[family]}", f"output={tmp_path}",
+                   *QUICK,
                    f"data.train=[{squad['train2']}]", f"data.dev={squad['dev2']}",
                    "data.stride=8", "epochs=30").done()  # fmt: skip
     found = report(tmp_path, "squad")
@@ -241,7 +244,7 @@ def test_probes(text_encoders, family, tmp_path):
     assert set(found["found"]) == {"color", "order", "motion_at_shape"}
     color = found["found"]["color"]
     assert color["words_alone"]["median"] > color["most_frequent"]["median"]
-    assert found["protocol"]["text_encoder"]["one_way"] == (family == "gpt2")
+    assert found["protocol"]["text_encoder"]["causal"] == (family == "gpt2")
     assert found["protocol"]["text_encoder"]["pooling"] == ("last" if family == "gpt2" else "mean")
     assert "| text encoder | color | order | motion_at_shape |" in out
 
@@ -278,7 +281,8 @@ def test_bad_input_is_one_line_and_exit_code_2(text_encoders, glue, squad, tmp_p
         (("glue", text_encoder, "data.tasks=[sst3]", f"data.path={glue}"), "the nearest is 'sst2'"),
         (("glue", text_encoder, f"data.path={tmp_path / 'none'}"), "none, does not exist"),
         (("glue", text_encoder, "data.tasks=[qnli]", f"data.path={glue}"), "no train.tsv"),
-        (("glue", text_encoder, f"data.path={cyrillic}"), "'кошка сидит'; choose a text encoder for this"),
+        (("glue", text_encoder, f"data.path={cyrillic}"),
+         "'кошка сидит'; choose a text encoder for this"),
         (("glue", f"text_encoder.name={other}", f"data.path={glue}"),
          "they do not belong together"),
         (("glue", f"text_encoder.name={tmp_path / 'none'}", f"data.path={glue}"),
@@ -291,7 +295,8 @@ def test_bad_input_is_one_line_and_exit_code_2(text_encoders, glue, squad, tmp_p
         (("glue", f"text_encoder.name={text_encoders['gpt2']}", f"data.path={glue}",
           "text_encoder.pooling=first"),
          "pooling=first of a causal text encoder"),
-        (("squad", text_encoder, f"data.dev={glue / 'RTE' / 'dev.tsv'}", "text_encoder.max_length=32"),
+        (("squad", text_encoder, f"data.dev={glue / 'RTE' / 'dev.tsv'}",
+          "text_encoder.max_length=32"),
          "line 1, column 1: not JSON"),
         (("squad", text_encoder, f"data.dev={squad['dev']}", "text_encoder.max_length=32",
           "data.stride=0"),

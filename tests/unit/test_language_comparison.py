@@ -189,7 +189,7 @@ def write(path: Path, content: Any) -> None:
 
 @pytest.fixture
 def compared(tmp_path) -> Path:
-    """What the stages leave of two text encoders: GLUE with three seeds of one and one of the other."""
+    """What the stages leave: GLUE with three seeds of one text encoder, one of the other."""
     for encoder, family in (("mlm", "bert"), ("clm", "gpt2")):
         pretrained = tmp_path / "pretrain" / encoder
         write(pretrained / "language_model" / "tokenizer.json", {"vocab": 1})
@@ -216,7 +216,7 @@ def compared(tmp_path) -> Path:
 
 
 def glue(folder: Path, encoder: str, seed: int, value: float, **settings: Any) -> None:
-    own = {"name": f"{folder}/{encoder}", "parameters": 5_000_000, "one_way": encoder == "clm"}
+    own = {"name": f"{folder}/{encoder}", "parameters": 5_000_000, "causal": encoder == "clm"}
     task = {
         "trained_on": 10,
         "texts": {"tokens": seed},
@@ -242,7 +242,7 @@ class TestTable:
             "60.0 (50.0 to 90.0)", "40.0, 1 of 3 seeds", "not run"]  # fmt: skip
         # Nothing was asked of the random baseline there, and nothing was done by the others.
         assert rows["prompt: shape"] == ["not run", "not run", ""]
-        assert rows["reads"] == ["both ways", "one way", ""]
+        assert rows["attention"] == ["bidirectional", "causal", ""]
         assert rows["parameters, million"] == ["5", "5", ""]
         assert rows["steps"] == ["30", "30", "0"]
         # 30 steps of 4 samples of 7 tokens; 10 steps at 2 samples a second and 20 at 4.

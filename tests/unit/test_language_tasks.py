@@ -586,15 +586,15 @@ class TestProbes:
         asked = caption_questions(name, 60, seed=1)
         assert asked == caption_questions(name, 60, seed=1)
         assert asked != caption_questions(name, 60, seed=2)
-        assert {question.answer for question in asked} <= set(range(len(QUESTIONS[name])))
-        assert len({question.answer for question in asked}) >= 2
+        assert {question.label for question in asked} <= set(range(len(QUESTIONS[name])))
+        assert len({question.label for question in asked}) >= 2
         for question in asked:
             assert (question.place is not None) == name.endswith("_at_shape")
 
     @pytest.mark.parametrize("name", ["bound_color", "color_at_shape", "order"])
     def test_answers_of_two_objects_are_those_that_the_caption_gives(self, name):
         for question in caption_questions(name, 60, seed=0):
-            text, told = question.text.lower(), QUESTIONS[name][question.answer]
+            text, told = question.text.lower(), QUESTIONS[name][question.label]
             places = {
                 shape: found.start()
                 for shape, words in SHAPE_WORDS.items()

@@ -16,6 +16,7 @@ from vidtwin_lab.language.config import (
     CorpusConfig,
     LanguageModelConfig,
     ObjectiveConfig,
+    ShapesCaptionsConfig,
     TokenizerConfig,
 )
 from vidtwin_lab.language.corpus import DocumentCorpus, read_texts
@@ -179,14 +180,19 @@ class TestFiles:
                 "`source` must be one of shapes, text, csv, captions, datasets; got 'web'",
             ),
             ({"source": "text"}, "`path` or `files` is required"),
-            ({"shapes_pair_fraction": 1.5}, "shapes_pair_fraction"),
+            ({"shapes": {"pair_fraction": 1.5}}, "pair_fraction"),
             ({"validation_fraction": 0.0}, "validation_fraction"),
-            ({"shapes_size": 0}, "shapes_size"),
+            ({"shapes": {"size": 0}}, "size"),
         ],
     )
     def test_bad_config(self, options, message):
         with pytest.raises(ValueError, match=message):
-            CorpusConfig(**options)
+            CorpusConfig(
+                **{
+                    name: ShapesCaptionsConfig(**value) if name == "shapes" else value
+                    for name, value in options.items()
+                }
+            )
 
 
 class TestSamples:
