@@ -31,7 +31,7 @@ NOUNS = ("cat", "dog", "bird", "fish")
 def script():
     """compare_text_encoders.py as a module."""
     spec = importlib.util.spec_from_file_location(
-        "compare_text_encoders_script", ROOT / "benchmarks" / "compare_text_encoders.py"
+        "compare_text_encoders_script", ROOT / "tools" / "compare_text_encoders.py"
     )
     assert spec is not None
     assert spec.loader is not None

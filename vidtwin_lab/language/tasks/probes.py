@@ -72,7 +72,7 @@ def measure(config: CaptionProbesConfig, processes: Processes) -> Report:
         found=found,
         rows=rows,
         markdown=[
-            ("text_encoder", chosen.name),
+            ("text encoder", chosen.name),
             *((name, f"{100 * found[name]['accuracy']['median']:.1f}") for name in config.names),
         ],
     )

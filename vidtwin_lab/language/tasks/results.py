@@ -120,7 +120,7 @@ def fine_tuning_report(
         protocol: of all tasks; each one's own is added.
     """
     found: dict[str, Any] = {}
-    columns = [("text_encoder", str(protocol["text_encoder"]["name"]))]
+    columns = [("text encoder", str(protocol["text_encoder"]["name"]))]
     for task in tasks:
         own = [run for run in runs if run.task == task.name]
         found[task.name] = over_seeds([run.measures for run in own])
