@@ -208,7 +208,7 @@ class TestBadInput:
             (["objective.mask_probability=1.5"], r"`mask_probability` must be in \(0, 1\)"),
             (["corpus.source=text"], "`path` or `files` is required for source=text"),
             (["objective.pairs=nsp"], r"objective\.pairs=nsp needs documents of sentences"),
-            (["objective.masking=words"], "`objective.masking` must be one of token, word, span"),
+            (["objective.masking=words"], "`masking` must be one of token, word, span"),
             (["model.family=gpt2", "objective.name=mlm"], "model.family=gpt2 can be trained by"),
             (
                 ["objective.name=distillation"],

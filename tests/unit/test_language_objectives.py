@@ -548,12 +548,12 @@ class TestDistillation:
 @pytest.mark.parametrize(
     ("family", "options", "message"),
     [
-        ("bert", {"name": "rdt"}, r"`objective\.name` must be one of null, mlm.*got 'rdt'"),
+        ("bert", {"name": "rdt"}, r"`name` must be one of null, mlm.*got 'rdt'"),
         ("bert", {"name": "rtd"}, "model.family=bert can be trained by mlm or distillation"),
         ("gpt2", {"name": "mlm"}, "model.family=gpt2 can be trained by clm, got .*mlm"),
         ("gpt2", {"masking": "word"}, "clm masks no tokens; remove objective.masking=word"),
         ("roberta", {"pairs": "nsp"}, "objective.pairs=nsp is for mlm with .*bert or albert"),
-        ("bert", {"pairs": "npp"}, r"`objective\.pairs` must be one of none, nsp, sop"),
+        ("bert", {"pairs": "npp"}, r"`pairs` must be one of none, nsp, sop"),
         ("bert", {"span_boundary": True}, r"set objective\.masking=span, got token"),
         ("albert", {"span_boundary": True, "masking": "span"}, "objective.span_boundary is for"),
         ("bert", {"name": "distillation"}, "objective.distillation.teacher=FOLDER is for"),
@@ -562,7 +562,7 @@ class TestDistillation:
             {"distillation": {"teacher": "x"}},
             "teacher=FOLDER .* got rtd",
         ),
-        ("bert", {"masking": "words"}, "`objective.masking` must be one of token, word, span"),
+        ("bert", {"masking": "words"}, "`masking` must be one of token, word, span"),
         ("bert", {"span_probability": 1.0}, "span_probability"),
         ("bert", {"rtd": {"generator_size": 0.0}}, "generator_size"),
         ("bert", {"distillation": {"temperature": 0.0}}, "temperature"),

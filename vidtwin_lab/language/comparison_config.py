@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vidtwin_lab.language.tasks.config import check_seeds
+from vidtwin_lab.language.config_checks import check_seeds
 from vidtwin_lab.language.tasks.glue import find_task
 
 # Before the name of an objective: its architecture with random weights.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from vidtwin.data.config import DataConfig
 from vidtwin_lab import runtime
+from vidtwin_lab.language.config_checks import check_choices, check_range
 
 SOURCES = ("shapes", "text", "csv", "captions", "datasets")
 DOCUMENTS = ("line", "blank", "heading", "file")
@@ -57,11 +58,8 @@ class ShapesCaptionsConfig:
     two_object_fraction: float = 0.25
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"`size` must be at least 1, got {self.size}")
-        for name in ("pair_fraction", "two_object_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}")
+        check_range(self, "at least 1", "size")
+        check_range(self, "in [0, 1]", "pair_fraction", "two_object_fraction")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,26 +113,16 @@ class CorpusConfig:
     shapes: ShapesCaptionsConfig = ShapesCaptionsConfig()
 
     def __post_init__(self) -> None:
-        choices = {
-            "source": SOURCES,
-            "documents": DOCUMENTS,
-            "sentences": SENTENCES,
-            "packing": PACKINGS,
-        }
-        for name, known in choices.items():
-            value = getattr(self, name)
-            if value not in known:
-                raise ValueError(f"`{name}` must be one of {', '.join(known)}; got {value!r}")
+        check_choices(
+            self, source=SOURCES, documents=DOCUMENTS, sentences=SENTENCES, packing=PACKINGS
+        )
         self._check_place()
         if self.source == "shapes" and self.packing != "none":
             raise ValueError(
                 f"`packing` must be none for source=shapes, whose captions have no end, "
                 f"got {self.packing}"
             )
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(
-                f"`validation_fraction` must be in (0, 1), got {self.validation_fraction}"
-            )
+        check_range(self, "in (0, 1)", "validation_fraction")
 
     def _check_place(self) -> None:
         """Of where the texts lie."""
@@ -171,13 +159,8 @@ class TokenizerConfig:
     train_texts: int = 1_000_000
 
     def __post_init__(self) -> None:
-        if self.kind not in (None, *TOKENIZER_KINDS):
-            raise ValueError(
-                f"`kind` must be one of {', '.join(TOKENIZER_KINDS)} or null; got {self.kind!r}"
-            )
-        for name in ("vocabulary_size", "min_frequency", "train_texts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        check_choices(self, kind=(None, *TOKENIZER_KINDS))
+        check_range(self, "at least 1", "vocabulary_size", "min_frequency", "train_texts")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -205,12 +188,10 @@ class LanguageModelConfig:
     new_heads: bool = False
 
     def __post_init__(self) -> None:
-        if self.family not in TOKENIZER_OF:
-            known = ", ".join(TOKENIZER_OF)
-            raise ValueError(f"`family` must be one of {known}; got {self.family!r}")
-        for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        check_choices(self, family=TOKENIZER_OF)
+        check_range(self, "at least 1", "hidden_size", "num_layers", "num_heads")
+        check_range(self, "at least 1", "intermediate_size", "embedding_size")
+        check_range(self, "in [0, 1)", "dropout")
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"`hidden_size` must be a multiple of num_heads={self.num_heads}, "
@@ -221,26 +202,13 @@ class LanguageModelConfig:
                 f"`embedding_size` is for {' and '.join(FACTORISED)}, got {self.embedding_size} "
                 f"for {self.family}; set model.embedding_size=null"
             )
-        if self.embedding_size is not None and self.embedding_size < 1:
-            raise ValueError(f"`embedding_size` must be at least 1, got {self.embedding_size}")
         if self.max_positions < 8:
             raise ValueError(f"`max_positions` must be at least 8, got {self.max_positions}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}")
 
     @property
     def tokenizer_kind(self) -> str:
         """Of the family: "wordpiece" or "byte_bpe"."""
         return TOKENIZER_OF[self.family]
-
-
-def _check_loss(config: Any) -> None:
-    """Raises ValueError for weights below 0, and a temperature that is not above it."""
-    for name, value in vars(config).items():
-        if name.endswith("_weight") and not value >= 0:
-            raise ValueError(f"`{name}` must not be negative, got {value}")
-        if name == "temperature" and not value > 0:
-            raise ValueError(f"`{name}` must be above 0, got {value}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -256,9 +224,8 @@ class ReplacedTokensConfig:
     discriminator_weight: float = 50.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.generator_size <= 1:
-            raise ValueError(f"`generator_size` must be in (0, 1], got {self.generator_size}")
-        _check_loss(self)
+        check_range(self, "in (0, 1]", "generator_size")
+        check_range(self, "at least 0", "discriminator_weight")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -280,7 +247,8 @@ class DistillationConfig:
     cosine_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_loss(self)
+        check_range(self, "above 0", "temperature")
+        check_range(self, "at least 0", "soft_weight", "hard_weight", "cosine_weight")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -296,7 +264,8 @@ class ContrastiveConfig:
     token_weight: float = 0.1
 
     def __post_init__(self) -> None:
-        _check_loss(self)
+        check_range(self, "above 0", "temperature")
+        check_range(self, "at least 0", "token_weight")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -350,20 +319,10 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         names = dict.fromkeys(name for known in OBJECTIVES_OF.values() for name in known)
-        choices = {"name": (None, *names), "masking": MASKINGS, "pairs": PAIRS}
-        for name, known in choices.items():
-            value = getattr(self, name)
-            if value not in known:
-                shown = ", ".join("null" if choice is None else choice for choice in known)
-                raise ValueError(f"`objective.{name}` must be one of {shown}; got {value!r}")
-        for name in ("mask_probability", "span_probability"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be in (0, 1), got {getattr(self, name)}")
-        for name in ("replaced_by_mask", "replaced_by_random", "short_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}")
-        if self.span_longest < 1:
-            raise ValueError(f"`span_longest` must be at least 1, got {self.span_longest}")
+        check_choices(self, name=(None, *names), masking=MASKINGS, pairs=PAIRS)
+        check_range(self, "in (0, 1)", "mask_probability", "span_probability")
+        check_range(self, "in [0, 1]", "replaced_by_mask", "replaced_by_random", "short_fraction")
+        check_range(self, "at least 1", "span_longest")
         total = self.replaced_by_mask + self.replaced_by_random
         if total > 1 + 1e-9:
             raise ValueError(

@@ -6,12 +6,12 @@ Imports neither torch nor transformers.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vidtwin import nearest_name
 from vidtwin.data.synthetic.shapes import WORDINGS
 from vidtwin_lab import runtime
+from vidtwin_lab.language.config_checks import check_choices, check_range, check_seeds
 from vidtwin_lab.language.tasks.caption_questions import QUESTIONS
 from vidtwin_lab.language.tasks.glue import find_task
 
@@ -22,22 +22,10 @@ POOLINGS = ("first", "mean", "last")
 SOURCES = ("files", "datasets")
 
 
-def check_seeds(seeds: Sequence[int]) -> None:
-    """Raises ValueError unless there are seeds, all different and none below 0."""
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise ValueError(f"`seeds` must be different numbers from 0, got {list(seeds)}")
-
-
-def _check_source(source: str, place: str | None, name: str) -> None:
-    if source not in SOURCES:
-        raise ValueError(f"`source` must be one of {', '.join(SOURCES)}; got {source!r}")
-    if source == "files" and place is None:
-        raise ValueError(f"`{name}` is required for source=files")
-
-
-def _check_max_train(most: int | None) -> None:
-    if most is not None and most < 1:
-        raise ValueError(f"`max_train` must be at least 1 or null, got {most}")
+def _check_source(data: GlueData | SquadData, place: str) -> None:
+    check_choices(data, source=SOURCES)
+    if data.source == "files" and getattr(data, place) is None:
+        raise ValueError(f"`{place}` is required for source=files")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,10 +50,7 @@ class TextEncoderConfig:
     local_files_only: bool = False
 
     def __post_init__(self) -> None:
-        if self.pooling not in (None, *POOLINGS):
-            raise ValueError(
-                f"`pooling` must be one of {', '.join(POOLINGS)} or null; got {self.pooling!r}"
-            )
+        check_choices(self, pooling=(None, *POOLINGS))
 
     def load(self, layer: int = -1) -> TextEncoder:
         """The text encoder, giving this hidden state.
@@ -121,13 +106,13 @@ class GlueData:
     max_train: int | None = None
 
     def __post_init__(self) -> None:
-        _check_source(self.source, self.path, "path")
+        _check_source(self, "path")
         if not self.tasks:
             raise ValueError("`tasks` must name a task, or be [all]")
         names = [] if self.all else [find_task(name).name for name in self.tasks]
         if len(set(names)) < len(names):
             raise ValueError(f"`tasks` must name each task once, got {', '.join(self.tasks)}")
-        _check_max_train(self.max_train)
+        check_range(self, "at least 1", "max_train")
 
     @property
     def all(self) -> bool:
@@ -167,13 +152,11 @@ class SquadData:
     max_train: int | None = None
 
     def __post_init__(self) -> None:
-        _check_source(self.source, self.dev, "dev")
-        for name in ("stride", "max_question", "max_answer", "n_best"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        _check_source(self, "dev")
+        check_range(self, "at least 1", "stride", "max_question", "max_answer", "n_best")
         if not self.train and self.article_split is None:
             raise ValueError("`train` must name a file to train on, or set `article_split`")
-        _check_max_train(self.max_train)
+        check_range(self, "at least 1", "max_train")
 
 
 LINEAR = runtime.OptimizerConfig(learning_rate=5e-5, weight_decay=0.01, schedule="linear")
@@ -216,14 +199,11 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         check_seeds(self.seeds)
-        for name in ("batch_size", "evaluation_batch_size", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        if self.epochs <= 0 or self.min_steps < 0 or (self.max_steps or 1) < 1:
-            raise ValueError("`epochs` and `max_steps` must be above 0, `min_steps` not below 0")
-        for name, value in (("dropout", self.dropout), ("warmup", self.warmup_fraction or 0.0)):
-            if not 0 <= value < 1:
-                raise ValueError(f"`{name}` must be in [0, 1), got {value}")
+        check_range(self, "at least 1", "batch_size", "evaluation_batch_size", "log_every")
+        check_range(self, "at least 1", "max_steps")
+        check_range(self, "at least 0", "min_steps")
+        check_range(self, "above 0", "epochs")
+        check_range(self, "in [0, 1)", "dropout", "warmup_fraction")
         runtime.check_precision(self.mixed_precision)
 
     def steps(self, samples: int) -> int:
