@@ -128,7 +128,7 @@ def test_the_whole_comparison_is_one_command_that_keeps_what_is_finished(run, ta
         False,
     )
     other = protocol["stages"]["glue"]["sst2"]["others"]["random_clm_seed0"]
-    assert other["text encoder.random_weights"] is True
+    assert other["text_encoder.random_weights"] is True
     assert protocol["seconds_of_jobs"]["pretrain_clm"] > 0
     trained = yaml.safe_load((tmp_path / "out/diffusion/clm_seed0/config.yaml").read_text())
     assert trained["text_encoder"].endswith("pretrain/clm/language_model")
