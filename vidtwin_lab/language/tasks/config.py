@@ -245,7 +245,7 @@ class CaptionProbesConfig:
     Args:
         output: folder of results.
         seeds: of the captions; each gives a probe of its own.
-        questions: names of `vidtwin_lab.language.caption_questions.QUESTIONS`; "all" for all.
+        questions: names in `tasks.caption_questions.QUESTIONS`; "all" for all.
         train_size, test_size: captions for each question and seed.
         wordings: of the captions to train and to test on: "train", "test" or "all".
         layer: hidden state that is read: -1 the last, 0 the embeddings.
