@@ -16,10 +16,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from vidtwin import AutoencoderConfig
-from vidtwin.branch_dropout import BranchDropout
-from vidtwin.branch_videos import branch_videos
+from vidtwin.branches import branch_videos, branch_weights
 from vidtwin.building import build_models, describe_models
+from vidtwin.config import (
+    AutoencoderConfig,
+    BranchDropout,
+    DiscriminatorConfig,
+    FrameShuffle,
+    LossConfig,
+)
 from vidtwin.data import (
     PAIRED_AUGMENTATIONS,
     DataConfig,
@@ -28,12 +33,11 @@ from vidtwin.data import (
     build_loader,
 )
 from vidtwin.data.bad_files import TooManyBadFiles
-from vidtwin.discriminator import DiscriminatorConfig, PatchDiscriminator
-from vidtwin.frame_shuffle import FrameShuffle
+from vidtwin.discriminator import PatchDiscriminator
 from vidtwin.latents import draw_noise
-from vidtwin.losses import AutoencoderLoss, LossConfig
+from vidtwin.losses import AutoencoderLoss
 from vidtwin.media import write_video
-from vidtwin.validation import mean_measures, measure_reconstructions
+from vidtwin.metrics import mean_measures, measure_reconstructions
 from vidtwin_lab import runtime
 
 
@@ -300,7 +304,7 @@ def micro_batches(
         seeds = batch["noise_seed"][part].tolist()
         video = batch["video"][part].to(accelerator.device, non_blocking=True)
         noise = draw_noise(config.model, seeds).to(accelerator.device)
-        inputs = {"noise": noise, "branch_weights": config.branch_dropout.weights(seeds)}
+        inputs = {"noise": noise, "branch_weights": branch_weights(config.branch_dropout, seeds)}
         names = [name for name in PAIRED_AUGMENTATIONS if name in batch]
         paired = {name: batch[name][part].to(video.device) for name in names}
         inputs |= branch_videos(video, paired, seeds, config.frame_shuffle)

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from vidtwin.data import DataConfig, TooManyBadFiles, build_dataset, build_evaluation_loader
+from vidtwin.metrics import mean_measures, measure_reconstructions
 from vidtwin.reconstruction import load_autoencoder, software_versions, weights_digest
-from vidtwin.validation import mean_measures, measure_reconstructions
 from vidtwin_lab import runtime
 
 

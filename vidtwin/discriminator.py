@@ -5,45 +5,14 @@ Axes: B batch, C channels, T frames, H W pixels; t h w the discriminator's patch
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor, nn
 
-KINDS = ("2d", "3d")
-NORMS = ("batch", "group", "none")
+from vidtwin.config import DiscriminatorConfig
 
-
-@dataclass(frozen=True, kw_only=True)
-class DiscriminatorConfig:
-    """Size and kind of the discriminator; the defaults are the released VidTwin's.
-
-    Args:
-        kind: "2d" judges every frame alone, "3d" judges windows of space and time.
-        channels: width of the first layer; doubles each layer up to 8 times.
-        layers: strided layers, so a logit per 2**layers pixels.
-        norm: "batch" (released; synchronized over processes), "group" or "none".
-        in_channels: channels of the video.
-    """
-
-    kind: str = "2d"
-    channels: int = 64
-    layers: int = 3
-    norm: str = "batch"
-    in_channels: int = 3
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"discriminator.kind must be one of {KINDS}, got {self.kind!r}")
-        if self.norm not in NORMS:
-            raise ValueError(f"discriminator.norm must be one of {NORMS}, got {self.norm!r}")
-        for name in ("channels", "layers", "in_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"discriminator.{name} must be at least 1, got {getattr(self, name)}"
-                )
+__all__ = ["DiscriminatorConfig", "PatchDiscriminator", "SynchronizedBatchNorm"]
 
 
 class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):

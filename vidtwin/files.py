@@ -9,9 +9,11 @@ import difflib
 import hashlib
 import json
 import os
+import platform
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ __all__ = [
     "file_digest",
     "nearest_name",
     "partial_path",
+    "software_versions",
     "weights_digest",
     "write_json",
     "written_whole",
@@ -100,6 +103,17 @@ def check_folder(folder: Path, option: str = "--output", *, make: bool = False) 
             f"can't write to the folder {folder} ({error.strerror or error}); "
             f"choose another with {option}"
         ) from error
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of the packages that reported numbers depend on."""
+    versions = {"python": platform.python_version()}
+    for name in ("torch", "diffusers", "transformers", "torchmetrics", "lpips", "decord", "av"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:

@@ -12,10 +12,8 @@ with W the decoder's last Linear weight. Source: VidTwin (arXiv 2412.17726) as r
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -23,11 +21,21 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from vidtwin.metrics import LPIPS_NETS, Lpips
+from vidtwin.config import RECONSTRUCTIONS, LossConfig
+from vidtwin.metrics import Lpips
+
+__all__ = [
+    "AutoencoderLoss",
+    "LossConfig",
+    "adaptive_weight",
+    "hinge_loss",
+    "lecam_penalty",
+    "negative_log_likelihood",
+    "reconstruction_error",
+]
 
 Reduce = Callable[[Tensor], Tensor]
 FrameDistance = Callable[[Tensor, Tensor], Tensor]
-RECONSTRUCTIONS = ("l1", "l2")
 
 
 class _HasKL(Protocol):
@@ -43,70 +51,6 @@ class Posterior(Protocol):
     def dynamics_x(self) -> _HasKL: ...
     @property
     def dynamics_y(self) -> _HasKL: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """Weights of the objective; the defaults are the released VidTwin's.
-
-    Args:
-        reconstruction: "l1" or "l2", per pixel.
-        perceptual_weight: of LPIPS; 0 leaves it out and never loads its network.
-        perceptual_net: "vgg", "alex" or "squeeze".
-        kl_weight: of the KL divergence.
-        kl_structure: multiplies the structure latent's KL beneath kl_weight.
-        kl_dynamics: the same for both dynamics latents.
-        learn_logvar: learn the log-variance s; False keeps it at its initial value.
-        initial_logvar: s at the start.
-        discriminator_weight: of the adversarial term; 0 leaves it out.
-        discriminator_start: number of batches done before the adversarial term and the
-            discriminator's own training begin.
-        adaptive_weight_max: upper bound of the ratio of gradient norms.
-        lecam_weight: of the LeCAM regularization of the discriminator; 0 is off.
-        lecam_decay: of its moving averages of the logits.
-    """
-
-    reconstruction: str = "l1"
-    perceptual_weight: float = 0.05
-    perceptual_net: str = "vgg"
-    kl_weight: float = 1e-3
-    kl_structure: float = 1.0
-    kl_dynamics: float = 1.0
-    learn_logvar: bool = True
-    initial_logvar: float = 0.0
-    discriminator_weight: float = 0.05
-    discriminator_start: int = 10001
-    adaptive_weight_max: float = 1e4
-    lecam_weight: float = 0.0
-    lecam_decay: float = 0.99
-
-    def __post_init__(self) -> None:
-        if self.reconstruction not in RECONSTRUCTIONS:
-            raise ValueError(
-                f"loss.reconstruction must be one of {RECONSTRUCTIONS}, got {self.reconstruction!r}"
-            )
-        if self.perceptual_net not in LPIPS_NETS:
-            raise ValueError(
-                f"loss.perceptual_net must be one of {LPIPS_NETS}, got {self.perceptual_net!r}"
-            )
-        for name in (
-            "perceptual_weight",
-            "kl_weight",
-            "kl_structure",
-            "kl_dynamics",
-            "discriminator_weight",
-            "discriminator_start",
-            "adaptive_weight_max",
-            "lecam_weight",
-        ):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(
-                    f"loss.{name} must be finite and not negative, got {getattr(self, name)}"
-                )
-        if not 0 <= self.lecam_decay < 1:
-            raise ValueError(f"loss.lecam_decay must be in [0, 1), got {self.lecam_decay}")
-        if not math.isfinite(self.initial_logvar):
-            raise ValueError(f"loss.initial_logvar must be finite, got {self.initial_logvar}")
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

@@ -7,10 +7,9 @@ import dataclasses
 import pytest
 import torch
 
+from vidtwin.branches import shuffle_frames
 from vidtwin.building import build_models
-from vidtwin.discriminator import DiscriminatorConfig
-from vidtwin.frame_shuffle import FrameShuffle
-from vidtwin.losses import LossConfig
+from vidtwin.config import DiscriminatorConfig, FrameShuffle, LossConfig
 
 
 def numbered(batch: int, frames: int) -> torch.Tensor:
@@ -19,12 +18,12 @@ def numbered(batch: int, frames: int) -> torch.Tensor:
 
 
 def test_off_by_default_and_then_nothing_is_made():
-    assert FrameShuffle().shuffled(numbered(2, 4), [0, 1]) is None
+    assert shuffle_frames(numbered(2, 4), FrameShuffle(), [0, 1]) is None
 
 
 def test_every_clip_keeps_its_frames_and_changes_their_order():
     video = numbered(8, 16)
-    shuffled = FrameShuffle(share=1.0).shuffled(video, range(8))
+    shuffled = shuffle_frames(video, FrameShuffle(share=1.0), range(8))
     assert torch.equal(shuffled.sort(dim=2).values, video)
     orders = {tuple(clip[0, :, 0, 0].tolist()) for clip in shuffled}
     assert len(orders) == 8 and tuple(range(16)) not in orders
@@ -32,35 +31,35 @@ def test_every_clip_keeps_its_frames_and_changes_their_order():
 
 def test_a_clip_s_order_follows_from_its_own_seed_alone():
     video, shuffle = numbered(4, 16), FrameShuffle(share=0.5)
-    together = shuffle.shuffled(video, [5, 6, 7, 8])
+    together = shuffle_frames(video, shuffle, [5, 6, 7, 8])
     for place, seed in enumerate([5, 6, 7, 8]):
-        assert torch.equal(shuffle.shuffled(video[:1], [seed])[0], together[place])
+        assert torch.equal(shuffle_frames(video[:1], shuffle, [seed])[0], together[place])
 
 
 def test_about_the_asked_share_is_shuffled():
     video = numbered(400, 8)
-    shuffled = FrameShuffle(share=0.25).shuffled(video, range(400))
+    shuffled = shuffle_frames(video, FrameShuffle(share=0.25), range(400))
     changed = (shuffled != video).flatten(1).any(1).float().mean()
     assert 0.17 < float(changed) < 0.33
 
 
 def test_some_frames_are_repeated_to_the_clip_s_length():
     video = numbered(64, 8)
-    mixed = FrameShuffle(share=0.75, frames=1).shuffled(video, range(64))
+    mixed = shuffle_frames(video, FrameShuffle(share=0.75, frames=1), range(64))
     assert mixed.shape == video.shape
     stills = [clip for clip in mixed if torch.equal(clip, clip[:, :1].expand_as(clip))]
     assert 32 < len(stills) < 64
-    threes = FrameShuffle(share=0.999999, frames=3).shuffled(video, range(64))
+    threes = shuffle_frames(video, FrameShuffle(share=0.999999, frames=3), range(64))
     assert {len(clip.unique()) for clip in threes} == {3}
 
 
 def test_where_every_clip_keeps_as_few_frames_they_are_not_repeated():
     video = numbered(64, 8)
-    stills = FrameShuffle(share=1.0, frames=1).shuffled(video, range(64))
+    stills = shuffle_frames(video, FrameShuffle(share=1.0, frames=1), range(64))
     assert stills.shape[2] == 1 and set(stills.flatten().tolist()) == set(range(8))
-    assert FrameShuffle(share=1.0, frames=3).shuffled(video, range(64)).shape[2] == 3
-    every = FrameShuffle(share=1.0, frames=8).shuffled(video, range(64))
-    assert torch.equal(every, FrameShuffle(share=1.0).shuffled(video, range(64)))
+    assert shuffle_frames(video, FrameShuffle(share=1.0, frames=3), range(64)).shape[2] == 3
+    every = shuffle_frames(video, FrameShuffle(share=1.0, frames=8), range(64))
+    assert torch.equal(every, shuffle_frames(video, FrameShuffle(share=1.0), range(64)))
 
 
 def test_at_least_one_frame_is_kept():
