@@ -152,9 +152,7 @@ def build_reconstructor(arguments: argparse.Namespace) -> tuple[Path, str, Recon
     model, found = load_autoencoder(path)
     layout = Layout.of_model(model, arguments.tile_overlap)
     digest = weights_digest(model)
-    model = model.to(arguments.device)
-    if arguments.dtype != "float32":
-        model = model.to(DTYPES[arguments.dtype])
+    model = model.to(arguments.device, DTYPES[arguments.dtype])
     lpips, reason = None, "off"
     if arguments.lpips != "none" and not arguments.swap and not arguments.dry_run:
         try:
@@ -162,21 +160,18 @@ def build_reconstructor(arguments: argparse.Namespace) -> tuple[Path, str, Recon
         except ValueError as error:
             reason = str(error)
             print(f"no LPIPS: {reason}", file=sys.stderr)
-    return (
-        found,
-        digest,
-        Reconstructor(
-            model=model,
-            layout=layout,
-            tile_batch_size=arguments.tile_batch_size,
-            size=layout.window[1:] if arguments.resize else None,
-            fps=arguments.fps,
-            max_frames=arguments.max_frames,
-            save_latents=arguments.save_latents,
-            lpips=lpips,
-            lpips_reason=reason,
-        ),
+    reconstructor = Reconstructor(
+        model=model,
+        layout=layout,
+        tile_batch_size=arguments.tile_batch_size,
+        size=layout.window[1:] if arguments.resize else None,
+        fps=arguments.fps,
+        max_frames=arguments.max_frames,
+        save_latents=arguments.save_latents,
+        lpips=lpips,
+        lpips_reason=reason,
     )
+    return found, digest, reconstructor
 
 
 def prepare_demo(arguments: argparse.Namespace) -> None:

@@ -49,7 +49,7 @@ class TrainConfig(runtime.RunConfig):
         init_from: weights to start from: a saved autoencoder's folder, or a released
             .ckpt/.safetensors (its discriminator comes along if it is there).
         branch_dropout: how often a clip is decoded without structure or without dynamics.
-        frame_shuffle: how often a clip's structure is read off its frames in shuffled order.
+        frame_shuffle: how often a clip's structure is encoded from shuffled frames.
         freeze_encoder: train the decoder alone; latents that were cached stay valid.
         overfit: learn the first N clips by heart, one window and crop each, and validate on them.
         data: its num_frames, height and width follow the model's.

@@ -1,4 +1,4 @@
-"""Draws unseen moving shapes through an autoencoder, and two of them with their dynamics swapped.
+"""Contact sheets of unseen moving shapes: reconstructions, and two clips with swapped dynamics.
 
 python tools/shapes_sheet.py --model checkpoints/shapes/autoencoder --output docs/images
 """
