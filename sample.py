@@ -35,9 +35,8 @@ from diffusion.pipeline import GIVEN_GUIDANCE_SCALE, GUIDANCE_SCALE, NUM_INFEREN
 from diffusion.schedulers import SCHEDULERS, build_scheduler
 from vidtwin.data.file_dataset import read_first_window
 from vidtwin.files import check_folder, write_json
-from vidtwin.media import contact_sheet, frame_rate, thumbnail, to_uint8
-from vidtwin.reconstruction import software_versions, weights_digest
-from vidtwin.results import write_clip
+from vidtwin.media import contact_sheet, frame_rate, thumbnail, to_uint8, write_clip
+from vidtwin.reconstruction import save_windows, software_versions, weights_digest
 from vidtwin_lab.runtime import configure_logging, gather_rows, run_main
 
 SHIPPED_PIPELINE = Path(__file__).resolve().parent / "checkpoints" / "shapes"
@@ -240,13 +239,11 @@ def sample_batch(
     for request, video, latents in zip(batch, out.videos, out.latents, strict=True):
         frames = to_uint8(2 * video - 1)
         starts = window_starts(len(frames), sizes.num_frames)
-        files = write_clip(
-            folder / f"sample_{request.index:04d}",
-            frames,
-            fps,
-            latent_windows(latents, starts, window),
-            {"fps": repr(fps), "seed": str(request.seed)},
-        )
+        name = f"sample_{request.index:04d}"
+        header = {"fps": repr(fps), "seed": str(request.seed)}
+        windows = latent_windows(latents, starts, window)
+        latents_file = save_windows(folder / f"{name}.latents.safetensors", windows, header)
+        files = [*write_clip(folder / name, frames, fps), latents_file]
         row = asdict(request) | {"files": [str(file) for file in files]}
         row["asked"] = describe_request(request, pipeline.config["class_names"])
         if request.index < SHEET_ROWS:

@@ -32,7 +32,7 @@ from diffusion.validation import measure_losses
 from vidtwin import DataConfig
 from vidtwin.data import TooManyBadFiles
 from vidtwin.media import to_uint8, write_video
-from vidtwin.validation import mean_measures
+from vidtwin.metrics import mean_measures
 from vidtwin_lab import runtime
 
 

@@ -213,7 +213,7 @@ class LatentCache(Dataset[dict[str, Any]]):
     ) -> None:
         self.folder = Path(folder).expanduser()
         self.manifest = self._read_manifest()
-        self.autoencoder_config = AutoencoderConfig(**self.manifest["autoencoder_config"])
+        self.autoencoder_config = AutoencoderConfig.from_dict(self.manifest["autoencoder_config"])
         self.label_names: list[str] = list(self.manifest["label_names"])
         has_moments = self.manifest["store"] == "moments"
         if sample_posterior and not has_moments:

@@ -1,4 +1,5 @@
 from vidtwin.autoencoder import AutoencoderOutput, VidTwinAutoencoder
+from vidtwin.building import load_autoencoder
 from vidtwin.config import AutoencoderConfig
 from vidtwin.data import (
     DataConfig,
@@ -10,7 +11,6 @@ from vidtwin.data import (
 )
 from vidtwin.files import file_digest, nearest_name, weights_digest
 from vidtwin.latents import DiagonalGaussian, VidTwinLatents, VidTwinPosterior, draw_noise
-from vidtwin.reconstruction import load_autoencoder
 from vidtwin.strict_loading import StrictLoading
 from vidtwin.tiling import LatentWindow, decode_windows, tile_starts
 

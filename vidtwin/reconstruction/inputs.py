@@ -1,4 +1,4 @@
-"""Which videos a script was asked for, where their results go, and their frames as streams.
+"""The videos named on a command line, where their results go, and their frames as streams.
 
 Axes: T frames, H W pixels.
 """
@@ -22,21 +22,21 @@ from vidtwin.data.file_sources import videos_below
 from vidtwin.data.frames import fit_frame, nearest_frames
 from vidtwin.data.readers import iter_frames, read_video_info
 
-__all__ = ["Job", "OpenVideo", "find_jobs", "fit_uint8", "open_video"]
+__all__ = ["InputVideo", "OpenVideo", "find_videos", "fit_uint8", "open_video"]
 
-# A result of ours, by its name; it counts as one if a sheet of the same video lies beside it.
+# Names of our own results; such a file is one if its contact sheet lies beside it.
 RESULT = re.compile(
     r"(?P<stem>.+)\.(reconstruction|structure|dynamics|(structure|dynamics)_of_.+)\.mp4"
 )
 
 
 @dataclass(frozen=True)
-class Job:
+class InputVideo:
     """One video and where its results go.
 
     Args:
         source: the video.
-        target: folder and first part of the name of every result.
+        target: folder and stem of every result.
     """
 
     source: Path
@@ -47,26 +47,26 @@ class Job:
         return self.target.with_name(f"{self.target.name}.{ending}")
 
 
-def find_jobs(
+def find_videos(
     inputs: Sequence[str], output: Path | None
-) -> tuple[list[Job], list[tuple[str, str]]]:
-    """The videos that the inputs name, and the inputs that name none.
+) -> tuple[list[InputVideo], list[tuple[str, str]]]:
+    """The videos that the inputs name, and the inputs that name no video.
 
     Args:
-        inputs: files, folders (searched through, our own results left out) and patterns.
-        output: folder for the results, which keeps the folders' structure; None puts them
-            beside each original.
+        inputs: files, folders (searched recursively, except for our own results) and patterns.
+        output: folder for the results, with the subfolders of the inputs; None puts each result
+            beside its video.
     Returns:
-        Jobs, each with its own target, and (input, reason) pairs.
+        The videos, each with its own target, and (input, reason) pairs.
     """
     found: list[tuple[Path, Path]] = []  # the file, its place below the output folder
     failed: list[tuple[str, str]] = []
     for name in inputs:
         path = Path(name).expanduser()
         if path.is_dir():
-            videos = _sources_below(path)
-            found += [(video, video.relative_to(path)) for video in videos]
-            if not videos:
+            inside = [video for video in videos_below(path) if not _is_result(video)]
+            found += [(video, video.relative_to(path)) for video in inside]
+            if not inside:
                 failed.append((name, "no videos in this folder"))
         elif path.exists():
             found.append((path, Path(path.name)))
@@ -75,11 +75,11 @@ def find_jobs(
             found += [(match, Path(match.name)) for match in matches]
             if not matches:
                 failed.append((name, "no such file"))
-    jobs: dict[Path, Job] = {}
+    videos: dict[Path, InputVideo] = {}
     targets: set[Path] = set()
     for source, place in found:
         key = source.resolve()
-        if key in jobs:
+        if key in videos:
             continue
         full = (output / place) if output is not None else source
         target = full.with_suffix("")
@@ -88,22 +88,22 @@ def find_jobs(
             number += 1
             target = full if number == 2 else full.with_name(f"{full.name}-{number}")
         targets.add(target)
-        jobs[key] = Job(source, target)
-    return list(jobs.values()), failed
+        videos[key] = InputVideo(source, target)
+    return list(videos.values()), failed
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenVideo:
-    """A video about to be read, after its frames were chosen and fitted.
+    """A video ready to be read, its frames selected and resized.
 
     Args:
         path: the file.
-        fps: frames per second of what is read.
+        fps: frames per second of `frames`.
         source_fps: frames per second of the file.
-        total: how many frames there are.
+        total: number of frames.
         size: (H, W) of a frame.
-        backend: what decodes it.
-        frames: (H, W, 3) uint8 each, to be read once.
+        backend: the library that decodes it.
+        frames: (H, W, 3) uint8 each; can be read once.
     """
 
     path: Path
@@ -121,19 +121,19 @@ def open_video(
     max_frames: int | None = None,
     size: tuple[int, int] | None = None,
 ) -> OpenVideo:
-    """A video's frames as a stream; memory does not grow with its length.
+    """A video's frames as a stream, in memory that doesn't grow with its length.
 
     Args:
         path: the file.
-        fps: take the frames nearest to instants 1 / fps apart, not more than the file has a
-            second; None takes all.
-        max_frames: stop after so many.
+        fps: take the frames nearest to multiples of 1 / fps seconds, at most the file's own rate;
+            None takes all.
+        max_frames: stop after this many.
         size: (H, W) to scale to (short side, then centre crop); None keeps the video's own.
     Raises:
         UnusableVideo: if the file can't be read as a video or has a lower rate than `fps`.
     """
     info = read_video_info(path)
-    # 30 frames a second may be asked of 29.97.
+    # 30 fps may be requested of a file with 29.97.
     if fps is not None and fps > info.fps * 1.002:
         raise UnusableVideo(str(path), f"has {info.fps:.6g} frames per second, fewer than {fps:g}")
     if fps is None:
@@ -158,7 +158,7 @@ def open_video(
 
 
 def fit_uint8(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """The frame scaled until it covers height x width, the centre cut out; (H, W, 3) uint8."""
+    """The frame scaled to cover height x width, then centre-cropped; (H, W, 3) uint8."""
     if frame.shape[:2] == (height, width):
         return frame
     pixels = fit_frame(frame, height, width).round().clamp(0, 255).to(torch.uint8)
@@ -168,7 +168,7 @@ def fit_uint8(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.u
 def _pick(
     frames: Iterator[NDArray[np.uint8]], indices: NDArray[np.intp]
 ) -> Iterator[NDArray[np.uint8]]:
-    """The frames with these increasing indices; one that is named again is given again."""
+    """The frames with these non-decreasing indices; a repeated index repeats its frame."""
     wanted = iter(indices.tolist())
     next_index = next(wanted, None)
     for index, frame in enumerate(frames):
@@ -177,11 +177,7 @@ def _pick(
             next_index = next(wanted, None)
 
 
-def _sources_below(folder: Path) -> list[Path]:
-    return [path for path in videos_below(folder) if not _is_result(path)]
-
-
 def _is_result(path: Path) -> bool:
-    """Whether the file was written by us: doing a folder twice must not do the results too."""
+    """Whether we wrote the file: a second run on a folder must not take its results as input."""
     match = RESULT.fullmatch(path.name)
     return match is not None and any(path.parent.glob(f"{glob.escape(match['stem'])}.*sheet.png"))

@@ -1,4 +1,4 @@
-"""The structure read off shuffled frames: which clips, in what order, and what it changes."""
+"""Branch dropout, and the structure encoded from shuffled or single frames."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import dataclasses
 import pytest
 import torch
 
+from vidtwin.branches import branch_weights, shuffle_frames
 from vidtwin.building import build_models
-from vidtwin.discriminator import DiscriminatorConfig
-from vidtwin.frame_shuffle import FrameShuffle
-from vidtwin.losses import LossConfig
+from vidtwin.config import BranchDropout, DiscriminatorConfig, FrameShuffle, LossConfig
 
 
 def numbered(batch: int, frames: int) -> torch.Tensor:
@@ -18,13 +17,25 @@ def numbered(batch: int, frames: int) -> torch.Tensor:
     return torch.arange(frames).float().expand(batch, 3, 2, 2, frames).movedim(-1, 2)
 
 
+def test_branch_dropout_drops_the_given_shares_of_each_branch():
+    assert branch_weights(BranchDropout(), [0, 1]) is None
+    weights = branch_weights(BranchDropout(structure=0.25, dynamics=0.5), range(1000))
+    assert weights.shape == (1000, 2) and set(weights.flatten().tolist()) == {0.0, 1.0}
+    assert weights.sum(1).min() == 1
+    assert torch.allclose(1 - weights.mean(0), torch.tensor([0.25, 0.5]), atol=0.05)
+    alone = branch_weights(BranchDropout(structure=0.25, dynamics=0.5), [7])
+    assert torch.equal(alone[0], weights[7])
+    with pytest.raises(ValueError, match="sum to at most 1"):
+        BranchDropout(structure=0.6, dynamics=0.5)
+
+
 def test_off_by_default_and_then_nothing_is_made():
-    assert FrameShuffle().shuffled(numbered(2, 4), [0, 1]) is None
+    assert shuffle_frames(numbered(2, 4), FrameShuffle(), [0, 1]) is None
 
 
 def test_every_clip_keeps_its_frames_and_changes_their_order():
     video = numbered(8, 16)
-    shuffled = FrameShuffle(share=1.0).shuffled(video, range(8))
+    shuffled = shuffle_frames(video, FrameShuffle(share=1.0), range(8))
     assert torch.equal(shuffled.sort(dim=2).values, video)
     orders = {tuple(clip[0, :, 0, 0].tolist()) for clip in shuffled}
     assert len(orders) == 8 and tuple(range(16)) not in orders
@@ -32,35 +43,35 @@ def test_every_clip_keeps_its_frames_and_changes_their_order():
 
 def test_a_clip_s_order_follows_from_its_own_seed_alone():
     video, shuffle = numbered(4, 16), FrameShuffle(share=0.5)
-    together = shuffle.shuffled(video, [5, 6, 7, 8])
+    together = shuffle_frames(video, shuffle, [5, 6, 7, 8])
     for place, seed in enumerate([5, 6, 7, 8]):
-        assert torch.equal(shuffle.shuffled(video[:1], [seed])[0], together[place])
+        assert torch.equal(shuffle_frames(video[:1], shuffle, [seed])[0], together[place])
 
 
 def test_about_the_asked_share_is_shuffled():
     video = numbered(400, 8)
-    shuffled = FrameShuffle(share=0.25).shuffled(video, range(400))
+    shuffled = shuffle_frames(video, FrameShuffle(share=0.25), range(400))
     changed = (shuffled != video).flatten(1).any(1).float().mean()
     assert 0.17 < float(changed) < 0.33
 
 
 def test_some_frames_are_repeated_to_the_clip_s_length():
     video = numbered(64, 8)
-    mixed = FrameShuffle(share=0.75, frames=1).shuffled(video, range(64))
+    mixed = shuffle_frames(video, FrameShuffle(share=0.75, frames=1), range(64))
     assert mixed.shape == video.shape
-    stills = [clip for clip in mixed if torch.equal(clip, clip[:, :1].expand_as(clip))]
-    assert 32 < len(stills) < 64
-    threes = FrameShuffle(share=0.999999, frames=3).shuffled(video, range(64))
+    singles = [clip for clip in mixed if torch.equal(clip, clip[:, :1].expand_as(clip))]
+    assert 32 < len(singles) < 64
+    threes = shuffle_frames(video, FrameShuffle(share=0.999999, frames=3), range(64))
     assert {len(clip.unique()) for clip in threes} == {3}
 
 
 def test_where_every_clip_keeps_as_few_frames_they_are_not_repeated():
     video = numbered(64, 8)
-    stills = FrameShuffle(share=1.0, frames=1).shuffled(video, range(64))
-    assert stills.shape[2] == 1 and set(stills.flatten().tolist()) == set(range(8))
-    assert FrameShuffle(share=1.0, frames=3).shuffled(video, range(64)).shape[2] == 3
-    every = FrameShuffle(share=1.0, frames=8).shuffled(video, range(64))
-    assert torch.equal(every, FrameShuffle(share=1.0).shuffled(video, range(64)))
+    singles = shuffle_frames(video, FrameShuffle(share=1.0, frames=1), range(64))
+    assert singles.shape[2] == 1 and set(singles.flatten().tolist()) == set(range(8))
+    assert shuffle_frames(video, FrameShuffle(share=1.0, frames=3), range(64)).shape[2] == 3
+    every = shuffle_frames(video, FrameShuffle(share=1.0, frames=8), range(64))
+    assert torch.equal(every, shuffle_frames(video, FrameShuffle(share=1.0), range(64)))
 
 
 def test_at_least_one_frame_is_kept():
@@ -79,11 +90,11 @@ def test_the_dynamics_are_read_off_the_video_itself(build_tiny, random_video):
     model = build_tiny()
     video = random_video(model)
     other = video.flip(2)
-    mixed, plain, turned = model.encode(video, other), model.encode(video), model.encode(other)
+    mixed, usual, turned = model.encode(video, other), model.encode(video), model.encode(other)
     assert torch.equal(mixed.structure.mean, turned.structure.mean)
-    assert torch.equal(mixed.dynamics_x.mean, plain.dynamics_x.mean)
-    assert torch.equal(mixed.dynamics_y.mean, plain.dynamics_y.mean)
-    assert not torch.allclose(mixed.structure.mean, plain.structure.mean)
+    assert torch.equal(mixed.dynamics_x.mean, usual.dynamics_x.mean)
+    assert torch.equal(mixed.dynamics_y.mean, usual.dynamics_y.mean)
+    assert not torch.allclose(mixed.structure.mean, usual.structure.mean)
     output = model(video, structure_video=other)
     assert torch.equal(output.reconstruction, model.decode(mixed.mode()))
 
@@ -107,8 +118,8 @@ def test_a_structure_read_off_one_frame_knows_nothing_of_the_others(build_tiny, 
     found, changed = model.encode(video), model.encode(other)
     assert torch.equal(found.structure.mean, changed.structure.mean)
     assert not torch.allclose(found.dynamics_x.mean, changed.dynamics_x.mean)
-    still = video[:, :, 1:2]
-    assert torch.equal(found.structure.mean, model.encode(video, still).structure.mean)
+    frame = video[:, :, 1:2]
+    assert torch.equal(found.structure.mean, model.encode(video, frame).structure.mean)
     assert not torch.allclose(
         found.structure.mean, model.encode(video, structure_video=video).structure.mean
     )
