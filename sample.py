@@ -208,12 +208,9 @@ def plan(
 
 def sampling_options(arguments: argparse.Namespace, pipeline: VidTwinPipeline) -> dict[str, Any]:
     """Keywords of the pipeline that all videos share."""
-    options: dict[str, Any] = guidance_of(arguments) | {
-        "num_inference_steps": arguments.steps,
-        "motion_scale": arguments.motion_scale,
-        "num_frames": arguments.num_frames,
-        "negative_prompt": arguments.negative_prompt,
-    }
+    shared = ("motion_scale", "num_frames", "negative_prompt")
+    options: dict[str, Any] = guidance_of(arguments) | {"num_inference_steps": arguments.steps}
+    options |= {name: getattr(arguments, name) for name in shared}
     for name in ("structure", "dynamics"):
         path = getattr(arguments, f"{name}_from")
         if path is not None:
@@ -239,10 +236,8 @@ def sample_batch(
     from vidtwin.results import write_clip
 
     # All of them have a prompt or none has, and the same of classes.
-    asked: dict[str, Any] = {
-        "prompt": [r.prompt for r in batch],
-        "class_labels": [r.class_label for r in batch],
-    }
+    prompts, labels = ([getattr(r, name) for r in batch] for name in ("prompt", "class_label"))
+    asked = {"prompt": prompts, "class_labels": labels}
     given: dict[str, Any] = {name: each for name, each in asked.items() if each[0] is not None}
     given["num_videos_per_prompt"] = 1 if given else len(batch)
     out = pipeline(**given, **options, seed=[request.seed for request in batch])
