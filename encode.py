@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from diffusion.cache import check_storage
+from diffusion.cache_format import check_storage
 from diffusion.cache_writer import CacheWriter
 from vidtwin import DiagonalGaussian, VidTwinAutoencoder, VidTwinPosterior
 from vidtwin.data import (

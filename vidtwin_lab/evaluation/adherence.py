@@ -24,8 +24,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from diffusion import VidTwinPipeline
-from diffusion.conditioning import GuidanceScales
-from diffusion.pipeline import GIVEN_GUIDANCE_SCALE, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+from diffusion.config import (
+    GIVEN_GUIDANCE_SCALE,
+    GUIDANCE_SCALE,
+    NUM_INFERENCE_STEPS,
+    GuidanceScales,
+)
 from vidtwin import VidTwinAutoencoder
 from vidtwin.data.synthetic.shapes import (
     SPLITS,
@@ -111,7 +115,7 @@ class AdherenceConfig:
         for name in ("samples", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        GuidanceScales(text=self.guidance_scale, held=self.given_guidance_scale)
+        GuidanceScales(text=self.guidance_scale, given=self.given_guidance_scale)
         if self.max_objects not in (1, 2):
             raise ValueError(f"max_objects must be 1 or 2, got {self.max_objects}")
         if self.seed < 0:

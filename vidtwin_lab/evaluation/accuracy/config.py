@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from diffusion.conditioning import GuidanceScales
-from diffusion.pipeline import GIVEN_GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+from diffusion.config import GIVEN_GUIDANCE_SCALE, NUM_INFERENCE_STEPS, GuidanceScales
 from vidtwin.data import DataConfig, ShapesOptions
 from vidtwin_lab.evaluation.videos import VideosConfig
 
@@ -75,7 +74,7 @@ class AccuracyConfig:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
         if self.number is not None and self.number < 1:
             raise ValueError(f"`number` must be at least 1 or null, got {self.number}")
-        GuidanceScales(held=self.given_guidance_scale)
+        GuidanceScales(given=self.given_guidance_scale)
         if self.seed < 0:
             raise ValueError(f"`seed` must not be negative, got {self.seed}")
         needs_model = self.videos not in ("real", "generated")

@@ -8,8 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from diffusion.conditioning import GuidanceScales
-from diffusion.pipeline import GIVEN_GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+from diffusion.config import GIVEN_GUIDANCE_SCALE, NUM_INFERENCE_STEPS, GuidanceScales
 from vidtwin import AutoencoderConfig, nearest_name
 from vidtwin.data import DataConfig, Factors, ShapesOptions, VideoDataset, factor_labels
 from vidtwin_lab.evaluation.disentanglement.judges import SHAPES_JUDGE
@@ -37,7 +36,7 @@ class SamplingConfig:
     RENAMED_KEYS: ClassVar[dict[str, str]] = {"held_guidance_scale": "given_guidance_scale"}
 
     def __post_init__(self) -> None:
-        GuidanceScales(held=self.given_guidance_scale)
+        GuidanceScales(given=self.given_guidance_scale)
         for field in dataclasses.fields(self):
             if getattr(self, field.name) < 1:
                 raise ValueError(

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 
-from diffusion.pipeline import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
-from diffusion.schedulers import SCHEDULERS
+from diffusion.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, SCHEDULER_NAMES
 from vidtwin.data import DataConfig
 
 __all__ = ["DTYPES", "Sizes", "VideosConfig", "autoencoder_path", "model_sizes"]
@@ -70,9 +69,9 @@ class VideosConfig:
                     f"generated.{name} must be one of {', '.join(allowed)}; "
                     f"got {getattr(self, name)!r}"
                 )
-        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
+        if self.scheduler is not None and self.scheduler not in SCHEDULER_NAMES:
             raise ValueError(
-                f"generated.scheduler must be one of {', '.join(SCHEDULERS)} or null, "
+                f"generated.scheduler must be one of {', '.join(SCHEDULER_NAMES)} or null, "
                 f"got {self.scheduler!r}"
             )
         if (self.kind == "data") != (self.data is not None):

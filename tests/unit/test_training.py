@@ -10,19 +10,31 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffusion import FlowConfig, FlowObjective, LatentStats
+from diffusion import FlowConfig, FlowObjective
+from diffusion.conditions import ClassEmbedder, TextEmbedder
+from diffusion.flow import quantile
+from diffusion.latent_sources import CachedLatents, EncodedClips, LatentSource
 from diffusion.text_encoder import TextEncoding
-from diffusion.training_batch import BatchReader, TrainingBatch, losses_of
-from diffusion.validation import QUANTILES, measure_losses
-from vidtwin import VidTwinAutoencoder, draw_noise, noise_seed_for
+from diffusion.training import (
+    QUANTILES,
+    TrainingBatch,
+    TrainingInputs,
+    losses_of,
+    measure_losses,
+)
+from vidtwin import VidTwinAutoencoder, VidTwinLatents, draw_noise, noise_seed_for
 
 CLASSES, BATCH = 5, 8
 CAPTIONS = [" ".join(["word"] * (1 + index % 3)) + f" {index}" for index in range(BATCH)]
-LATENTS = ("structure", "dynamics_x", "dynamics_y")
 
 
 class Captions:
     """A text encoder whose states tell the caption: one token for each of its characters."""
+
+    hidden_size = 2
+
+    def digest(self) -> str:
+        return "captions"
 
     def __call__(self, prompts: list[str]) -> TextEncoding:
         longest = max(map(len, prompts))
@@ -39,16 +51,34 @@ def autoencoder(build_tiny) -> VidTwinAutoencoder:
     return build_tiny()
 
 
+def source_of(kind: type[LatentSource], autoencoder: VidTwinAutoencoder) -> LatentSource:
+    """A source without clips: its batches come from the test."""
+    source = kind.__new__(kind)
+    source.autoencoder = autoencoder
+    source.digests = lambda: {"autoencoder": None, "cache": None}
+    return source
+
+
 @pytest.fixture(scope="module")
-def build_text_encoder(autoencoder) -> Callable[..., BatchReader]:
-    def build(**options: Any) -> BatchReader:
-        sizes = autoencoder.sizes
-        stats = LatentStats(sizes.structure_channels, sizes.dynamics_channels)
-        stats.structure_mean += 0.5
-        stats.dynamics_x_std *= 3.0
+def build_inputs(autoencoder) -> Callable[..., TrainingInputs]:
+    def build(
+        *,
+        encodes: bool = False,
+        text: bool = True,
+        classes: bool = True,
+        class_dropout: float = 0.1,
+        text_dropout: float = 0.1,
+        **options: Any,
+    ) -> TrainingInputs:
+        embedders = [ClassEmbedder(CLASSES, dropout=class_dropout)] if classes else []
+        if text:
+            embedders.append(TextEmbedder(Captions(), dropout=text_dropout))
+        source = source_of(EncodedClips if encodes else CachedLatents, autoencoder)
         objective = options.pop("objective", FlowObjective(FlowConfig()))
-        options = {"text_encoder": Captions(), "num_classes": CLASSES} | options
-        return BatchReader(sizes, stats, objective, **options)
+        inputs = TrainingInputs(source, objective, embedders, **options)
+        inputs.stats.structure_mean += 0.5
+        inputs.stats.dynamics_x_std *= 3.0
+        return inputs
 
     return build
 
@@ -58,7 +88,7 @@ def batch(autoencoder) -> dict[str, Any]:
     """As a loader of a cache gives it."""
     latents = draw_noise(autoencoder.sizes, range(BATCH))
     return {
-        **dict(zip(LATENTS, latents.tensors(), strict=True)),
+        **dict(latents.items()),
         "caption": CAPTIONS,
         "label": torch.tensor([0, 1, 2, 3, 4, -1, -1, 0]),
         "index": torch.arange(BATCH),
@@ -68,15 +98,16 @@ def batch(autoencoder) -> dict[str, Any]:
 
 def rows(read: TrainingBatch) -> list[list[Tensor]]:
     """Everything about each sample; of the text, what is not padding."""
-    conditions = read.conditions
+    asked = read.conditions.arguments()
     found = []
     for index in range(len(read.levels.structure)):
-        parts = [value[index] for value in (*read.latents, *read.noise, *read.levels)]
-        if conditions.class_labels is not None:
-            parts.append(conditions.class_labels[index])
-        if conditions.encoder_hidden_states is not None:
-            mask = conditions.encoder_attention_mask[index]
-            parts.append(conditions.encoder_hidden_states[index][mask])
+        values = (*read.latents.tensors(), *read.noise.tensors(), *read.levels)
+        parts = [value[index] for value in values]
+        if "class_labels" in asked:
+            parts.append(asked["class_labels"][index])
+        if "encoder_hidden_states" in asked:
+            mask = asked["encoder_attention_mask"][index]
+            parts.append(asked["encoder_hidden_states"][index][mask])
         found.append(parts)
     return found
 
@@ -90,89 +121,87 @@ def assert_same_samples(one: list[list[Tensor]], other: list[list[Tensor]], exac
 
 class TestReading:
     @pytest.mark.parametrize("size", [1, 2, 4])
-    def test_a_batch_in_parts_has_the_same_samples(self, build_text_encoder, batch, size) -> None:
-        reader = build_text_encoder(class_dropout=0.4, text_dropout=0.4)
-        whole = rows(reader.read(batch))
-        parts = [reader.read(batch, slice(i, i + size)) for i in range(0, BATCH, size)]
+    def test_a_batch_in_parts_has_the_same_samples(self, build_inputs, batch, size) -> None:
+        inputs = build_inputs(class_dropout=0.4, text_dropout=0.4)
+        whole = rows(inputs.read(batch))
+        parts = [inputs.read(batch, slice(i, i + size)) for i in range(0, BATCH, size)]
         assert_same_samples(whole, [row for part in parts for row in rows(part)], exact=True)
         # The same on another rank, which holds another part of the global batch.
         share = {name: value[4:] for name, value in batch.items()}
-        assert_same_samples(whole[4:], rows(reader.read(share)), exact=True)
+        assert_same_samples(whole[4:], rows(inputs.read(share)), exact=True)
 
-    def test_a_batch_of_videos_in_parts(self, build_text_encoder, batch, autoencoder, random_video):
-        reader = build_text_encoder(autoencoder=autoencoder)
+    def test_a_batch_of_videos_in_parts(self, build_inputs, batch, autoencoder, random_video):
+        inputs = build_inputs(encodes=True)
         videos = {**batch, "video": random_video(autoencoder, BATCH)}
-        whole = rows(reader.read(videos))
-        halves = [reader.read(videos, slice(i, i + 4)) for i in (0, 4)]
+        whole = rows(inputs.read(videos))
+        halves = [inputs.read(videos, slice(i, i + 4)) for i in (0, 4)]
         assert_same_samples(whole, [row for part in halves for row in rows(part)], exact=False)
 
     def test_videos_are_what_a_cache_of_their_posterior_gives(
-        self, build_text_encoder, batch, autoencoder, random_video
+        self, build_inputs, batch, autoencoder, random_video
     ) -> None:
         """Scaled, and drawn from the posterior by the sample's own seed."""
-        reader = build_text_encoder(autoencoder=autoencoder)
+        inputs = build_inputs(encodes=True)
         video = random_video(autoencoder, BATCH)
         with torch.no_grad():
             posterior = autoencoder.encode(video)
         noise = draw_noise(autoencoder.sizes, batch["noise_seed"].tolist())
         drawn = posterior.sample(noise=noise)
         assert not torch.allclose(drawn.structure, posterior.mode().structure)
-        cached = {**batch, **dict(zip(LATENTS, drawn.tensors(), strict=True))}
-        expected, came = reader.read(cached), reader.read({**batch, "video": video})
-        for a, b in zip(expected.latents, came.latents, strict=True):
+        cached = {**batch, **dict(drawn.items())}
+        expected = build_inputs().read(cached).latents
+        came = inputs.read({**batch, "video": video}).latents
+        for a, b in zip(expected.tensors(), came.tensors(), strict=True):
             assert_close(a, b, rtol=1e-5, atol=1e-5)
             assert not b.requires_grad
-        assert_close(expected.latents[0], drawn.structure - 0.5)
-        assert_close(expected.latents[1], drawn.dynamics_x / 3)
+        assert_close(expected.structure, drawn.structure - 0.5)
+        assert_close(expected.dynamics_x, drawn.dynamics_x / 3)
 
-    def test_videos_without_an_autoencoder(self, build_text_encoder, batch) -> None:
-        with pytest.raises(ValueError, match="no autoencoder to encode them"):
-            build_text_encoder().read({**batch, "video": torch.zeros(BATCH, 3, 3, 10, 14)})
-
-    def test_the_noise_is_not_the_posteriors(self, build_text_encoder, batch, autoencoder) -> None:
+    def test_the_noise_is_not_the_posteriors(self, build_inputs, batch, autoencoder) -> None:
         """Nor another sample's, nor that of the seeds which sampling starts from."""
-        reader = build_text_encoder()
+        inputs = build_inputs()
         seeds = batch["noise_seed"].tolist()
-        noise = reader.read(batch).noise
+        noise = inputs.read(batch).noise
         others = [*draw_noise(autoencoder.sizes, [*seeds, *range(100)]).structure]
-        others += [noise[0][index] for index in range(1, BATCH)]
+        others += [noise.structure[index] for index in range(1, BATCH)]
+        first = noise.structure[0].flatten()
         for other in others:
-            correlation = torch.corrcoef(torch.stack([noise[0][0].flatten(), other.flatten()]))
+            correlation = torch.corrcoef(torch.stack([first, other.flatten()]))
             assert correlation[0, 1] < 0.9
-        values = torch.cat([part.flatten() for part in reader.noise(range(200))])
+        values = torch.cat([part.flatten() for part in inputs.noise(range(200)).tensors()])
         assert abs(values.mean()) < 0.02
         assert abs(values.std() - 1) < 0.02
 
-    def test_another_epoch_draws_everything_anew(self, build_text_encoder, batch) -> None:
-        reader = build_text_encoder()
+    def test_another_epoch_draws_everything_anew(self, build_inputs, batch) -> None:
+        inputs = build_inputs()
         later = {**batch, "noise_seed": torch.tensor([noise_seed_for(0, 1, i) for i in range(8)])}
-        first, second = reader.read(batch), reader.read(later)
+        first, second = inputs.read(batch), inputs.read(later)
         assert not torch.isclose(first.levels.structure, second.levels.structure).all()
-        assert not torch.isclose(first.noise[0], second.noise[0]).any(0).all()
+        assert not torch.isclose(first.noise.structure, second.noise.structure).any(0).all()
 
-    def test_no_label_is_the_null_class(self, build_text_encoder, batch) -> None:
-        conditions = build_text_encoder().conditions(batch)
-        assert conditions.class_labels.tolist() == [0, 1, 2, 3, 4, CLASSES, CLASSES, 0]
+    def test_no_label_is_the_null_class(self, build_inputs, batch) -> None:
+        conditions = build_inputs().conditions(batch).arguments()
+        assert conditions["class_labels"].tolist() == [0, 1, 2, 3, 4, CLASSES, CLASSES, 0]
 
-    def test_a_model_without_conditions_gets_none(self, build_text_encoder, batch) -> None:
-        reader = build_text_encoder(text_encoder=None, num_classes=None)
-        assert not reader.read(batch).conditions.arguments()
+    def test_a_model_without_conditions_gets_none(self, build_inputs, batch) -> None:
+        inputs = build_inputs(text=False, classes=False)
+        assert not inputs.read(batch).conditions.arguments()
 
     @pytest.mark.parametrize(("share", "kept"), [(0.0, True), (1.0, False)])
-    def test_dropout(self, build_text_encoder, batch, share, kept) -> None:
+    def test_dropout(self, build_inputs, batch, share, kept) -> None:
         objective = FlowObjective(FlowConfig(structure_clean=0.0, dynamics_clean=0.0))
-        reader = build_text_encoder(class_dropout=share, text_dropout=share, objective=objective)
-        conditions = reader.read(batch).conditions
-        texts = conditions.encoder_attention_mask.any(1)
+        inputs = build_inputs(class_dropout=share, text_dropout=share, objective=objective)
+        conditions = inputs.read(batch).conditions.arguments()
+        texts = conditions["encoder_attention_mask"].any(1)
         assert texts.tolist() == [kept] * BATCH
         labelled = batch["label"] >= 0
-        assert ((conditions.class_labels < CLASSES) & labelled).tolist() == (
+        assert ((conditions["class_labels"] < CLASSES) & labelled).tolist() == (
             (labelled & kept).tolist()
         )
         # Validation asks for all conditions, whatever training leaves out.
-        assert reader.conditions(batch).encoder_attention_mask.any(1).all()
+        assert inputs.conditions(batch).arguments()["encoder_attention_mask"].any(1).all()
 
-    def test_held_latents_have_a_dropout_of_their_own(self, build_text_encoder, batch) -> None:
+    def test_given_latents_have_a_dropout_of_their_own(self, build_inputs, batch) -> None:
         seeds = torch.arange(300)
         many = {
             name: [value[i % BATCH] for i in range(300)] if isinstance(value, list)
@@ -181,13 +210,14 @@ class TestReading:
         }  # fmt: skip
         many["noise_seed"] = seeds
         objective = FlowObjective(FlowConfig(structure_clean=0.3, dynamics_clean=0.3))
-        reader = build_text_encoder(
+        inputs = build_inputs(
             class_dropout=0.0, text_dropout=0.0, given_dropout=1.0, objective=objective
         )
-        read = reader.read(many)
-        held = (read.levels.structure == 0) | (read.levels.dynamics == 0)
-        assert 100 < held.sum() < 250
-        assert torch.equal(read.conditions.encoder_attention_mask.any(1), ~held)
+        read = inputs.read(many)
+        given = (read.levels.structure == 0) | (read.levels.dynamics == 0)
+        assert 100 < given.sum() < 250
+        mask = read.conditions.arguments()["encoder_attention_mask"]
+        assert torch.equal(mask.any(1), ~given)
 
 
 class Recorder(torch.nn.Module):
@@ -199,25 +229,25 @@ class Recorder(torch.nn.Module):
 
     def forward(self, *inputs: Tensor, **conditions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         assert not self.training
-        names = (*LATENTS, "structure_timestep", "dynamics_timestep")
+        names = (*VidTwinLatents.names, "structure_timestep", "dynamics_timestep")
         self.told.append(dict(zip(names, inputs, strict=True)) | conditions)
         return tuple(torch.zeros_like(latent) for latent in inputs[:3])
 
 
 class TestValidation:
-    def measure(self, reader: BatchReader, batch: dict[str, Any], size: int) -> tuple[Any, Any]:
+    def measure(self, inputs: TrainingInputs, batch: dict[str, Any], size: int) -> tuple[Any, Any]:
         model = Recorder().train()
         batches = [
             {name: value[i : i + size] for name, value in batch.items()}
             for i in range(0, BATCH, size)
         ]
-        return measure_losses(model, reader, batches), model
+        return measure_losses(model, inputs, batches), model
 
-    def test_a_sample_does_not_depend_on_its_batch(self, build_text_encoder, batch) -> None:
-        reader = build_text_encoder()
-        whole, model = self.measure(reader, batch, BATCH)
-        parts, _ = self.measure(reader, batch, 2)
-        again, _ = self.measure(reader, batch, BATCH)
+    def test_a_sample_does_not_depend_on_its_batch(self, build_inputs, batch) -> None:
+        inputs = build_inputs()
+        whole, model = self.measure(inputs, batch, BATCH)
+        parts, _ = self.measure(inputs, batch, 2)
+        again, _ = self.measure(inputs, batch, BATCH)
         assert [index for index, _ in whole] == list(range(BATCH))
         assert whole == again
         for (_, one), (_, other) in zip(whole, parts, strict=True):
@@ -226,13 +256,13 @@ class TestValidation:
 
     @pytest.mark.parametrize("prediction", ["velocity", "epsilon"])
     def test_the_levels_are_the_middles_of_the_quartiles(
-        self, build_text_encoder, batch, prediction
+        self, build_inputs, batch, prediction
     ) -> None:
         objective = FlowObjective(FlowConfig(prediction=prediction))
-        reader = build_text_encoder(objective=objective, class_dropout=1.0, text_dropout=1.0)
-        rows, model = self.measure(reader, batch, BATCH)
+        inputs = build_inputs(objective=objective, class_dropout=1.0, text_dropout=1.0)
+        rows, model = self.measure(inputs, batch, BATCH)
         middles = torch.tensor([0.125, 0.375, 0.625, 0.875])
-        levels = objective.config.structure_levels.quantile(middles)
+        levels = quantile(objective.config.structure_levels, middles)
         for level, told in zip(levels, model.told, strict=True):
             tolerance = 1e-3 if prediction == "velocity" else 1.0
             for name in ("structure_timestep", "dynamics_timestep"):
@@ -250,33 +280,33 @@ class TestValidation:
                 quarters = [measures[f"{name}_q{n}"] for n in range(1, QUANTILES + 1)]
                 assert measures[name] == pytest.approx(sum(quarters) / QUANTILES)
 
-    def test_the_loss_of_a_model_that_predicts_zero(self, build_text_encoder, batch) -> None:
-        reader = build_text_encoder()
-        rows, _ = self.measure(reader, batch, 4)
-        latents, noise = reader.latents(batch), reader.noise(batch["noise_seed"].tolist())
+    def test_the_loss_of_a_model_that_predicts_zero(self, build_inputs, batch) -> None:
+        inputs = build_inputs()
+        rows, _ = self.measure(inputs, batch, 4)
+        latents, noise = inputs.latents(batch), inputs.noise(batch["noise_seed"].tolist())
         for index, measures in rows:
-            target = noise[0][index] - latents[0][index]
+            target = noise.structure[index] - latents.structure[index]
             expected = float(target.square().mean())
             for quarter in range(1, QUANTILES + 1):  # the velocity is the same at all levels
                 assert measures[f"structure_q{quarter}"] == pytest.approx(expected, rel=1e-5)
 
-    def test_no_batch_is_no_row(self, build_text_encoder) -> None:
-        assert measure_losses(Recorder(), build_text_encoder(), []) == []
+    def test_no_batch_is_no_row(self, build_inputs) -> None:
+        assert measure_losses(Recorder(), build_inputs(), []) == []
 
 
-def test_the_losses_are_of_the_models_predictions(build_text_encoder, batch) -> None:
+def test_the_losses_are_of_the_models_predictions(build_inputs, batch) -> None:
     """A model that knows the noise by heart has no loss."""
-    reader = build_text_encoder(text_encoder=None, num_classes=None)
-    read = reader.read(batch)
+    inputs = build_inputs(text=False, classes=False)
+    read = inputs.read(batch)
+    latents, noise = read.latents.tensors(), read.noise.tensors()
 
     class Knowing(torch.nn.Module):
         def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-            for latent, eps, x, sigma in zip(
-                read.latents, read.noise, inputs, (inputs[3], inputs[4], inputs[4]), strict=False
-            ):
+            sigmas = (inputs[3], inputs[4], inputs[4])
+            for latent, eps, x, sigma in zip(latents, noise, inputs, sigmas, strict=False):
                 level = (sigma / 1000).reshape(-1, *[1] * (x.ndim - 1))
                 assert_close(x, (1 - level) * latent + level * eps)
-            return tuple(e - x for e, x in zip(read.noise, read.latents, strict=True))
+            return tuple(e - x for e, x in zip(noise, latents, strict=True))
 
-    for loss in losses_of(Knowing(), reader.objective, read):
+    for loss in losses_of(Knowing(), inputs.objective, read):
         assert_close(loss, torch.zeros(BATCH))
