@@ -161,26 +161,19 @@ class PretendDevice(TorchDispatchMode):
         def wrapped(tensor: torch.Tensor) -> torch.Tensor:
             return inputs[id(tensor)] if id(tensor) in inputs else DeviceTensor(tensor)
 
-        if func is aten._to_copy.default and any(result is leaf for leaf in leaves):
-            result = result.clone()
         return tree_map_only(torch.Tensor, wrapped, result)
 
     def _check(self, func: Any, args: Any, kwargs: Any, leaves: list[Any]) -> None:
         """Raises for arguments that CUDA refuses beside those of the device."""
-        generator = kwargs.get("generator") or next(
-            (leaf for leaf in leaves if isinstance(leaf, torch.Generator)), None
-        )
-        if generator is not None and generator.device.type == "cpu":
+        drawing = [leaf for leaf in leaves if isinstance(leaf, torch.Generator)]
+        if any(generator.device.type == "cpu" for generator in drawing):
             raise DeviceMixupError(f"{func} draws on the device from a CPU generator")
         if func in COPIES:
             return
         checked = tree_leaves((args[0], args[2:])) if func in INDEXING else leaves
         for leaf in checked:
-            if (
-                isinstance(leaf, torch.Tensor)
-                and not isinstance(leaf, DeviceTensor)
-                and leaf.dim() > 0
-            ):
+            plain = isinstance(leaf, torch.Tensor) and not isinstance(leaf, DeviceTensor)
+            if plain and leaf.dim() > 0:
                 raise DeviceMixupError(
                     f"{func} has a CPU tensor of shape {tuple(leaf.shape)} beside device tensors"
                 )
@@ -242,8 +235,6 @@ def _register() -> None:
         _is_in_bad_fork=lambda: False,
         current_device=lambda: 0,
         device_count=lambda: 1,
-        set_device=lambda index: None,
-        manual_seed=lambda seed: None,
         manual_seed_all=lambda seed: None,
         get_rng_state=lambda device=None: rng_state,
         set_rng_state=lambda state, device=None: None,
