@@ -28,7 +28,7 @@ TRAININGS: dict[str, tuple[tuple[str, ...], dict[str, int]]] = {
     ),
     "language": (
         ("train_language", "--config", "configs/language/shapes_bert_debug.yaml"),
-        {CHECK: 1, "vidtwin_lab/language/objectives.py:terms": 1},
+        {CHECK: 1, "vidtwin_lab/language/objectives/masked_tokens.py:terms": 1},
     ),
 }  # fmt: skip
 
