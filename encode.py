@@ -3,8 +3,8 @@
     python encode.py --config configs/encode/shapes.yaml output=outputs/shapes_latents
     accelerate launch encode.py --config configs/encode/clips.yaml data.path=FOLDER autoencoder=RUN
 
-Writes output/train and output/validation; see `diffusion.cache` for the files in them. Run the
-same command again and it goes on where it stopped; any number of processes writes the same.
+Writes output/train and output/validation; see `diffusion.cache` for their files. The same command
+resumes an interrupted run; the files don't depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from diffusion.cache import check_storage
+from diffusion.cache_format import check_storage
 from diffusion.cache_writer import CacheWriter
 from vidtwin import DiagonalGaussian, VidTwinAutoencoder, VidTwinPosterior
 from vidtwin.data import (
@@ -37,7 +37,7 @@ from vidtwin.data import (
 from vidtwin.reconstruction import load_autoencoder, software_versions, weights_digest
 from vidtwin_lab import runtime
 
-PARTS = ("train", "validation", "all")
+DATA_PARTS = ("train", "validation", "all")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,20 +46,20 @@ class EncodeConfig:
 
     Args:
         autoencoder: a `save_pretrained` folder, a run folder of train_ae.py, or a released file.
-        output: folder that gets one cache for each part.
-        parts: of the data: "train", "validation" (centered windows and crops), or "all".
-        max_samples: clips of each part, the first ones; null for all.
-        max_validation_samples: the same for "validation" alone; null for `max_samples`.
-        variants: random windows, crops and flips of each clip, those of as many epochs.
-        caption_variants: wordings of each caption, where the data set has several.
+        output: folder of the caches, one for each part.
+        parts: of the data set: "train", "validation" (centered windows and crops), or "all".
+        max_samples: encode the first clips of each part only; null for all.
+        max_validation_samples: the same for "validation"; null for `max_samples`.
+        variants: random windows, crops and flips of each clip, one for each epoch of training.
+        caption_variants: wordings of each caption, if the data set has several.
         store: "moments" (mean and logvar: training draws from the posterior) or "mode"; the
             statistics are those of the whole posterior in either case.
         dtype: of the stored latents: "float16" or "float32".
-        shard_size: clips in a shard: what a process that is killed has to do again.
+        shard_size: clips in a shard, the work lost if a process is killed.
         batch_size: clips per forward pass of each process.
-        num_workers: processes that read, for each process that encodes.
+        num_workers: worker processes that read clips, for each process that encodes.
         mixed_precision: "no" or "bf16"; null leaves it to `accelerate launch`.
-        data: its num_frames, height and width follow the autoencoder's, its part is `parts`.
+        data: num_frames, height and width are set to the autoencoder's, `part` to each of `parts`.
     """
 
     autoencoder: str = "checkpoints/shapes/autoencoder"
@@ -89,10 +89,11 @@ class EncodeConfig:
         if self.num_workers < 0:
             raise ValueError(f"`num_workers` must not be negative, got {self.num_workers}")
         runtime.check_precision(self.mixed_precision)
-        unknown = [part for part in self.parts if part not in PARTS]
+        unknown = [part for part in self.parts if part not in DATA_PARTS]
         if unknown or not self.parts or len(set(self.parts)) < len(self.parts):
             raise ValueError(
-                f"`parts` must name some of {', '.join(PARTS)}, each once, got {list(self.parts)}"
+                f"`parts` must name some of {', '.join(DATA_PARTS)}, each once, "
+                f"got {list(self.parts)}"
             )
         data = self.data
         if data.part != "train":
@@ -107,7 +108,7 @@ class EncodeConfig:
             raise ValueError(f"variants={self.variants} would store the same pixels again: {why}")
 
     def data_of(self, part: str, model: VidTwinAutoencoder) -> DataConfig:
-        """The clips of a part in the autoencoder's sizes."""
+        """The data of a part, at the autoencoder's size."""
         data = self.data.centered() if part == "validation" else self.data
         sizes = model.sizes
         return dataclasses.replace(data, part=part).sized(
@@ -115,7 +116,7 @@ class EncodeConfig:
         )
 
     def limit_of(self, part: str) -> int | None:
-        """The number of clips of a part, None for all."""
+        """The maximum number of clips of a part, None for all."""
         limit = self.max_validation_samples if part == "validation" else None
         return limit or self.max_samples
 
@@ -159,7 +160,7 @@ def main() -> None:
             describe(config, [writer for writer, _ in caches], f"{found}, digest {digest}")
         return
     if accelerator.is_main_process:
-        for writer, _ in caches:  # all of them before the work of any
+        for writer, _ in caches:  # all of them before any work starts
             writer.claim()
     accelerator.wait_for_everyone()
     model.to(accelerator.device).requires_grad_(False)
@@ -168,7 +169,7 @@ def main() -> None:
 
 
 def listing_digest(dataset: VideoDataset) -> str | None:
-    """Tells apart lists of files; where they lie does not matter. None without files."""
+    """Digest of a file data set's clips, independent of their folder; None for other data sets."""
     if not isinstance(dataset, FileDataset):
         return None
     listing = [(clip.name, clip.label, clip.caption) for clip in dataset.clips]
@@ -196,14 +197,14 @@ def encode(
     accelerator: Accelerator,
     config: EncodeConfig,
 ) -> None:
-    """Makes the shards that are missing, each process its share, then the manifest."""
+    """Encodes the missing shards, split over the processes, then writes the manifest."""
     if writer.complete():
         if accelerator.is_main_process:
             print(f"{writer.folder} is complete: {writer.num_clips:,} clips")
         accelerator.wait_for_everyone()
         return
     missing = writer.missing()
-    accelerator.wait_for_everyone()  # all have looked before the first shard is written
+    accelerator.wait_for_everyone()  # no shard is written before every process has listed them
     bad_files = BadFileLog(writer.num_clips, dataset.config.max_bad_fraction)
     bad_files.add(SkippedFile(*item) for item in writer.skipped())
     mine = missing[accelerator.process_index :: accelerator.num_processes]
@@ -257,7 +258,7 @@ def encode_batch(
 
 
 def report(writer: CacheWriter, manifest: dict[str, Any]) -> None:
-    """One line about a finished cache."""
+    """Prints one line about a finished cache."""
     print(
         f"{writer.folder}: {manifest['samples']:,} clips, {manifest['rows']:,} encodings, "
         f"{manifest['captions']:,} captions, {manifest['bytes'] / 1e6:,.1f} MB, "

@@ -1,4 +1,4 @@
-"""Measures what readers of text know: on GLUE, on SQuAD, and by probes of captions.
+"""Evaluates text encoders on GLUE and SQuAD, and by linear probes of captions.
 
     python evaluate_language.py glue --config configs/language/tasks/glue_minilm.yaml
     python evaluate_language.py squad --config configs/language/tasks/squad_minilm.yaml
@@ -6,18 +6,17 @@
         text_encoder.name=FOLDER
     accelerate launch evaluate_language.py glue --config ... "data.tasks=[mrpc,rte]"
 
-glue and squad fine-tune a copy of the reader for every task and seed. Run the same command again,
-or with more of them, and what is finished is kept. --dry-run reads all files and trains nothing.
+glue and squad fine-tune a copy of the text encoder for every task and seed. Run the same command
+again, or with more of them: what is finished is kept. --dry-run reads all files, trains nothing.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 import sys
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import yaml
@@ -29,109 +28,22 @@ from vidtwin.files import check_folder
 from vidtwin.reconstruction import software_versions
 from vidtwin_lab import runtime
 from vidtwin_lab.evaluation.report import Processes, Report, markdown_table, write_report
-from vidtwin_lab.language import caption_probes
-from vidtwin_lab.language.packaged_encoders import FinishedRuns, fine_tuning_report
-from vidtwin_lab.language.tasks import (
-    GlueData,
+from vidtwin_lab.language.tasks import probes
+from vidtwin_lab.language.tasks.config import CaptionProbesConfig, GlueConfig, SquadConfig
+from vidtwin_lab.language.tasks.finetuning import TaskModel, predict, summed_task_loss
+from vidtwin_lab.language.tasks.prepared import (
     PreparedTask,
-    SquadData,
-    TaskModel,
     TaskResult,
-    TextEncoderConfig,
-    predict,
     prepare_glue,
     prepare_squad,
-    summed_task_loss,
 )
-
-LINEAR = runtime.OptimizerConfig(learning_rate=5e-5, weight_decay=0.01, schedule="linear")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """How a reader is fine-tuned; the last weights are measured, none are chosen.
-
-    Args:
-        output: folder of results.
-        seeds: of the head, dropout and the order of the samples.
-        epochs: of the training samples.
-        min_steps: small tasks go on beyond their epochs until so many steps.
-        max_steps: stop there, to try things out.
-        batch_size: samples per step, over all processes.
-        evaluation_batch_size: of each process.
-        dropout: of the head; the reader has its own.
-        warmup_fraction: of the steps; null for optimizer.warmup_steps.
-        mixed_precision: "no" or "bf16"; null leaves it to `accelerate launch`.
-    """
-
-    output: str
-    seeds: tuple[int, ...] = (0,)
-    epochs: float = 3.0
-    min_steps: int = 0
-    max_steps: int | None = None
-    batch_size: int = 32
-    evaluation_batch_size: int = 64
-    dropout: float = 0.1
-    warmup_fraction: float | None = 0.1
-    mixed_precision: str | None = None
-    log_every: int = 50
-    tracker: str = "none"
-    project: str = "vidtwin-language-tasks"
-    text_encoder: TextEncoderConfig = TextEncoderConfig()
-    optimizer: runtime.OptimizerConfig = LINEAR
-
-    RENAMED_KEYS: ClassVar[dict[str, str]] = {"reader": "text_encoder"}
-
-    def __post_init__(self) -> None:
-        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"`seeds` must be different numbers from 0, got {list(self.seeds)}")
-        for name in ("batch_size", "evaluation_batch_size", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        if self.epochs <= 0 or self.min_steps < 0 or (self.max_steps or 1) < 1:
-            raise ValueError("`epochs` and `max_steps` must be above 0, `min_steps` not below 0")
-        for name, value in (("dropout", self.dropout), ("warmup", self.warmup_fraction or 0.0)):
-            if not 0 <= value < 1:
-                raise ValueError(f"`{name}` must be in [0, 1), got {value}")
-        runtime.check_precision(self.mixed_precision)
-
-    def steps(self, samples: int) -> int:
-        """Of a task with so many samples."""
-        per_epoch = max(1, samples // self.batch_size)
-        steps = max(1, round(self.epochs * per_epoch), self.min_steps)
-        return min(steps, self.max_steps or steps)
-
-    def schedule(self, steps: int) -> runtime.OptimizerConfig:
-        """The optimizer with its warm-up counted out."""
-        if self.warmup_fraction is None:
-            return self.optimizer
-        return dataclasses.replace(self.optimizer, warmup_steps=int(self.warmup_fraction * steps))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GlueConfig(FinetuneConfig):
-    """Tasks of GLUE; the other keys are `FinetuneConfig`'s."""
-
-    output: str = "outputs/glue"
-    data: GlueData = GlueData(path="glue")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SquadConfig(FinetuneConfig):
-    """SQuAD; the other keys are `FinetuneConfig`'s."""
-
-    output: str = "outputs/squad"
-    epochs: float = 2.0
-    evaluation_batch_size: int = 32
-    text_encoder: TextEncoderConfig = TextEncoderConfig(max_length=384)
-    data: SquadData = SquadData(train=("train-v1.1.json",), dev="dev-v1.1.json")
-
+from vidtwin_lab.language.tasks.results import FinishedRuns, fine_tuning_report
 
 Config = GlueConfig | SquadConfig
 CONFIGS: dict[str, Any] = {
     "glue": GlueConfig,
     "squad": SquadConfig,
-    "probe": caption_probes.CaptionProbesConfig,
+    "probe": CaptionProbesConfig,
 }
 
 
@@ -151,7 +63,7 @@ def main() -> None:
     check_folder(Path(config.output))
     if name == "probe":
         report = None if arguments.dry_run else measure_probes(config)
-        told = caption_probes.describe(config)
+        told = probes.describe(config)
     else:
         report, told = finetune_all(config, name, arguments.dry_run)
     if arguments.dry_run:
@@ -161,10 +73,10 @@ def main() -> None:
         print(markdown_table([report.markdown]), end="")
 
 
-def measure_probes(config: caption_probes.CaptionProbesConfig) -> Report:
-    """Probes of a frozen reader, shared among the processes."""
+def measure_probes(config: CaptionProbesConfig) -> Report:
+    """Probes of a frozen text encoder, shared among the processes."""
     accelerator = Accelerator()
-    return caption_probes.measure(
+    return probes.measure(
         config,
         Processes(
             rank=accelerator.process_index,
@@ -214,7 +126,8 @@ class Run:
         if config.batch_size % count:
             raise ValueError(f"`batch_size` must be a multiple of {count}, got {config.batch_size}")
         self.encoder = encoder.to(self.accelerator.device)
-        self.reader = config.text_encoder.protocol(encoder, config.text_encoder.pooling_of(encoder))
+        chosen = config.text_encoder
+        self.text_encoder = chosen.protocol(encoder, chosen.pooling_of(encoder))
         self.runs = FinishedRuns(config.output)
         keys = [(task, seed) for task in tasks for seed in config.seeds]
         kept = [self.runs.read(task.name, seed, self.identity(task)) for task, seed in keys]
@@ -228,11 +141,11 @@ class Run:
     def identity(self, task: PreparedTask | None) -> dict[str, Any]:
         """Everything that a task's measures follow from, but for the seed; None for no task."""
         values = runtime.config_to_dict(self.config)
-        for name in ("output", "seeds", "log_every", "tracker", "project", "reader"):
+        for name in ("output", "seeds", "log_every", "tracker", "project", "text_encoder"):
             del values[name]
         if isinstance(self.config, GlueConfig):
             del values["data"]["tasks"]
-        identity = {"reader": self.reader, "settings": values}
+        identity = {"text_encoder": self.text_encoder, "settings": values}
         return identity if task is None else {**identity, "task": task.protocol}
 
     def keep(self, task: PreparedTask, seed: int, result: TaskResult) -> None:
@@ -249,17 +162,23 @@ class Run:
 
 
 def finetune(run: Run, task: PreparedTask, seed: int) -> TaskResult:
-    """A copy of the reader on one task, and what it then says."""
+    """Trains a copy of the text encoder on one task, and measures it."""
     config, accelerator = run.config, run.accelerator
     rank, count = accelerator.process_index, accelerator.num_processes
     steps, name = config.steps(len(task.train)), f"{task.name}/seed{seed}"
     torch.manual_seed(seed)
-    random_weights = config.text_encoder.random_weights
-    plain = TaskModel(run.encoder, task.kind, task.outputs, run.reader["pooling"], config.dropout,
-                      random_weights).to(accelerator.device).train()  # fmt: skip
+    unwrapped = TaskModel(
+        run.encoder,
+        task.kind,
+        task.outputs,
+        run.text_encoder["pooling"],
+        config.dropout,
+        config.text_encoder.random_weights,
+    )
+    unwrapped.to(accelerator.device).train()
     schedule = config.schedule(steps)
-    optimizer = runtime.build_optimizer(plain.parameters(), schedule)
-    model, optimizer = accelerator.prepare(plain, optimizer)
+    optimizer = runtime.build_optimizer(unwrapped.parameters(), schedule)
+    model, optimizer = accelerator.prepare(unwrapped, optimizer)
     scheduler = runtime.build_scheduler(optimizer, schedule, steps)
     guard, timer = runtime.NonFiniteGuard(), runtime.StepTimer()
     mean = runtime.mean_over_processes(accelerator)
@@ -269,14 +188,14 @@ def finetune(run: Run, task: PreparedTask, seed: int) -> TaskResult:
         places = next(batches)
         runtime.seed_step(seed, rank, step)
         samples = [task.train[place] for place in places[rank::count]]
-        tokens, mask, types = plain.batch(samples, accelerator.device)
-        labels = plain.labels(samples, accelerator.device)
+        tokens, mask, types = unwrapped.batch(samples, accelerator.device)
+        labels = unwrapped.labels(samples, accelerator.device)
         with accelerator.autocast():
             outputs = model(tokens, mask, types)
         # The mean over the whole batch: processes are averaged, and may have one sample more.
         loss = summed_task_loss(task.kind, outputs, labels, mask) * count / len(places)
         accelerator.backward(loss)
-        norm = runtime.clip_gradients(accelerator, plain.parameters(), schedule.max_grad_norm)
+        norm = runtime.clip_gradients(accelerator, unwrapped.parameters(), schedule.max_grad_norm)
         if guard.ok(accelerator, loss.detach(), norm):
             optimizer.step()
         optimizer.zero_grad()
@@ -291,7 +210,7 @@ def finetune(run: Run, task: PreparedTask, seed: int) -> TaskResult:
     bar.close()
     predicted = {}
     for part, part_samples in task.parts.items():
-        rows = predict(plain, part_samples, batch_size=config.evaluation_batch_size, rank=rank,
+        rows = predict(unwrapped, part_samples, batch_size=config.evaluation_batch_size, rank=rank,
                        count=count, max_answer=task.max_answer, n_best=task.n_best,
                        autocast=accelerator.autocast)  # fmt: skip
         predicted[part] = [output for _, output in sorted(

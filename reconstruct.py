@@ -1,4 +1,4 @@
-"""Videos through the autoencoder and back: reconstructions, their parts, swaps, measurements.
+"""Reconstructs videos, decodes structure or dynamics alone, swaps them between two videos.
 
     python reconstruct.py --demo                             train a small model, see a clip
     python reconstruct.py clip.mp4 folder "more/*.webm" --model runs/ae --output out
@@ -9,7 +9,7 @@ video, beside it or in --output, and reconstruct.json with the numbers and how t
 A video of another size or length than the model's is cut into overlapping windows and keeps its
 size; --resize fits it to the model's instead.
 
-Exit status: 0, or 2 if an argument or any of the videos was bad (the others are done).
+Exit status: 0, or 2 if an argument or any video was bad (the other videos are still done).
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ from vidtwin.files import check_folder, write_json
 from vidtwin.media import write_video
 from vidtwin.metrics import LPIPS_NETS, Lpips
 from vidtwin.reconstruction import (
+    DECODED_PARTS,
     METRICS,
-    PARTS,
+    InputVideo,
     Reconstructor,
+    find_videos,
     load_autoencoder,
     software_versions,
     weights_digest,
 )
-from vidtwin.reconstruction.jobs import Job, find_jobs
 from vidtwin.tiling import Layout, tile_starts
 from vidtwin_lab.runtime import run_main
 
@@ -44,8 +45,8 @@ ROOT = Path(__file__).resolve().parent
 SHIPPED_MODEL = ROOT / "checkpoints" / "shapes" / "autoencoder"
 DEMO_CONFIG = ROOT / "configs" / "ae" / "shapes_demo.yaml"
 DEMO_FOLDER = Path("outputs") / "demo"
-CHOICES: dict[str, tuple[str, ...]] = {"all": tuple(PARTS)}
-CHOICES |= {part: (name,) for name, part in PARTS.items()}
+CHOICES: dict[str, tuple[str, ...]] = {"all": tuple(DECODED_PARTS)}
+CHOICES |= {part: (name,) for name, part in DECODED_PARTS.items()}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -91,7 +92,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def known_device(text: str) -> str:
-    """The name of a device that is here."""
+    """The name of a device, checked to be available."""
     try:
         torch.zeros(1, device=text)
     except (RuntimeError, AssertionError) as error:
@@ -106,32 +107,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         prepare_demo(arguments)
         if arguments.dry_run:
             return 0
-    jobs, failed = find_jobs(arguments.inputs, arguments.output)
+    videos, failed = find_videos(arguments.inputs, arguments.output)
     for name, reason in failed:
         complain(name, reason)
-    if not jobs:
+    if not videos:
         return 2
-    folders = [job.target.parent for job in jobs]
+    folders = [video.target.parent for video in videos]
     report = (arguments.output or folders[0]) / "reconstruct.json"
     if not arguments.dry_run:
         for folder in sorted({*folders, report.parent}):
             check_folder(folder, make=True)
     model_path, digest, reconstructor = build_reconstructor(arguments)
     if arguments.swap:
-        reconstructor.open(arguments.swap)  # every swap would fail: better now
+        reconstructor.open(arguments.swap)  # fails at once rather than once per video
     if arguments.dry_run:
-        bad = show_plan(reconstructor, jobs, model_path, digest)
+        bad = show_plan(reconstructor, videos, model_path, digest)
         return 2 if failed or bad else 0
 
     records: list[dict[str, Any]] = []
-    for job in jobs:
+    for video in videos:
         try:
             if arguments.swap:
-                record = reconstructor.swap(job, arguments.swap)
+                record = reconstructor.swap(video, arguments.swap)
             else:
-                record = reconstructor.run(job, CHOICES[arguments.part])
+                record = reconstructor.run(video, CHOICES[arguments.part])
         except (ValueError, OSError) as error:
-            failed.append((str(job.source), reason_of(error)))
+            failed.append((str(video.source), reason_of(error)))
             complain(*failed[-1])
             continue
         records.append(record)
@@ -144,16 +145,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_reconstructor(arguments: argparse.Namespace) -> tuple[Path, str, Reconstructor]:
-    """Where the model came from, its digest, and all that is needed to use it."""
+    """Where the model was found, the digest of its weights, and the model with its options."""
     path = arguments.model or SHIPPED_MODEL
     if not arguments.model and not SHIPPED_MODEL.is_dir():
         raise ValueError("no model ships with this version: name one with --model, or try --demo")
     model, found = load_autoencoder(path)
     layout = Layout.of_model(model, arguments.tile_overlap)
     digest = weights_digest(model)
-    model = model.to(arguments.device)
-    if arguments.dtype != "float32":
-        model = model.to(DTYPES[arguments.dtype])
+    model = model.to(arguments.device, DTYPES[arguments.dtype])
     lpips, reason = None, "off"
     if arguments.lpips != "none" and not arguments.swap and not arguments.dry_run:
         try:
@@ -161,25 +160,22 @@ def build_reconstructor(arguments: argparse.Namespace) -> tuple[Path, str, Recon
         except ValueError as error:
             reason = str(error)
             print(f"no LPIPS: {reason}", file=sys.stderr)
-    return (
-        found,
-        digest,
-        Reconstructor(
-            model=model,
-            layout=layout,
-            tile_batch_size=arguments.tile_batch_size,
-            size=layout.window[1:] if arguments.resize else None,
-            fps=arguments.fps,
-            max_frames=arguments.max_frames,
-            save_latents=arguments.save_latents,
-            lpips=lpips,
-            lpips_reason=reason,
-        ),
+    reconstructor = Reconstructor(
+        model=model,
+        layout=layout,
+        tile_batch_size=arguments.tile_batch_size,
+        size=layout.window[1:] if arguments.resize else None,
+        fps=arguments.fps,
+        max_frames=arguments.max_frames,
+        save_latents=arguments.save_latents,
+        lpips=lpips,
+        lpips_reason=reason,
     )
+    return found, digest, reconstructor
 
 
 def prepare_demo(arguments: argparse.Namespace) -> None:
-    """Trains the demo's autoencoder by train_ae.py; its model, folder and clip become arguments."""
+    """Trains the demo's autoencoder with train_ae.py, and sets the arguments to use it."""
     arguments.output = arguments.output or DEMO_FOLDER
     run = arguments.output / "training"
     script, config = str(ROOT / "train_ae.py"), str(DEMO_CONFIG)
@@ -199,10 +195,12 @@ def prepare_demo(arguments: argparse.Namespace) -> None:
         print(f"the clip: {clip.caption}")
 
 
-def show_plan(made: Reconstructor, jobs: list[Job], model_path: Path, digest: str) -> int:
-    """Prints what would be done, with which model; returns how many videos are bad."""
-    sizes, layout = made.model.sizes, made.layout
-    count = sum(parameter.numel() for parameter in made.model.parameters())
+def show_plan(
+    reconstructor: Reconstructor, videos: list[InputVideo], model_path: Path, digest: str
+) -> int:
+    """Prints what would be done, with which model; returns the number of bad videos."""
+    sizes, layout = reconstructor.model.sizes, reconstructor.layout
+    count = sum(parameter.numel() for parameter in reconstructor.model.parameters())
     print(f"model    {model_path}  {count:,} parameters  sha256 {digest}")
     print(f"window   {layout.window}  overlap {layout.overlap}")
     print(
@@ -210,19 +208,20 @@ def show_plan(made: Reconstructor, jobs: list[Job], model_path: Path, digest: st
         f"dynamics_y {sizes.dynamics_y_shape}  rate {sizes.compression_rate:.3%}"
     )
     bad = 0
-    for job in jobs:
+    for video in videos:
         try:
-            video = made.open(job.source)
+            opened = reconstructor.open(video.source)
         except (ValueError, OSError) as error:
-            complain(str(job.source), reason_of(error))
+            complain(str(video.source), reason_of(error))
             bad += 1
             continue
-        shape = (video.total, *video.size)
+        shape = (opened.total, *opened.size)
         axes = zip(shape, layout.window, layout.overlap, strict=True)
         windows = " x ".join(str(len(tile_starts(*axis))) for axis in axes)
         size = " x ".join(map(str, shape))
         print(
-            f"{job.source}: {size} at {video.fps:.6g} fps, {windows} windows -> {job.result('*')}"
+            f"{video.source}: {size} at {opened.fps:.6g} fps, {windows} windows -> "
+            f"{video.result('*')}"
         )
     return bad
 
@@ -237,24 +236,24 @@ def show_record(record: dict[str, Any]) -> None:
 
 
 def describe_protocol(
-    arguments: argparse.Namespace, made: Reconstructor, num_videos: int
+    arguments: argparse.Namespace, reconstructor: Reconstructor, num_videos: int
 ) -> dict[str, Any]:
-    """How the numbers of the report were measured."""
+    """How the metrics of the report were measured."""
     return {
         "split": "the videos named",
         "n": num_videos,
-        "resolution": list(made.size) if made.size else "each video's own",
-        "frames": made.max_frames or "all",
+        "resolution": list(reconstructor.size) if reconstructor.size else "each video's own",
+        "frames": reconstructor.max_frames or "all",
         "stride": "each video's, below",
-        "fps": made.fps or "each video's own",
+        "fps": reconstructor.fps or "each video's own",
         "backend": "pyav",
         "seed": None,
         "posterior": "mode: nothing is random",
         "metrics": "on float frames before any encoding, mean over frames, then over videos",
         "lpips_net": arguments.lpips,
         "part": arguments.part,
-        "window": list(made.layout.window),
-        "tile_overlap": list(made.layout.overlap),
+        "window": list(reconstructor.layout.window),
+        "tile_overlap": list(reconstructor.layout.overlap),
         "device": arguments.device,
         "dtype": arguments.dtype,
         "versions": software_versions(),
@@ -268,7 +267,7 @@ def write_report(
     records: list[dict[str, Any]],
     failed: list[tuple[str, str]],
 ) -> None:
-    """The numbers of the run and how they were measured, as JSON, whole or not at all."""
+    """Writes the metrics of the run and how they were measured as JSON."""
     mean = {}
     for name in METRICS:
         values = [record[name] for record in records if record[name] is not None]
@@ -284,12 +283,12 @@ def write_report(
 
 
 def reason_of(error: Exception) -> str:
-    """The error in one line; of an unusable video, the reason without its path."""
+    """The error in one line; for an unusable video, the reason without its path."""
     return " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
 
 
 def complain(name: str, reason: str) -> None:
-    """One line on stderr for a video that failed; the others go on."""
+    """Prints one line on stderr for a video that failed; the others are still done."""
     print(f"error: {name}: {reason}", file=sys.stderr)
 
 

@@ -21,27 +21,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from accelerate import Accelerator
-
-from diffusion import VidTwinPipeline
-from diffusion.conditioning import GuidanceScales
+# What is heavy is imported where it is used: a wrong flag is answered at once.
+from diffusion import config
 from diffusion.inputs import check_seed, common_length, prompt_list
-from diffusion.long_video import latent_windows, window_starts
-from diffusion.pipeline import GIVEN_GUIDANCE_SCALE, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
-from diffusion.schedulers import SCHEDULERS, build_scheduler
-from vidtwin.data.file_dataset import read_first_window
 from vidtwin.files import check_folder, write_json
-from vidtwin.media import contact_sheet, frame_rate, thumbnail, to_uint8
-from vidtwin.reconstruction import software_versions, weights_digest
-from vidtwin.results import write_clip
-from vidtwin_lab.runtime import configure_logging, gather_rows, run_main
+from vidtwin_lab import runtime
+
+if TYPE_CHECKING:
+    from diffusion import VidTwinPipeline
 
 SHIPPED_PIPELINE = Path(__file__).resolve().parent / "checkpoints" / "shapes"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WEIGHT_DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_FPS = 8.0
 SHEET_ROWS = 16
 
@@ -66,26 +58,34 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--prompts-file", type=Path, metavar="FILE", help="a prompt in each line")
     add("--negative-prompt", metavar="TEXT", help="what not to show")
     add("--class-label", action="append", metavar="NAME_OR_ID", help="a class (repeatable)")
-    add("--structure-from", type=Path, metavar="VIDEO", help="hold its structure")
-    add("--dynamics-from", type=Path, metavar="VIDEO", help="hold its dynamics")
+    add("--structure-from", type=Path, metavar="VIDEO", help="keep its structure")
+    add("--dynamics-from", type=Path, metavar="VIDEO", help="keep its dynamics")
     add("--pipeline", metavar="PATH", help="folder or hub id (default: the moving shapes)")
     add("--output", type=Path, default=Path("outputs/samples"), metavar="FOLDER")
     add("--seed", type=int, default=0, help="of the first sample; the next ones count on")
     add("--num-videos", type=int, metavar="N", help="of each prompt or class (default: 1)")
     add("--num-samples", type=int, metavar="N", help="in all, the prompts or classes in turn")
-    add("--steps", type=int, default=NUM_INFERENCE_STEPS, help="of the solver (%(default)s)")
-    add("--scheduler", metavar="NAME", help=f"{', '.join(SCHEDULERS)} (default: the pipeline's)")
-    add("--guidance-scale", type=float, default=GUIDANCE_SCALE, help="1 is off (%(default)s)")
+    add("--steps", type=int, default=config.NUM_INFERENCE_STEPS, help="of the solver (%(default)s)")
+    names = ", ".join(config.SCHEDULER_NAMES)
+    add("--scheduler", metavar="NAME", help=f"{names} (default: the pipeline's)")
+    add(
+        "--guidance-scale", type=float, default=config.GUIDANCE_SCALE, help="1 is off (%(default)s)"
+    )
     add("--class-guidance-scale", type=float, metavar="SCALE", help="of the class alone")
     add("--structure-guidance-scale", type=float, metavar="SCALE", help="for structure alone")
     add("--dynamics-guidance-scale", type=float, metavar="SCALE", help="for dynamics alone")
-    add("--given-guidance-scale", type=float, default=GIVEN_GUIDANCE_SCALE, help="of what is held")
+    add(
+        "--given-guidance-scale",
+        type=float,
+        default=config.GIVEN_GUIDANCE_SCALE,
+        help="of what is given",
+    )
     add("--motion-scale", type=float, default=1.0, help="of the dynamics' changes (%(default)s)")
     add("--num-frames", type=int, metavar="N", help="beyond what the model makes at once")
     add("--fps", type=float, help="of the files (default: of the pipeline's training clips)")
     add("--batch-size", type=int, default=1, metavar="N", help="videos at once (%(default)s)")
     add("--device", help="cpu, cuda, ... (default: the accelerator, if there is one)")
-    add("--dtype", choices=DTYPES, default="float32")
+    add("--dtype", choices=WEIGHT_DTYPES, default="float32")
     arguments = parser.parse_args(argv)
     for flag in ("num_videos", "num_samples", "steps", "num_frames", "batch_size"):
         value = getattr(arguments, flag)
@@ -98,17 +98,22 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             "--structure-from and --dynamics-from together leave nothing to sample; "
             "reconstruct.py --swap puts two videos together"
         )
-    if arguments.fps is not None:
-        frame_rate(arguments.fps)
+    if arguments.fps is not None and not 1 / 1001 <= arguments.fps < float("inf"):
+        raise ValueError(f"--fps must be a positive number, got {arguments.fps}")
     guidance_of(arguments)
     return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    configure_logging()
+    runtime.configure_logging()
     prompts = read_prompts(arguments)
     check_folder(arguments.output)
+
+    from accelerate import Accelerator
+
+    from vidtwin.media import contact_sheet
+
     accelerator = Accelerator(cpu=arguments.device == "cpu")
     pipeline = load_pipeline(arguments, accelerator)
     requests = plan(arguments, pipeline, prompts)
@@ -123,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for batch in batches[accelerator.process_index :: accelerator.num_processes]:
         rows += sample_batch(pipeline, batch, options, arguments.output, fps)
     seconds = time.perf_counter() - began
-    rows = sorted(gather_rows(accelerator, rows), key=lambda row: int(row["index"]))
+    rows = sorted(runtime.gather_rows(accelerator, rows), key=lambda row: int(row["index"]))
     if accelerator.is_main_process:
         shown = {f"{row['index']}  {row['asked']}": row.pop("frames") for row in rows[:SHEET_ROWS]}
         sheet = contact_sheet(shown, arguments.output / "sheet.png")
@@ -140,12 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def guidance_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The guidance scales as keywords of the pipeline, checked."""
-    kinds = ("", "class_", "structure_", "dynamics_", "given_")
-    scales = {
-        f"{kind}guidance_scale": getattr(arguments, f"{kind}guidance_scale") for kind in kinds
-    }
-    text, by_class, *others = scales.values()
-    GuidanceScales(text, text if by_class is None else by_class, *others)
+    scales = {name: getattr(arguments, name) for name in config.GuidanceScales.KEYWORDS.values()}
+    config.GuidanceScales.from_keywords(**scales)
     return scales
 
 
@@ -161,12 +162,17 @@ def read_prompts(arguments: argparse.Namespace) -> list[str] | None:
     return prompt_list(prompts or None)
 
 
-def load_pipeline(arguments: argparse.Namespace, accelerator: Accelerator) -> VidTwinPipeline:
+def load_pipeline(arguments: argparse.Namespace, accelerator: Any) -> VidTwinPipeline:
     """The pipeline with the scheduler that is asked for, on its device."""
+    import torch
+
+    from diffusion import VidTwinPipeline
+    from diffusion.schedulers import build_scheduler
+
     if not arguments.pipeline and not SHIPPED_PIPELINE.is_dir():
         raise ValueError("no pipeline ships with this version: name one with --pipeline")
     path = arguments.pipeline or SHIPPED_PIPELINE
-    pipeline = VidTwinPipeline.from_pretrained(path, torch_dtype=DTYPES[arguments.dtype])
+    pipeline = VidTwinPipeline.from_pretrained(path, torch_dtype=getattr(torch, arguments.dtype))
     if arguments.scheduler:
         pipeline.scheduler = build_scheduler(arguments.scheduler, pipeline.scheduler)
     # None: a bar on a terminal, none in a file.
@@ -202,18 +208,16 @@ def plan(
 
 def sampling_options(arguments: argparse.Namespace, pipeline: VidTwinPipeline) -> dict[str, Any]:
     """Keywords of the pipeline that all videos share."""
-    options: dict[str, Any] = guidance_of(arguments) | {
-        "num_inference_steps": arguments.steps,
-        "motion_scale": arguments.motion_scale,
-        "num_frames": arguments.num_frames,
-        "negative_prompt": arguments.negative_prompt,
-    }
+    shared = ("motion_scale", "num_frames", "negative_prompt")
+    options: dict[str, Any] = guidance_of(arguments) | {"num_inference_steps": arguments.steps}
+    options |= {name: getattr(arguments, name) for name in shared}
     for name in ("structure", "dynamics"):
         path = getattr(arguments, f"{name}_from")
         if path is not None:
-            sizes, fps = pipeline.autoencoder.sizes, pipeline.config["fps"]
-            size = (sizes.num_frames, sizes.height, sizes.width)
-            options[name] = read_first_window(path, *size, fps)
+            from vidtwin.data.file_dataset import read_first_window
+
+            _, frames, height, width = pipeline.autoencoder.sizes.video_shape
+            options[name] = read_first_window(path, frames, height, width, pipeline.config["fps"])
     return options
 
 
@@ -225,28 +229,28 @@ def sample_batch(
     fps: float,
 ) -> list[dict[str, Any]]:
     """Samples some videos and writes their files; returns what is told of each."""
+    import numpy as np
+
+    from diffusion.long_video import latent_windows, window_starts
+    from vidtwin.media import thumbnail, to_uint8, write_clip
+    from vidtwin.reconstruction import save_windows
+
     # All of them have a prompt or none has, and the same of classes.
-    given: dict[str, Any] = {}
-    if batch[0].prompt is not None:
-        given["prompt"] = [request.prompt for request in batch]
-    if batch[0].class_label is not None:
-        given["class_labels"] = [request.class_label for request in batch]
-    if not given:
-        given["num_videos_per_prompt"] = len(batch)
+    prompts, labels = ([getattr(r, name) for r in batch] for name in ("prompt", "class_label"))
+    asked = {"prompt": prompts, "class_labels": labels}
+    given: dict[str, Any] = {name: each for name, each in asked.items() if each[0] is not None}
+    given["num_videos_per_prompt"] = 1 if given else len(batch)
     out = pipeline(**given, **options, seed=[request.seed for request in batch])
-    sizes = pipeline.autoencoder.sizes
-    window = (sizes.num_frames, sizes.height, sizes.width)
+    window = pipeline.autoencoder.sizes.video_shape[1:]
     rows = []
     for request, video, latents in zip(batch, out.videos, out.latents, strict=True):
         frames = to_uint8(2 * video - 1)
-        starts = window_starts(len(frames), sizes.num_frames)
-        files = write_clip(
-            folder / f"sample_{request.index:04d}",
-            frames,
-            fps,
-            latent_windows(latents, starts, window),
-            {"fps": repr(fps), "seed": str(request.seed)},
-        )
+        starts = window_starts(len(frames), window[0])
+        name = f"sample_{request.index:04d}"
+        header = {"fps": repr(fps), "seed": str(request.seed)}
+        windows = latent_windows(latents, starts, window)
+        latents_file = save_windows(folder / f"{name}.latents.safetensors", windows, header)
+        files = [*write_clip(folder / name, frames, fps), latents_file]
         row = asdict(request) | {"files": [str(file) for file in files]}
         row["asked"] = describe_request(request, pipeline.config["class_names"])
         if request.index < SHEET_ROWS:
@@ -257,10 +261,9 @@ def sample_batch(
 
 def describe_request(request: Request, class_names: Sequence[str] | None) -> str:
     """What was asked for, in a few words."""
-    label = request.class_label
-    class_name = f"class {label}" if label is not None else None
-    if class_names and label is not None:
-        class_name = class_names[label]
+    label, class_name = request.class_label, None
+    if label is not None:
+        class_name = class_names[label] if class_names else f"class {label}"
     return ", ".join(filter(None, [request.prompt, class_name])) or f"seed {request.seed}"
 
 
@@ -268,23 +271,18 @@ def describe(
     arguments: argparse.Namespace, pipeline: VidTwinPipeline, options: dict[str, Any], fps: float
 ) -> dict[str, Any]:
     """Everything that made the samples, but for what differs from one to the next."""
-    digests = {
-        f"{name}_sha256": weights_digest(part)
-        for name, part in pipeline.components.items()
-        if isinstance(part, torch.nn.Module)
-    }
+    from vidtwin.reconstruction import software_versions
+    from vidtwin_lab.evaluation.pipelines import parts_digests
+
+    digests = parts_digests(pipeline.components)
     scheduler = {"class": type(pipeline.scheduler).__name__, **pipeline.scheduler.config}
-    plain = {name: value for name, value in options.items() if not torch.is_tensor(value)}
-    paths = {
-        name: str(getattr(arguments, name)) if getattr(arguments, name) else None
-        for name in ("structure_from", "dynamics_from")
-    }
+    sources = {name: getattr(arguments, name) for name in ("structure_from", "dynamics_from")}
     return {
         "pipeline": str(arguments.pipeline or SHIPPED_PIPELINE),
-        **digests,
+        **{f"{name}_sha256": digest for name, digest in digests.items()},
         "scheduler": scheduler,
-        **plain,
-        **paths,
+        **{name: value for name, value in options.items() if name not in ("structure", "dynamics")},
+        **{name: str(path) if path else None for name, path in sources.items()},
         "fps": fps,
         "seed": arguments.seed,
         "batch_size": arguments.batch_size,
@@ -296,4 +294,4 @@ def describe(
 
 
 if __name__ == "__main__":
-    run_main(main)
+    runtime.run_main(main)

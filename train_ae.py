@@ -16,10 +16,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from vidtwin import AutoencoderConfig
-from vidtwin.branch_dropout import BranchDropout
-from vidtwin.branch_videos import branch_videos
+from vidtwin.branches import branch_videos, branch_weights
 from vidtwin.building import build_models, describe_models
+from vidtwin.config import (
+    AutoencoderConfig,
+    BranchDropout,
+    DiscriminatorConfig,
+    FrameShuffle,
+    LossConfig,
+)
 from vidtwin.data import (
     PAIRED_AUGMENTATIONS,
     DataConfig,
@@ -28,12 +33,11 @@ from vidtwin.data import (
     build_loader,
 )
 from vidtwin.data.bad_files import TooManyBadFiles
-from vidtwin.discriminator import DiscriminatorConfig, PatchDiscriminator
-from vidtwin.frame_shuffle import FrameShuffle
+from vidtwin.discriminator import PatchDiscriminator
 from vidtwin.latents import draw_noise
-from vidtwin.losses import AutoencoderLoss, LossConfig
+from vidtwin.losses import AutoencoderLoss
 from vidtwin.media import write_video
-from vidtwin.validation import mean_measures, measure_reconstructions
+from vidtwin.metrics import mean_measures, measure_reconstructions
 from vidtwin_lab import runtime
 
 
@@ -45,7 +49,7 @@ class TrainConfig(runtime.RunConfig):
         init_from: weights to start from: a saved autoencoder's folder, or a released
             .ckpt/.safetensors (its discriminator comes along if it is there).
         branch_dropout: how often a clip is decoded without structure or without dynamics.
-        frame_shuffle: how often a clip's structure is read off its frames in shuffled order.
+        frame_shuffle: how often a clip's structure is encoded from shuffled frames.
         freeze_encoder: train the decoder alone; latents that were cached stay valid.
         overfit: learn the first N clips by heart, one window and crop each, and validate on them.
         data: its num_frames, height and width follow the model's.
@@ -300,7 +304,7 @@ def micro_batches(
         seeds = batch["noise_seed"][part].tolist()
         video = batch["video"][part].to(accelerator.device, non_blocking=True)
         noise = draw_noise(config.model, seeds).to(accelerator.device)
-        inputs = {"noise": noise, "branch_weights": config.branch_dropout.weights(seeds)}
+        inputs = {"noise": noise, "branch_weights": branch_weights(config.branch_dropout, seeds)}
         names = [name for name in PAIRED_AUGMENTATIONS if name in batch]
         paired = {name: batch[name][part].to(video.device) for name in names}
         inputs |= branch_videos(video, paired, seeds, config.frame_shuffle)

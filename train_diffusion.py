@@ -17,79 +17,55 @@ import torch
 from accelerate import Accelerator
 from einops import rearrange
 
-from diffusion import FlowConfig, FlowObjective, VidTwinPipeline
-from diffusion.building import (
+from diffusion import VidTwinPipeline
+from diffusion.config import (
+    NUM_INFERENCE_STEPS,
+    GuidanceScales,
+    InputsConfig,
     TransformerConfig,
-    build_sampling_scheduler,
+)
+from diffusion.inputs import class_indices, prompt_list
+from diffusion.schedulers import build_sampling_scheduler
+from diffusion.training import (
+    TrainingInputs,
+    build_inputs,
     build_transformer,
     describe_transformer,
+    losses_of,
+    measure_losses,
 )
-from diffusion.conditioning import GuidanceScales
-from diffusion.inputs import check_count, prompt_list
-from diffusion.run_parts import RunParts
-from diffusion.training_batch import losses_of
-from diffusion.validation import measure_losses
-from vidtwin import DataConfig
 from vidtwin.data import TooManyBadFiles
 from vidtwin.media import to_uint8, write_video
-from vidtwin.validation import mean_measures
+from vidtwin.metrics import mean_measures
 from vidtwin_lab import runtime
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig(runtime.RunConfig):
-    """One diffusion run; the other keys are `vidtwin_lab.runtime.RunConfig`'s.
+class TrainConfig(InputsConfig, runtime.RunConfig):
+    """One diffusion run; the other keys are `InputsConfig`'s and `vidtwin_lab.runtime.RunConfig`'s.
 
     Args:
-        autoencoder: folder of the frozen autoencoder, or the run folder of its training.
-        cache: folder of encode.py with `train` and, for validation, `validation` in it; None
-            encodes the videos of `data` at every step.
-        data: for a run without a cache; its sizes follow the autoencoder's.
-        stats_samples: clips that the latents' statistics are measured on, without a cache.
-        class_conditional: learn the classes of the data set.
-        text_encoder: folder or hub id of the encoder that reads captions; None for no text.
-        text_layer: which of its hidden states; -1 is the last.
-        max_text_length: in tokens; None for what the encoder takes.
-        class_dropout, text_dropout: share of the samples that learn without the condition.
-        given_dropout: the same where structure or dynamics are given clean, if it is larger.
         init_from: folder of a saved transformer to start from.
-        overfit: learn the first N clips by heart.
         sample_prompts, sample_classes: of the videos that validation makes, seeds 0, 1, ...
         sample_steps, sample_guidance_scale: how they are made.
     """
 
     output: str = "outputs/diffusion"
     project: str = "vidtwin-diffusion"
-    autoencoder: str = "checkpoints/shapes/autoencoder"
-    cache: str | None = None
-    data: DataConfig = DataConfig()
-    stats_samples: int = 512
-    class_conditional: bool = False
-    text_encoder: str | None = None
-    text_layer: int = -1
-    max_text_length: int | None = None
-    class_dropout: float = 0.1
-    text_dropout: float = 0.1
-    given_dropout: float = 0.5
     init_from: str | None = None
-    overfit: int | None = None
     sample_prompts: tuple[str, ...] = ()
     sample_classes: tuple[str, ...] = ()
-    sample_steps: int = 30
+    sample_steps: int = NUM_INFERENCE_STEPS
     sample_guidance_scale: float = 3.0
     model: TransformerConfig = TransformerConfig()
-    flow: FlowConfig = FlowConfig()
     optimizer: runtime.OptimizerConfig = runtime.OptimizerConfig(weight_decay=0.0)
     ema: runtime.EMAConfig = runtime.EMAConfig()
 
     RENAMED_KEYS: ClassVar[dict[str, str]] = {"held_dropout": "given_dropout"}
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("class_dropout", "text_dropout", "given_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}")
-        check_count("stats_samples", self.stats_samples)
+        runtime.RunConfig.__post_init__(self)
+        InputsConfig.__post_init__(self)
         GuidanceScales(self.sample_guidance_scale)
         prompt_list(self.sample_prompts or None, "sample_prompts")
         self.flow.check_steps("sample_steps", self.sample_steps)
@@ -98,8 +74,6 @@ class TrainConfig(runtime.RunConfig):
                 raise ValueError(
                     f"`sample_{name}` are asked of a run without {needed}; set sample_{name}=[]"
                 )
-        if self.overfit and self.cache is None:
-            object.__setattr__(self, "data", self.data.first(self.overfit))
 
 
 # Where files lie and what is shown may change while a run goes on.
@@ -115,33 +89,23 @@ def main() -> None:
     if arguments.overfit:
         config = dataclasses.replace(config, overfit=arguments.overfit)
     if arguments.dry_run:
-        parts = find_parts(config, torch.device("cpu"))
+        inputs = find_inputs(config, torch.device("cpu"))
         print(runtime.format_config(config))
-        print(describe_transformer(parts.sizes))
-        print(f"clips: {len(parts.dataset):,}; classes: {', '.join(parts.class_names) or 'none'}")
+        print(describe_transformer(inputs.transformer_sizes(config.model)))
+        names = ", ".join(inputs.class_names) or "none"
+        print(f"clips: {len(inputs.source):,}; classes: {names}")
         return
     accelerator, folder = runtime.start_run(config, MAY_CHANGE)
     torch.manual_seed(config.seed)
     train(Run(config, accelerator, folder, arguments.resume))
 
 
-def find_parts(config: TrainConfig, device: torch.device) -> RunParts:
-    """The frozen models and the data of a run."""
-    parts = RunParts(
-        autoencoder=config.autoencoder,
-        cache=config.cache,
-        data=config.data,
-        overfit=config.overfit,
-        validates=config.validation_samples > 0,
-        class_conditional=config.class_conditional,
-        text_encoder=config.text_encoder,
-        text_layer=config.text_layer,
-        max_text_length=config.max_text_length,
-        transformer=config.model,
-        device=device,
-    )
-    parts.check_classes(config.sample_classes)
-    return parts
+def find_inputs(config: TrainConfig, device: torch.device) -> TrainingInputs:
+    """The frozen models, the data and the conditions of a run."""
+    inputs = build_inputs(config, device, validates=config.validation_samples > 0)
+    if config.sample_classes:
+        class_indices(config.sample_classes, len(inputs.class_names), inputs.class_names)
+    return inputs
 
 
 class Run:
@@ -156,9 +120,9 @@ class Run:
     ) -> None:
         self.config, self.accelerator, self.folder = config, accelerator, folder
         self.ranks = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
-        self.parts = parts = find_parts(config, accelerator.device)
-        self.objective = FlowObjective(config.flow)
-        self.unwrapped = build_transformer(parts.sizes, config.init_from)
+        self.inputs = find_inputs(config, accelerator.device)
+        sizes = self.inputs.transformer_sizes(config.model)
+        self.unwrapped = build_transformer(sizes, config.init_from)
         if config.gradient_checkpointing:
             self.unwrapped.enable_gradient_checkpointing()
         self.unwrapped.to(accelerator.device)
@@ -169,19 +133,13 @@ class Run:
         self.ema = runtime.build_ema(self.unwrapped, config.ema)
         self.guard = runtime.NonFiniteGuard(config.max_nonfinite_steps)
         accelerator.register_for_checkpointing(
-            self.guard, self.scheduler, parts, *([] if self.ema is None else [self.ema])
+            self.guard, self.scheduler, self.inputs, *([] if self.ema is None else [self.ema])
         )
         self.start = runtime.resume(accelerator, folder, resume)
         if not self.start:
-            parts.measure_stats(config.stats_samples, config.validation_batch_size)
+            self.inputs.measure_stats(config.stats_samples, config.validation_batch_size)
         self.pipeline = self.build_pipeline()
-        self.reader = parts.reader(
-            self.objective,
-            class_dropout=config.class_dropout,
-            text_dropout=config.text_dropout,
-            given_dropout=config.given_dropout,
-        )
-        self.batches = parts.training_batches(
+        self.batches = self.inputs.train_batches(
             batch_size=config.batch_size,
             seed=config.seed,
             start_batch=self.start,
@@ -195,7 +153,7 @@ class Run:
     def build_pipeline(self) -> VidTwinPipeline:
         """The pipeline around the model; its frozen parts are written once, before training."""
         folder = self.folder.path / "pipeline"
-        pipeline = self.parts.pipeline(self.unwrapped, build_sampling_scheduler(self.config.flow))
+        pipeline = self.inputs.pipeline(self.unwrapped, build_sampling_scheduler(self.config.flow))
         # A run that goes on from another's checkpoint has none yet; the index is written last.
         begun = self.folder.checkpoints.latest() and (folder / "model_index.json").is_file()
         if self.accelerator.is_main_process and not begun:
@@ -220,13 +178,13 @@ class Run:
         """Held-out losses of the averaged weights, and videos for fixed prompts and seeds."""
         with runtime.ema_weights(self.ema, self.unwrapped):
             if self.config.validation_samples:
-                held_out = self.parts.held_out_batches(
+                held_out = self.inputs.source.held_out_batches(
                     batch_size=self.config.validation_batch_size,
                     max_samples=self.config.validation_samples,
                     **self.ranks,
                 )
                 autocast = self.accelerator.autocast
-                rows = measure_losses(self.unwrapped, self.reader, held_out, autocast=autocast)
+                rows = measure_losses(self.unwrapped, self.inputs, held_out, autocast=autocast)
                 means = mean_measures(runtime.gather_rows(self.accelerator, rows))
                 self.trackers.log_validation(means, step)
             if self.accelerator.is_main_process:
@@ -246,7 +204,9 @@ class Run:
             seed=list(range(len(asked))),
         ).videos
         row = rearrange(2 * videos - 1, "b c t h w -> c t h (b w)")
-        self.trackers.log_video(f"validation/{condition}", to_uint8(row), step, self.parts.fps)
+        self.trackers.log_video(
+            f"validation/{condition}", to_uint8(row), step, self.inputs.source.fps
+        )
 
 
 def train(run: Run) -> None:
@@ -268,10 +228,10 @@ def train(run: Run) -> None:
         logs: dict[str, Any] = {"learning_rate": run.optimizer.param_groups[0]["lr"]}
         size = len(batch["index"]) // config.accumulation
         for index in range(config.accumulation):
-            part = run.reader.read(batch, slice(index * size, (index + 1) * size))
+            part = run.inputs.read(batch, slice(index * size, (index + 1) * size))
             with runtime.sync_on_last(accelerator, run.model, index, config.accumulation):
                 with accelerator.autocast():
-                    losses = losses_of(run.model, run.objective, part)
+                    losses = losses_of(run.model, run.inputs.objective, part)
                 accelerator.backward(losses.total.mean() / config.accumulation)
             terms = {name: value.detach().mean() for name, value in losses._asdict().items()}
             runtime.add_share(logs, "loss", terms, config.accumulation)

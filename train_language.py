@@ -1,10 +1,10 @@
-"""Trains a reader of prompts on text: to fill gaps (BERT and its heirs) or to go on (GPT).
+"""Trains a text encoder: to predict masked tokens (BERT and its heirs) or the next token (GPT).
 
     python train_language.py --config configs/language/shapes_bert.yaml output=outputs/bert
     accelerate launch train_language.py --config ... corpus.source=text corpus.path=texts
-    python train_language.py --config ... init_from=outputs/bert/language_model   # to train it on
+    python train_language.py --config ... init_from=outputs/bert/language_model
 
-Run the same command again and it goes on where it stopped.
+Run the same command again and it resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -20,86 +20,20 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from diffusion.tokenizer import TokenizerConfig, load_tokenizer
+from diffusion.text_loading import load_tokenizer
 from vidtwin.data.loading import GlobalBatchSampler, worker_arguments
-from vidtwin.data.synthetic.shapes import ShapesAttributes, caption, draw_attributes
 from vidtwin.media import write_video
 from vidtwin_lab import runtime
-from vidtwin_lab.language.building import build_model, build_samples, build_tokenizer
-from vidtwin_lab.language.corpus import TEXT_STREAM, Corpus, CorpusConfig, DocumentCorpus
-from vidtwin_lab.language.models import (
-    LanguageModelConfig,
-    LanguageModelFiles,
-    describe_language_model,
+from vidtwin_lab.language.config import TEXTS_MAY_CHANGE, TrainConfig
+from vidtwin_lab.language.corpus import Corpus, build_corpus
+from vidtwin_lab.language.models import LanguageModelFiles, describe_language_model
+from vidtwin_lab.language.training import (
+    build_model,
+    build_samples,
+    build_tokenizer,
+    mean_measures,
+    measure_language_model,
 )
-from vidtwin_lab.language.objectives import ObjectiveConfig
-from vidtwin_lab.language.validation import mean_measures, measure_language_model
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig(runtime.RunConfig):
-    """One language model's run; the other keys are `vidtwin_lab.runtime.RunConfig`'s.
-
-    Args:
-        init_from: a saved language model's folder or hub id to train on, with its tokenizer; the
-            model's own sizes then hold.
-        overfit: learn the first N samples by heart, and validate on them.
-    """
-
-    output: str = "outputs/language"
-    project: str = "vidtwin-language"
-    num_workers: int = 0
-    validation_samples: int = 1000
-    validation_batch_size: int = 64
-    init_from: str | None = None
-    overfit: int | None = None
-    corpus: CorpusConfig = CorpusConfig()
-    tokenizer: TokenizerConfig = TokenizerConfig()
-    model: LanguageModelConfig = LanguageModelConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
-    optimizer: runtime.OptimizerConfig = runtime.OptimizerConfig(weight_decay=0.01)
-    ema: runtime.EMAConfig = runtime.EMAConfig(enabled=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.objective.named(self.model.family)
-
-
-# Where the texts lie may change while a run goes on, which they are may not.
-TEXTS_MAY_CHANGE = (
-    *("corpus.path", "corpus.files", "corpus.validation_path", "corpus.data.path"),
-    *("init_from", "tokenizer.path", "objective.teacher"),
-)
-
-
-class ShapesCaptions:
-    """Captions of random moving shapes; sample (epoch, index) follows from the seed alone."""
-
-    def __init__(self, config: CorpusConfig, seed: int, part: str, size: int) -> None:
-        self.config, self.size = config, size
-        self.stream = [seed, TEXT_STREAM, ("train", "validation").index(part)]
-
-    def __len__(self) -> int:
-        return self.size
-
-    def texts(self, index: int, epoch: int) -> tuple[str, ...]:
-        """One caption, or two of the same clip in which the objects' order may differ."""
-        rng = np.random.default_rng([*self.stream, epoch, index])
-        shown = draw_attributes(rng, "all", self.config.shapes_two_object_fraction)
-        first = caption(shown, rng, self.config.shapes_wordings)
-        if rng.random() >= self.config.shapes_pair_fraction:
-            return (first,)
-        if rng.random() < 0.5:
-            shown = ShapesAttributes(shown.objects[::-1], shown.background, shown.texture)
-        return first, caption(shown, rng, self.config.shapes_wordings)
-
-
-def build_corpus(config: TrainConfig, part: str) -> Corpus:
-    """The texts of "train" or "validation"."""
-    if config.corpus.source != "shapes":
-        return DocumentCorpus(config.corpus, part)
-    size = config.corpus.shapes_size if part == "train" else max(1, config.validation_samples)
-    return ShapesCaptions(config.corpus, config.seed, part, size)
 
 
 def main() -> None:
@@ -176,7 +110,7 @@ class Run:
         return load_tokenizer(str(path))
 
     def build_loader(self, corpus: Corpus) -> DataLoader[Any]:
-        """The endless stream of this process's samples, each list of them with its gaps."""
+        """The endless stream of this process's samples, masked as the objective asks."""
         config, accelerator = self.config, self.accelerator
         samples = build_samples(config, corpus, self.tokenizer)
         place = (accelerator.process_index, accelerator.num_processes, self.start)
@@ -205,7 +139,7 @@ class Run:
             return
         accelerator = self.accelerator
         count = min(self.config.validation_samples, len(self.validation))
-        # Whole batches are shared out: texts are told from those of their batch ("contrastive").
+        # Whole batches go to each process: "contrastive" compares the texts of a batch.
         size = self.config.validation_batch_size
         batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
         with runtime.ema_weights(self.ema, self.unwrapped):

@@ -1,7 +1,7 @@
 from diffusion.cache import LatentCache, build_latent_loader, iterate_latents
-from diffusion.config import DiTConfig
+from diffusion.config import DiTConfig, FlowConfig, LevelConfig
 from diffusion.dit import TwinDiT, TwinDiTOutput
-from diffusion.flow import FlowConfig, FlowObjective, LevelConfig
+from diffusion.flow import FlowObjective
 from diffusion.latent_stats import LatentStats, LatentStatsAccumulator
 from diffusion.pipeline import VidTwinPipeline
 

@@ -1,19 +1,6 @@
-"""The latents of a data set on disk, encoded once: the format, reading it, loading batches.
+"""Reading a latent cache: a data set of raw latents, and its loaders; see `cache_format`.
 
-A cache is a folder:
-
-    manifest.json            what is in it and what made it; there once the cache is complete
-    latent_stats/            `LatentStats` of all its latents
-    shards/shard-00000/      shard_size clips in the order of the data set
-        structure.npy        (R, C_s or 2 C_s, Q, h, w): the mode, or mean and logvar on axis 1
-        dynamics_x.npy       (R, C_d or 2 C_d, T, w)
-        dynamics_y.npy       (R, C_d or 2 C_d, T, h)
-        shard.json           the clips: index, path, label, captions, variants; what was skipped
-
-A row is one variant (window, crop, flip) of one clip; the rows of a clip stand together.
-`diffusion.cache_writer` writes it.
-
-Axes: R rows of a shard, B batch, C channels, Q structure queries, T frames, h w latent grid.
+Axes: B batch, C channels, Q structure queries, T frames, h w latent grid.
 """
 
 from __future__ import annotations
@@ -23,7 +10,6 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,157 +19,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from diffusion.latent_stats import LATENT_NAMES, LatentStats
+from diffusion.cache_format import (
+    FORMAT,
+    MANIFEST,
+    SAMPLES_FOLLOW_FROM,
+    SHARDS_FOLDER,
+    STATS_FOLDER,
+    differences,
+    lasting,
+    plain,
+    read_json,
+    read_shard,
+    restricted,
+    shards_of,
+)
+from diffusion.latent_stats import LatentStats
 from vidtwin import (
     AutoencoderConfig,
     DiagonalGaussian,
     GlobalBatchSampler,
+    VidTwinLatents,
     draw_noise,
-    file_digest,
     noise_seed_for,
 )
 
-FORMAT = 2
-MANIFEST = "manifest.json"
-STATS_FOLDER = "latent_stats"
-SHARDS_FOLDER = "shards"
-SHARD_RECORD = "shard.json"
-# Of the data's description: where the clips lie, and what no clip depends on.
-DATA_MAY_CHANGE = ("path", "root", "timeout", "max_bad_fraction", "shapes.size")
-# What else of a manifest the samples follow from.
-SAMPLES_FOLLOW_FROM = (
-    *("autoencoder_digest", "clips_digest", "samples", "rows", "captions"),
-    *("store", "dtype", "mixed_precision"),
-)
-STORES = ("moments", "mode")
-DTYPES = ("float16", "float32")
 # Each open shard holds three file descriptors, of which a process commonly has 1,024.
 MAX_OPEN_SHARDS = 128
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The clips of one shard, from `first` to before `end`, and its folder."""
-
-    path: Path
-    first: int
-    end: int
-
-
-def check_storage(store: str, dtype: str) -> None:
-    """Raises unless latents can be stored so.
-
-    Raises:
-        ValueError: naming what is allowed.
-    """
-    for name, value, allowed in (("store", store, STORES), ("dtype", dtype, DTYPES)):
-        if value not in allowed:
-            raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def shards_of(folder: Path, num_clips: int, shard_size: int) -> list[Shard]:
-    """The shards of a cache: their bounds follow from the clips' indices alone."""
-    return [
-        Shard(
-            folder / SHARDS_FOLDER / f"shard-{number:05d}",
-            first,
-            min(first + shard_size, num_clips),
-        )
-        for number, first in enumerate(range(0, num_clips, shard_size))
-    ]
-
-
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ValueError: if it is not there, or not one; `what` says what it is.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{what} {path} is missing") from None
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{what} {path} can't be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{what} {path} must hold a JSON object, got {type(content).__name__}")
-    return content
-
-
-def read_shard(shard: Shard, verify: bool = False) -> dict[str, Any]:
-    """The record of a complete shard.
-
-    Args:
-        verify: compare the digests of the files as well, which reads all of them.
-    Raises:
-        ValueError: naming the shard's folder and what is wrong with it.
-    """
-    if not shard.path.is_dir():
-        raise ValueError(f"shard {shard.path} is missing")
-    record = read_json(shard.path / SHARD_RECORD, "the record of a shard")
-    try:
-        bounds = (record["first_clip"], record["end_clip"])
-        if bounds != (shard.first, shard.end):
-            raise ValueError(
-                f"shard {shard.path} holds the clips {bounds[0]} to {bounds[1]}, expected "
-                f"{shard.first} to {shard.end}"
-            )
-        for name in LATENT_NAMES:
-            _check_file(shard.path / f"{name}.npy", record["files"][f"{name}.npy"], verify)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"the record of shard {shard.path} lacks {error}") from error
-    return record
-
-
-def _check_file(path: Path, expected: Mapping[str, Any], verify: bool) -> None:
-    if not path.is_file():
-        raise ValueError(f"shard {path.parent} is damaged: {path.name} is missing")
-    if path.stat().st_size != expected["bytes"]:
-        raise ValueError(
-            f"shard {path.parent} is damaged: {path.name} has {path.stat().st_size:,} bytes, "
-            f"expected {expected['bytes']:,}"
-        )
-    if verify and file_digest(path) != expected["sha256"]:
-        raise ValueError(f"shard {path.parent} is damaged: the bytes of {path.name} have changed")
-
-
-def lasting(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """What of the data's description the clips depend on."""
-    return {
-        name: lasting(value, f"{name}.") if isinstance(value, Mapping) else value
-        for name, value in data.items()
-        if f"{prefix}{name}" not in DATA_MAY_CHANGE
-    }
-
-
-def restricted(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What is saved of the keys that are asked for."""
-    return {
-        name: restricted(saved.get(name, {}), value)
-        if isinstance(value, Mapping)
-        else saved.get(name)
-        for name, value in asked.items()
-    }
-
-
-def differences(
-    saved: Mapping[str, Any], current: Mapping[str, Any], prefix: str = ""
-) -> list[str]:
-    """ "key: of the cache != now" for every value that differs, in dotted keys."""
-    lines = []
-    for key in sorted(saved.keys() | current.keys()):
-        before, now = saved.get(key), current.get(key)
-        if isinstance(before, Mapping) and isinstance(now, Mapping):
-            lines += differences(before, now, f"{prefix}{key}.")
-        elif before != now:
-            lines.append(f"{prefix}{key} is {before!r} in the cache, now {now!r}")
-    return lines
-
-
-def plain(values: Any) -> Any:
-    """A config or mapping as JSON gives it back: dicts, lists, no tuples."""
-    values = asdict(values) if is_dataclass(values) and not isinstance(values, type) else values
-    return json.loads(json.dumps(values))
 
 
 class LatentCache(Dataset[dict[str, Any]]):
@@ -213,7 +74,7 @@ class LatentCache(Dataset[dict[str, Any]]):
     ) -> None:
         self.folder = Path(folder).expanduser()
         self.manifest = self._read_manifest()
-        self.autoencoder_config = AutoencoderConfig(**self.manifest["autoencoder_config"])
+        self.autoencoder_config = AutoencoderConfig.from_dict(self.manifest["autoencoder_config"])
         self.label_names: list[str] = list(self.manifest["label_names"])
         has_moments = self.manifest["store"] == "moments"
         if sample_posterior and not has_moments:
@@ -363,7 +224,7 @@ class LatentCache(Dataset[dict[str, Any]]):
         noise_seed = noise_seed_for(self.seed, epoch, index)
         latents = self._latents(number, first_row + epoch % num_rows, noise_seed)
         return {
-            **dict(zip(LATENT_NAMES, latents, strict=True)),
+            **dict(zip(VidTwinLatents.names, latents, strict=True)),
             "caption": captions[epoch % len(captions)],
             "label": label,
             "index": index,
@@ -386,7 +247,7 @@ class LatentCache(Dataset[dict[str, Any]]):
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number]
-        arrays = tuple(self._map(number, name) for name in LATENT_NAMES)
+        arrays = tuple(self._map(number, name) for name in VidTwinLatents.names)
         self._open[number] = arrays
         if len(self._open) > MAX_OPEN_SHARDS:
             self._open.popitem(last=False)
@@ -409,7 +270,9 @@ class LatentCache(Dataset[dict[str, Any]]):
 
 def collate_latents(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A batch of samples: latents and numbers stacked, strings in lists."""
-    batch: dict[str, Any] = {name: torch.stack([s[name] for s in samples]) for name in LATENT_NAMES}
+    batch: dict[str, Any] = {
+        name: torch.stack([s[name] for s in samples]) for name in VidTwinLatents.names
+    }
     for name in ("label", "index", "noise_seed"):
         batch[name] = torch.tensor([sample[name] for sample in samples], dtype=torch.int64)
     for name in ("caption", "path"):

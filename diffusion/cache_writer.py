@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from diffusion.cache import (
+from diffusion.cache_format import (
     FORMAT,
     MANIFEST,
     SHARD_RECORD,
@@ -36,10 +36,11 @@ from diffusion.cache import (
     read_shard,
     shards_of,
 )
-from diffusion.latent_stats import LATENT_NAMES, LatentStats, LatentStatsAccumulator
+from diffusion.latent_stats import LatentStats, LatentStatsAccumulator
 from vidtwin import (
     AutoencoderConfig,
     DiagonalGaussian,
+    VidTwinLatents,
     VidTwinPosterior,
     file_digest,
 )
@@ -97,11 +98,9 @@ class CacheWriter:
         self.about = dict(about or {})
         self.shards = shards_of(self.folder, num_clips, shard_size)
         factor = 2 if store == "moments" else 1
-        shapes = (
-            autoencoder_config.structure_shape,
-            autoencoder_config.dynamics_x_shape,
-            autoencoder_config.dynamics_y_shape,
-        )
+        shapes = {
+            name: getattr(autoencoder_config, f"{name}_shape") for name in VidTwinLatents.names
+        }
         self.identity: dict[str, Any] = plain(
             {
                 "format": FORMAT,
@@ -112,10 +111,7 @@ class CacheWriter:
                 "label_names": list(label_names),
                 "store": store,
                 "dtype": dtype,
-                "shapes": {
-                    name: [factor * shape[0], *shape[1:]]
-                    for name, shape in zip(LATENT_NAMES, shapes, strict=True)
-                },
+                "shapes": {name: [factor * shape[0], *shape[1:]] for name, shape in shapes.items()},
                 "shard_size": shard_size,
                 **(options or {}),
                 "versions": dict(versions or {}),
@@ -159,8 +155,8 @@ class CacheWriter:
         for leftover in (*self.folder.glob(f"{WRITING}*"), *self.folder.glob(f"*/{WRITING}*")):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         for shard in self.shards:
-            if shard.path.exists() and (reason := _reason_or_none(shard)):
-                logger.warning("encoding again: %s", reason)
+            if shard.path.exists() and isinstance(found := _record_or_error(shard), ValueError):
+                logger.warning("encoding again: %s", found)
         if not self.complete():
             # What is written from here on makes an old manifest untrue.
             (self.folder / MANIFEST).unlink(missing_ok=True)
@@ -169,7 +165,7 @@ class CacheWriter:
 
     def missing(self) -> list[Shard]:
         """The shards that have still to be made, damaged ones among them."""
-        return [shard for shard in self.shards if _record_or_none(shard) is None]
+        return [s for s in self.shards if isinstance(_record_or_error(s), ValueError)]
 
     def complete(self) -> bool:
         """Whether nothing is left to do."""
@@ -244,7 +240,7 @@ class CacheWriter:
     ) -> dict[str, NDArray[Any]]:
         """The three fields of a shard, (R, ...)."""
         arrays = {}
-        for place, name in enumerate(LATENT_NAMES):
+        for place, name in enumerate(VidTwinLatents.names):
             values = [self._field(batch.parts()[place]) for batch in batches]
             shape = (0, *self.identity["shapes"][name])
             whole = torch.cat([torch.empty(shape), *values]).numpy()
@@ -278,7 +274,7 @@ class CacheWriter:
         it would be noise of full size that a diffusion model spends a share of its loss on.
         """
         accumulator = LatentStatsAccumulator()
-        values = [torch.from_numpy(arrays[name]) for name in LATENT_NAMES]
+        values = [torch.from_numpy(arrays[name]) for name in VidTwinLatents.names]
         if self.store == "moments":
             accumulator.add(VidTwinPosterior(*map(DiagonalGaussian.from_moments, values)))
         else:
@@ -290,8 +286,8 @@ class CacheWriter:
     def records(self) -> Iterator[dict[str, Any]]:
         """The records of the shards that are there, in order."""
         for shard in self.shards:
-            record = _record_or_none(shard)
-            if record is not None:
+            record = _record_or_error(shard)
+            if not isinstance(record, ValueError):
                 yield record
 
     def skipped(self) -> list[tuple[str, str]]:
@@ -365,19 +361,12 @@ def _comparable(identity: Mapping[str, Any], ignored: Sequence[str]) -> dict[str
     return kept | {"data": lasting(kept.get("data") or {})}
 
 
-def _record_or_none(shard: Shard) -> dict[str, Any] | None:
+def _record_or_error(shard: Shard) -> dict[str, Any] | ValueError:
+    """The record of a complete shard, or what is wrong with it."""
     try:
         return read_shard(shard)
-    except ValueError:
-        return None
-
-
-def _reason_or_none(shard: Shard) -> str | None:
-    try:
-        read_shard(shard)
     except ValueError as error:
-        return str(error)
-    return None
+        return error
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

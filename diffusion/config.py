@@ -1,17 +1,29 @@
-"""Sizes of the diffusion transformer, and its presets."""
+"""What can be said of a transformer, of its objective and of sampling; imports no torch.
+
+A command reads and checks its configuration with this module before anything heavy is imported.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
+
+from diffusion.inputs import check_count
+from vidtwin import AutoencoderConfig, DataConfig
 
 __all__ = [
     "GIVEN_GUIDANCE_SCALE",
     "GUIDANCE_SCALE",
     "NUM_INFERENCE_STEPS",
-    "TEXT_CONDITIONINGS",
+    "SCHEDULER_NAMES",
     "DiTConfig",
+    "FlowConfig",
+    "GuidanceScales",
+    "InputsConfig",
+    "LevelConfig",
+    "TransformerConfig",
 ]
 
 # How the pipeline samples unless it is told otherwise.
@@ -19,6 +31,13 @@ NUM_INFERENCE_STEPS = 30
 GUIDANCE_SCALE = 6.0
 GIVEN_GUIDANCE_SCALE = 2.0
 
+# Of `diffusion.schedulers.build_scheduler`; which of them there are depends on the objective.
+SCHEDULER_NAMES = ("euler", "heun", "dpm++", "unipc", "ddim", "ddpm")
+
+PREDICTIONS = ("velocity", "epsilon", "v")
+DISTRIBUTIONS = ("logit_normal", "uniform")
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+NUM_TIMESTEPS = 1000
 TEXT_CONDITIONINGS = ("cross_attention", "in_context")
 
 
@@ -62,8 +81,7 @@ class DiTConfig:
 
     def __post_init__(self) -> None:
         for name, axes in (("structure", 4), ("dynamics_x", 3), ("dynamics_y", 3)):
-            shape = tuple(getattr(self, f"{name}_shape"))
-            object.__setattr__(self, f"{name}_shape", shape)
+            shape = getattr(self, f"{name}_shape")
             if len(shape) != axes or any(type(size) is not int or size < 1 for size in shape):
                 raise ValueError(
                     f"`{name}_shape` must be {axes} counts, got {shape}; take it from the "
@@ -152,3 +170,276 @@ PRESETS = {
     "L": (1024, 24, 16),
     "XL": (1152, 28, 16),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """What a run says of its transformer; the rest follows from autoencoder and conditions.
+
+    Args:
+        preset: "debug", "S", "B", "L" or "XL".
+        hidden_size, depth, num_heads: instead of the preset's; None for those.
+        mlp_ratio, structure_patch_size, dynamics_patch_size, qk_norm, text_conditioning: see
+            `DiTConfig`.
+    """
+
+    preset: str = "S"
+    hidden_size: int | None = None
+    depth: int | None = None
+    num_heads: int | None = None
+    mlp_ratio: float = DiTConfig.mlp_ratio
+    structure_patch_size: int = DiTConfig.structure_patch_size
+    dynamics_patch_size: int = DiTConfig.dynamics_patch_size
+    qk_norm: bool = DiTConfig.qk_norm
+    text_conditioning: str = DiTConfig.text_conditioning
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}; got {self.preset!r}")
+
+    def sizes(
+        self, autoencoder: AutoencoderConfig, conditions: Mapping[str, Any] | None = None
+    ) -> DiTConfig:
+        """The transformer's sizes for the latents of an autoencoder.
+
+        Args:
+            autoencoder: gives the latents' shapes.
+            conditions: keywords of `DiTConfig` that the conditions bring, such as num_classes.
+        Raises:
+            ValueError: if they do not fit together.
+        """
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return DiTConfig.preset(
+            given.pop("preset"),
+            **given,
+            structure_shape=autoencoder.structure_shape,
+            dynamics_x_shape=autoencoder.dynamics_x_shape,
+            dynamics_y_shape=autoencoder.dynamics_y_shape,
+            **(conditions or {}),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelConfig:
+    """The distribution of one latent's noise level.
+
+    Args:
+        distribution: "logit_normal" or "uniform".
+        mean, std: of the logit of sigma, for "logit_normal".
+        shift: s > 0 moves sigma to s sigma / (1 + (s - 1) sigma); above 1 towards noise.
+    """
+
+    distribution: str = "logit_normal"
+    mean: float = 0.0
+    std: float = 1.0
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.distribution not in DISTRIBUTIONS:
+            raise ValueError(
+                f"`distribution` must be one of {', '.join(DISTRIBUTIONS)}; "
+                f"got {self.distribution!r}"
+            )
+        if not math.isfinite(self.mean):
+            raise ValueError(f"`mean` must be finite, got {self.mean}")
+        for name in ("std", "shift"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}")
+
+
+SPECIAL_LEVELS = (
+    "independent",
+    "structure_clean",
+    "dynamics_clean",
+    "structure_noise",
+    "dynamics_noise",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """The objective.
+
+    A training sample has equal levels, unless one of these falls to it (probabilities):
+
+    Args:
+        prediction: "velocity", "epsilon" or "v".
+        structure_levels, dynamics_levels: distributions of the two levels; equal levels are drawn
+            from one or the other, each half of the time.
+        independent: of levels that are drawn apart.
+        structure_clean: of a structure without noise, for p(dynamics | structure).
+        dynamics_clean: of dynamics without noise, for p(structure | dynamics).
+        structure_noise, dynamics_noise: of a latent that is all noise, for the other's marginal.
+        structure_weight, dynamics_weight: of the losses.
+        min_snr_gamma: of min-SNR weights for epsilon and v; None weighs all levels alike.
+        beta_schedule: of DDPM, for epsilon and v: "linear", "scaled_linear" or "squaredcos_cap_v2".
+    Raises:
+        ValueError: for a value out of range; the message names the keyword.
+    """
+
+    prediction: str = "velocity"
+    structure_levels: LevelConfig = LevelConfig()
+    dynamics_levels: LevelConfig = LevelConfig()
+    independent: float = 0.2
+    structure_clean: float = 0.1
+    dynamics_clean: float = 0.1
+    structure_noise: float = 0.0
+    dynamics_noise: float = 0.0
+    structure_weight: float = 1.0
+    dynamics_weight: float = 1.0
+    min_snr_gamma: float | None = None
+    beta_schedule: str = "squaredcos_cap_v2"
+
+    def __post_init__(self) -> None:
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(
+                f"`prediction` must be one of {', '.join(PREDICTIONS)}; got {self.prediction!r}"
+            )
+        shares = {name: getattr(self, name) for name in SPECIAL_LEVELS}
+        if any(not 0 <= share <= 1 for share in shares.values()) or sum(shares.values()) > 1 + 1e-9:
+            raise ValueError(
+                "the probabilities of unequal levels must lie in [0, 1] and sum to at most 1, "
+                f"got {', '.join(f'{name}={share}' for name, share in shares.items())}"
+            )
+        weights = (self.structure_weight, self.dynamics_weight)
+        if any(not 0 <= weight < math.inf for weight in weights) or not sum(weights):
+            raise ValueError(
+                "`structure_weight` and `dynamics_weight` must be finite, not negative and not "
+                f"both 0, got {weights}"
+            )
+        if self.min_snr_gamma is not None:
+            if not 0 < self.min_snr_gamma < math.inf:
+                raise ValueError(f"`min_snr_gamma` must be positive, got {self.min_snr_gamma}")
+            if self.prediction == "velocity":
+                raise ValueError(
+                    "`min_snr_gamma` belongs to prediction=epsilon or v, got prediction=velocity; "
+                    "set min_snr_gamma=null"
+                )
+        if self.beta_schedule not in BETA_SCHEDULES:
+            raise ValueError(
+                '`beta_schedule` must be "linear", "scaled_linear" or "squaredcos_cap_v2", '
+                f"got {self.beta_schedule!r}"
+            )
+
+    def check_steps(self, name: str, steps: int) -> None:
+        """Raises ValueError for a number of solver steps that no scheduler takes."""
+        most = math.inf if self.prediction == "velocity" else NUM_TIMESTEPS
+        if not 1 <= steps <= most:
+            raise ValueError(
+                f"`{name}` must be at least 1, and at most {NUM_TIMESTEPS} for "
+                f"flow.prediction=epsilon or v; got {steps} for {self.prediction}"
+            )
+
+
+@dataclass(frozen=True)
+class GuidanceScales:
+    """Strengths of classifier-free guidance; 1.0 is off.
+
+    Args:
+        text: of the prompt.
+        class_: of the class.
+        structure: for the structure latent, instead of those of all conditions; None for them.
+        dynamics: the same for the dynamics latents.
+        given: of a latent that is given while the others are sampled.
+    Raises:
+        ValueError: for a scale below 1, or one that is not finite.
+    """
+
+    # Field -> keyword of the pipeline.
+    KEYWORDS: ClassVar[dict[str, str]] = {
+        "text": "guidance_scale",
+        "class_": "class_guidance_scale",
+        "structure": "structure_guidance_scale",
+        "dynamics": "dynamics_guidance_scale",
+        "given": "given_guidance_scale",
+    }
+
+    text: float = 1.0
+    class_: float = 1.0
+    structure: float | None = None
+    dynamics: float | None = None
+    given: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field, keyword in self.KEYWORDS.items():
+            value = getattr(self, field)
+            if value is not None and not 1.0 <= value < math.inf:
+                raise ValueError(f"`{keyword}` must be at least 1.0 (which is off), got {value}")
+
+    @property
+    def guides(self) -> bool:
+        """Whether a scale of a condition counts for any latent and is above 1."""
+        return any(scale > 1 for name in ("text", "class_") for scale in self.of(name))
+
+    @staticmethod
+    def from_keywords(
+        guidance_scale: float,
+        class_guidance_scale: float | None = None,
+        structure_guidance_scale: float | None = None,
+        dynamics_guidance_scale: float | None = None,
+        given_guidance_scale: float = 1.0,
+    ) -> GuidanceScales:
+        """The scales by the pipeline's keywords; a class has that of the prompt unless it is told.
+
+        Raises:
+            ValueError: as of the constructor.
+        """
+        if class_guidance_scale is None:
+            class_guidance_scale = guidance_scale
+        return GuidanceScales(
+            guidance_scale,
+            class_guidance_scale,
+            structure_guidance_scale,
+            dynamics_guidance_scale,
+            given_guidance_scale,
+        )
+
+    def of(self, condition: str) -> tuple[float, float, float]:
+        """A condition's scale for structure, dynamics_x and dynamics_y."""
+        scale = getattr(self, condition)
+        if condition == "given":
+            return scale, scale, scale
+        structure = scale if self.structure is None else self.structure
+        dynamics = scale if self.dynamics is None else self.dynamics
+        return structure, dynamics, dynamics
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputsConfig:
+    """What a training run learns from, and what it learns.
+
+    Args:
+        autoencoder: folder of the frozen autoencoder, or the run folder of its training.
+        cache: folder of encode.py with `train` and, for validation, `validation` in it; None
+            encodes the videos of `data` at every step.
+        data: for a run without a cache; its sizes follow the autoencoder's.
+        stats_samples: clips that the latents' statistics are measured on, without a cache.
+        class_conditional: learn the classes of the data set.
+        text_encoder: folder or hub id of the encoder that reads captions; None for no text.
+        text_layer: which of its hidden states; -1 is the last.
+        max_text_length: in tokens; None for what the encoder takes.
+        class_dropout, text_dropout: share of the samples that learn without the condition.
+        given_dropout: the same where structure or dynamics are given clean, if it is larger.
+        flow: the objective.
+        overfit: learn the first N clips by heart.
+    """
+
+    autoencoder: str = "checkpoints/shapes/autoencoder"
+    cache: str | None = None
+    data: DataConfig = DataConfig()
+    stats_samples: int = 512
+    class_conditional: bool = False
+    text_encoder: str | None = None
+    text_layer: int = -1
+    max_text_length: int | None = None
+    class_dropout: float = 0.1
+    text_dropout: float = 0.1
+    given_dropout: float = 0.5
+    flow: FlowConfig = FlowConfig()
+    overfit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("class_dropout", "text_dropout", "given_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}")
+        check_count("stats_samples", self.stats_samples)

@@ -23,18 +23,15 @@ import torch
 
 # From their own modules: type checkers can't see through the package's lazy imports.
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.embeddings import (
-    TimestepEmbedding,
-    Timesteps,
-    get_1d_sincos_pos_embed_from_grid,
-)
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional
 
 from diffusion.config import DiTConfig
-from vidtwin import StrictLoading
+from diffusion.positions import position_codes
+from vidtwin import StrictLoading, VidTwinLatents
 
 NORM_EPSILON = 1e-6
 TIMESTEP_CHANNELS = 256
@@ -59,7 +56,7 @@ class HeadNorm(nn.RMSNorm):
         return functional.rms_norm(heads, self.normalized_shape, weight, self.eps)
 
 
-class Attention(nn.Module):
+class DiTAttention(nn.Module):
     """Multi-head attention of (B, N, D) to itself, or to a context (B, L, D).
 
     Args:
@@ -109,11 +106,11 @@ class Block(nn.Module):
         width = config.hidden_size
         self.modulation = nn.Linear(width, 6 * width)
         self.norm_attention = layer_norm(width)
-        self.attention = Attention(width, config.num_heads, config.qk_norm)
-        self.cross_attention: Attention | None = None
+        self.attention = DiTAttention(width, config.num_heads, config.qk_norm)
+        self.cross_attention: DiTAttention | None = None
         if config.text_hidden_size is not None and config.text_conditioning == "cross_attention":
             self.norm_cross = nn.LayerNorm(width, NORM_EPSILON)
-            self.cross_attention = Attention(width, config.num_heads, config.qk_norm)
+            self.cross_attention = DiTAttention(width, config.num_heads, config.qk_norm)
         self.norm_mlp = layer_norm(width)
         hidden = int(width * config.mlp_ratio)
         self.mlp = nn.Sequential(
@@ -212,11 +209,12 @@ class TwinDiT(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
         text_conditioning: str = "cross_attention",
     ) -> None:
         super().__init__()
-        sizes = DiTConfig(**{name: self.config[name] for name in DiTConfig.__dataclass_fields__})
         # A loaded config.json has lists here; `config` should not depend on where it came from.
+        shapes = (tuple(shape) for shape in (structure_shape, dynamics_x_shape, dynamics_y_shape))
         self.register_to_config(
-            **{name: getattr(sizes, name) for name in sizes.__dataclass_fields__ if "shape" in name}
+            **{f"{name}_shape": shape for name, shape in zip(VidTwinLatents.names, shapes)}
         )
+        sizes = DiTConfig(**{name: self.config[name] for name in DiTConfig.__dataclass_fields__})
         self.sizes = sizes
         self.gradient_checkpointing = False
         width = sizes.hidden_size
@@ -251,7 +249,8 @@ class TwinDiT(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for embedding in (self.structure_level, self.dynamics_level):
             nn.init.normal_(embedding.linear_1.weight, std=INITIAL_STD)
             nn.init.normal_(embedding.linear_2.weight, std=INITIAL_STD)
@@ -409,7 +408,7 @@ class TwinDiT(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
         return self.unpatchify(*(layer(part) for layer, part in zip(self.outputs, parts)))
 
     def _check(self, *latents: Tensor) -> None:
-        for name, latent in zip(("structure", "dynamics_x", "dynamics_y"), latents):
+        for name, latent in zip(VidTwinLatents.names, latents):
             expected = getattr(self.sizes, f"{name}_shape")
             if tuple(latent.shape[1:]) != expected or len(latent) != len(latents[0]):
                 raise ValueError(
@@ -439,44 +438,3 @@ class TwinDiT(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
 def layer_norm(width: int) -> nn.LayerNorm:
     """Without affine: adaLN brings its own."""
     return nn.LayerNorm(width, NORM_EPSILON, elementwise_affine=False)
-
-
-def position_codes(config: DiTConfig) -> Tensor:
-    """(N, D) fixed codes: half of D for the frame, a quarter for the row, a quarter for the column.
-
-    A coordinate that a token does not have is zero there (dynamics_x has no row); the half of the
-    frame is zero for structure tokens, whose queries have learned codes. Rows and columns are
-    counted in the finest of the grids, so that a code means the same place in every latent.
-    """
-    width = config.hidden_size
-    rows = max(config.structure_grid[1], config.dynamics_y_shape[2])
-    columns = max(config.structure_grid[2], config.dynamics_x_shape[2])
-    steps = config.dynamics_frames
-
-    def codes(size: int, along: int, share: int) -> Tensor:
-        """(along, D / share): of the centres of `along` cells that cover `size` units."""
-        centers = (torch.arange(along, dtype=torch.float64) + 0.5) * (size / along) - 0.5
-        table = get_1d_sincos_pos_embed_from_grid(width // share, centers, output_type="pt")
-        return table.float()
-
-    queries, height, wide = config.structure_grid
-    row, column = codes(rows, height, 4), codes(columns, wide, 4)
-    structure = torch.cat(
-        [
-            torch.zeros(queries * height * wide, width // 2),
-            repeat(row, "h d -> (q h w) d", q=queries, w=wide),
-            repeat(column, "w d -> (q h w) d", q=queries, h=height),
-        ],
-        dim=-1,
-    )
-    frame = codes(steps, steps, 2)
-    axis_x = codes(columns, config.dynamics_x_shape[2], 4)
-    axis_y = codes(rows, config.dynamics_y_shape[2], 4)
-    dynamics = []
-    for axis, slot in ((axis_x, 1), (axis_y, 0)):
-        places = repeat(axis, "n d -> (t n) d", t=steps)
-        quarters = [torch.zeros_like(places), torch.zeros_like(places)]
-        quarters[slot] = places
-        frames = repeat(frame, "t d -> (t n) d", n=len(axis))
-        dynamics.append(torch.cat([frames, *quarters], dim=-1))
-    return torch.cat([structure, *dynamics])

@@ -15,9 +15,7 @@ the shift); Ho et al. (arXiv 2006.11239); Salimans & Ho (arXiv 2202.00512); Hang
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,132 +23,11 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-PREDICTIONS = ("velocity", "epsilon", "v")
-DISTRIBUTIONS = ("logit_normal", "uniform")
-NUM_TIMESTEPS = 1000
+from diffusion.config import NUM_TIMESTEPS, FlowConfig, LevelConfig
+from vidtwin import VidTwinLatents
+
 # Of which kind a sample is; which of its two levels is drawn first; both levels.
 NUM_UNIFORMS = 4
-
-Latents = tuple[Tensor, Tensor, Tensor]  # structure, dynamics_x, dynamics_y
-
-
-@dataclass(frozen=True, kw_only=True)
-class LevelConfig:
-    """The distribution of one latent's noise level.
-
-    Args:
-        distribution: "logit_normal" or "uniform".
-        mean, std: of the logit of sigma, for "logit_normal".
-        shift: s > 0 moves sigma to s sigma / (1 + (s - 1) sigma); above 1 towards noise.
-    """
-
-    distribution: str = "logit_normal"
-    mean: float = 0.0
-    std: float = 1.0
-    shift: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.distribution not in DISTRIBUTIONS:
-            raise ValueError(
-                f"`distribution` must be one of {', '.join(DISTRIBUTIONS)}; "
-                f"got {self.distribution!r}"
-            )
-        if not math.isfinite(self.mean):
-            raise ValueError(f"`mean` must be finite, got {self.mean}")
-        for name in ("std", "shift"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}")
-
-    def quantile(self, uniform: Tensor) -> Tensor:
-        """Sigma in [0, 1] whose share of lower levels is `uniform`, in (0, 1)."""
-        sigma = uniform
-        if self.distribution == "logit_normal":
-            sigma = torch.sigmoid(self.mean + self.std * torch.special.ndtri(uniform))
-        return self.shift * sigma / (1 + (self.shift - 1) * sigma)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlowConfig:
-    """The objective.
-
-    A training sample has equal levels, unless one of these falls to it (probabilities):
-
-    Args:
-        prediction: "velocity", "epsilon" or "v".
-        structure_levels, dynamics_levels: distributions of the two levels; equal levels are drawn
-            from one or the other, each half of the time.
-        independent: of levels that are drawn apart.
-        structure_clean: of a structure without noise, for p(dynamics | structure).
-        dynamics_clean: of dynamics without noise, for p(structure | dynamics).
-        structure_noise, dynamics_noise: of a latent that is all noise, for the other's marginal.
-        structure_weight, dynamics_weight: of the losses.
-        min_snr_gamma: of min-SNR weights for epsilon and v; None weighs all levels alike.
-        beta_schedule: of DDPM, for epsilon and v: "linear", "scaled_linear" or "squaredcos_cap_v2".
-    Raises:
-        ValueError: for a value out of range; the message names the keyword.
-    """
-
-    prediction: str = "velocity"
-    structure_levels: LevelConfig = LevelConfig()
-    dynamics_levels: LevelConfig = LevelConfig()
-    independent: float = 0.2
-    structure_clean: float = 0.1
-    dynamics_clean: float = 0.1
-    structure_noise: float = 0.0
-    dynamics_noise: float = 0.0
-    structure_weight: float = 1.0
-    dynamics_weight: float = 1.0
-    min_snr_gamma: float | None = None
-    beta_schedule: str = "squaredcos_cap_v2"
-
-    def __post_init__(self) -> None:
-        if self.prediction not in PREDICTIONS:
-            raise ValueError(
-                f"`prediction` must be one of {', '.join(PREDICTIONS)}; got {self.prediction!r}"
-            )
-        shares = {name: getattr(self, name) for name in SPECIAL_LEVELS}
-        if any(not 0 <= share <= 1 for share in shares.values()) or sum(shares.values()) > 1 + 1e-9:
-            raise ValueError(
-                "the probabilities of unequal levels must lie in [0, 1] and sum to at most 1, "
-                f"got {', '.join(f'{name}={share}' for name, share in shares.items())}"
-            )
-        weights = (self.structure_weight, self.dynamics_weight)
-        if any(not 0 <= weight < math.inf for weight in weights) or not sum(weights):
-            raise ValueError(
-                "`structure_weight` and `dynamics_weight` must be finite, not negative and not "
-                f"both 0, got {weights}"
-            )
-        if self.min_snr_gamma is not None:
-            if not 0 < self.min_snr_gamma < math.inf:
-                raise ValueError(f"`min_snr_gamma` must be positive, got {self.min_snr_gamma}")
-            if self.prediction == "velocity":
-                raise ValueError(
-                    "`min_snr_gamma` belongs to prediction=epsilon or v, got prediction=velocity; "
-                    "set min_snr_gamma=null"
-                )
-        if self.beta_schedule not in ("linear", "scaled_linear", "squaredcos_cap_v2"):
-            raise ValueError(
-                '`beta_schedule` must be "linear", "scaled_linear" or "squaredcos_cap_v2", '
-                f"got {self.beta_schedule!r}"
-            )
-
-    def check_steps(self, name: str, steps: int) -> None:
-        """Raises ValueError for a number of solver steps that no scheduler takes."""
-        most = math.inf if self.prediction == "velocity" else NUM_TIMESTEPS
-        if not 1 <= steps <= most:
-            raise ValueError(
-                f"`{name}` must be at least 1, and at most {NUM_TIMESTEPS} for "
-                f"flow.prediction=epsilon or v; got {steps} for {self.prediction}"
-            )
-
-
-SPECIAL_LEVELS = (
-    "independent",
-    "structure_clean",
-    "dynamics_clean",
-    "structure_noise",
-    "dynamics_noise",
-)
 
 
 class Levels(NamedTuple):
@@ -158,6 +35,10 @@ class Levels(NamedTuple):
 
     structure: Tensor
     dynamics: Tensor
+
+    def of_latents(self) -> VidTwinLatents:
+        """The (B,) level of each of the three latents."""
+        return VidTwinLatents(self.structure, self.dynamics, self.dynamics)
 
 
 class FlowLosses(NamedTuple):
@@ -184,9 +65,9 @@ class FlowObjective:
         """The levels of a batch from (B, NUM_UNIFORMS) uniform numbers."""
         config = self.config
         kind, which, first, second = uniforms.double().clamp(1e-6, 1 - 1e-6).unbind(1)
-        structure = config.structure_levels.quantile(first)
-        dynamics = config.dynamics_levels.quantile(second)
-        equal = torch.where(which < 0.5, structure, config.dynamics_levels.quantile(first))
+        structure = quantile(config.structure_levels, first)
+        dynamics = quantile(config.dynamics_levels, second)
+        equal = torch.where(which < 0.5, structure, quantile(config.dynamics_levels, first))
         levels = {
             "independent": (structure, dynamics),
             "structure_clean": (torch.zeros_like(structure), dynamics),
@@ -218,11 +99,15 @@ class FlowObjective:
         noise = torch.where(clean, torch.zeros_like(signal), (1 - signal).sqrt())
         return alpha.to(sigma), noise.to(sigma)
 
-    def add_noise(self, latents: Latents, noise: Latents, levels: Levels) -> Latents:
+    def add_noise(
+        self, latents: VidTwinLatents, noise: VidTwinLatents, levels: Levels
+    ) -> VidTwinLatents:
         """The latents at their levels."""
-        return self._combine(latents, noise, levels, self.coefficients)
+        return self._mix(latents, noise, levels, self.coefficients)
 
-    def targets(self, latents: Latents, noise: Latents, levels: Levels) -> Latents:
+    def targets(
+        self, latents: VidTwinLatents, noise: VidTwinLatents, levels: Levels
+    ) -> VidTwinLatents:
         """What the model should predict."""
 
         def factors(sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,38 +118,46 @@ class FlowObjective:
             alpha, share = self.coefficients(sigma)
             return -share, alpha
 
-        return self._combine(latents, noise, levels, factors)
+        return self._mix(latents, noise, levels, factors)
 
     def losses(
-        self, predictions: Latents, latents: Latents, noise: Latents, levels: Levels
+        self,
+        predictions: VidTwinLatents,
+        latents: VidTwinLatents,
+        noise: VidTwinLatents,
+        levels: Levels,
     ) -> FlowLosses:
         """Squared errors of predictions, for scaled latents and the noise they were mixed with.
 
         A latent that was given clean has nothing to predict, and its loss is 0.
         """
+
+        def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+            return (prediction.float() - target.float()).square().flatten(1)
+
         targets = self.targets(latents, noise, levels)
-        errors = [
-            (prediction.float() - target.float()).square().flatten(1)
-            for prediction, target in zip(predictions, targets)
-        ]
-        structure = errors[0].mean(1) * self._weights(levels.structure)
-        dynamics = torch.cat(errors[1:], dim=1).mean(1) * self._weights(levels.dynamics)
+        errors = VidTwinLatents.combine(squared_error, predictions, targets)
+        structure = errors.structure.mean(1) * self._weights(levels.structure)
+        dynamics = torch.cat([errors.dynamics_x, errors.dynamics_y], dim=1).mean(1)
+        dynamics = dynamics * self._weights(levels.dynamics)
         config = self.config
         total = config.structure_weight * structure + config.dynamics_weight * dynamics
         return FlowLosses(structure, dynamics, total)
 
-    def clean_latents(self, predictions: Latents, noised: Latents, levels: Levels) -> Latents:
+    def clean_latents(
+        self, predictions: VidTwinLatents, noised: VidTwinLatents, levels: Levels
+    ) -> VidTwinLatents:
         """The clean latents that the predictions imply; exact if the predictions are."""
-        found = []
-        for prediction, latent, sigma in zip(predictions, noised, per_latent(levels)):
+
+        def clean(prediction: Tensor, latent: Tensor, sigma: Tensor) -> Tensor:
             alpha, share = (wide(value, latent) for value in self.coefficients(sigma))
             if self.config.prediction == "velocity":
-                found.append(latent - share * prediction)
-            elif self.config.prediction == "v":
-                found.append(alpha * latent - share * prediction)
-            else:
-                found.append((latent - share * prediction) / alpha)
-        return found[0], found[1], found[2]
+                return latent - share * prediction
+            if self.config.prediction == "v":
+                return alpha * latent - share * prediction
+            return (latent - share * prediction) / alpha
+
+        return VidTwinLatents.combine(clean, predictions, noised, levels.of_latents())
 
     def _weights(self, sigma: Tensor) -> Tensor:
         weights = torch.ones_like(sigma)
@@ -276,17 +169,27 @@ class FlowObjective:
         return torch.where(sigma == 0, torch.zeros_like(weights), weights)
 
     @staticmethod
-    def _combine(latents: Latents, noise: Latents, levels: Levels, factors) -> Latents:
-        mixed = []
-        for latent, eps, sigma in zip(latents, noise, per_latent(levels), strict=True):
+    def _mix(
+        latents: VidTwinLatents,
+        noise: VidTwinLatents,
+        levels: Levels,
+        factors: Callable[[Tensor], tuple[Tensor, Tensor]],
+    ) -> VidTwinLatents:
+        """Latents and noise, each times a factor of the level."""
+
+        def mix(latent: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
             first, second = (wide(value, latent) for value in factors(sigma))
-            mixed.append(first * latent + second * eps)
-        return mixed[0], mixed[1], mixed[2]
+            return first * latent + second * eps
+
+        return VidTwinLatents.combine(mix, latents, noise, levels.of_latents())
 
 
-def per_latent(levels: Levels) -> tuple[Tensor, Tensor, Tensor]:
-    """The level of each of the three latents."""
-    return levels.structure, levels.dynamics, levels.dynamics
+def quantile(levels: LevelConfig, uniform: Tensor) -> Tensor:
+    """Sigma in [0, 1] whose share of lower levels is `uniform`, in (0, 1)."""
+    sigma = uniform
+    if levels.distribution == "logit_normal":
+        sigma = torch.sigmoid(levels.mean + levels.std * torch.special.ndtri(uniform))
+    return levels.shift * sigma / (1 + (levels.shift - 1) * sigma)
 
 
 def wide(values: Tensor, latent: Tensor) -> Tensor:

@@ -1,20 +1,20 @@
-"""What a caller asks of the pipeline, checked and made uniform.
-
-Axes: B batch.
-"""
+"""What a caller asks of the pipeline, checked and made uniform; imports no torch."""
 
 from __future__ import annotations
 
 import difflib
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from typing import Any
 
-import torch
-from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor
-
-Generators = list[torch.Generator] | torch.Generator
+__all__ = [
+    "check_count",
+    "check_seed",
+    "class_indices",
+    "common_length",
+    "prompt_list",
+    "seed_list",
+]
 
 
 def check_count(name: str, value: Any) -> int:
@@ -100,7 +100,7 @@ def _class_index(label: Any, num_classes: int, names: list[str]) -> int:
     raise ValueError(f"there is no class {label!r}; the nearest names are {nearest}")
 
 
-def common_length(**given: Sequence[Any] | Tensor | None) -> int:
+def common_length(**given: Sized | None) -> int:
     """How many different videos are asked for, by lists of which each has one or that many.
 
     Raises:
@@ -114,62 +114,25 @@ def common_length(**given: Sequence[Any] | Tensor | None) -> int:
     return count
 
 
-def repeated_to(values: Tensor, batch_size: int) -> Tensor:
-    """(n, ...) to (B, ...), the repeats of each beside each other; n divides B."""
-    return values.repeat_interleave(batch_size // len(values), dim=0)
-
-
-def generators_of(
-    seed: int | Sequence[int] | None,
-    generator: torch.Generator | Sequence[torch.Generator] | None,
-    batch_size: int,
-) -> Generators:
-    """The source of each sample's noise: a generator on the CPU of its own, unless one was given.
+def seed_list(seed: int | Sequence[int], batch_size: int) -> list[int]:
+    """The seed of each sample.
 
     Args:
-        seed: of the first sample, or one for each; None draws seeds from torch's own generator.
-        generator: instead of a seed.
+        seed: of the first sample, from which the others count on; or one for each.
         batch_size: B.
     Raises:
-        ValueError: for both, or another number of them than samples.
+        ValueError: for a seed out of range, or another number of them than samples.
     """
-    if generator is not None:
-        if seed is not None:
-            raise ValueError("give `seed` or `generator`, got both")
-        if isinstance(generator, torch.Generator):
-            return generator
-        _check_length("generator", len(generator), batch_size)
-        return list(generator)
-    if seed is None:
-        seeds = torch.randint(2**62, (batch_size,)).tolist()
-    elif isinstance(seed, Iterable):
+    if isinstance(seed, Iterable):
         seeds = [check_seed("seed", one) for one in seed]
-        _check_length("seed", len(seeds), batch_size)
-    else:
-        first = check_seed("seed", seed, batch_size)
-        seeds = list(range(first, first + batch_size))
-    return [torch.Generator().manual_seed(one) for one in seeds]
+        check_length("seed", len(seeds), batch_size)
+        return seeds
+    first = check_seed("seed", seed, batch_size)
+    return list(range(first, first + batch_size))
 
 
-def draw_latent_noise(
-    shapes: dict[str, tuple[int, ...]],
-    batch_size: int,
-    generators: Generators,
-    device: torch.device,
-) -> dict[str, Tensor]:
-    """Standard normal noise, float32, in the order of the shapes.
-
-    With generators on the CPU it is that of `vidtwin.draw_noise` on every device.
-    """
-    return {
-        name: randn_tensor(
-            (batch_size, *shape), generator=generators, device=device, dtype=torch.float32
-        )
-        for name, shape in shapes.items()
-    }
-
-
-def _check_length(name: str, length: int, batch_size: int) -> None:
+def check_length(name: str, length: int, batch_size: int) -> None:
+    """Raises ValueError unless there is one for each video."""
     if length != batch_size:
         raise ValueError(f"expected one `{name}` for each of the {batch_size} videos, got {length}")
 

@@ -19,7 +19,6 @@ from typing_extensions import Self
 
 from vidtwin import StrictLoading, VidTwinLatents, VidTwinPosterior
 
-LATENT_NAMES = ("structure", "dynamics_x", "dynamics_y")
 # A channel that varies less than this share of its latent's widest channel carries no signal:
 # dividing by its own deviation would blow rounding errors up to full size.
 DEAD_CHANNEL = 1e-3
@@ -52,7 +51,7 @@ class LatentStats(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
                 "`structure_channels` and `dynamics_channels` must be at least 1, got "
                 f"{structure_channels} and {dynamics_channels}"
             )
-        for name in LATENT_NAMES:
+        for name in VidTwinLatents.names:
             channels = structure_channels if name == "structure" else dynamics_channels
             self.register_buffer(f"{name}_mean", torch.zeros(channels))
             self.register_buffer(f"{name}_std", torch.ones(channels))
@@ -82,7 +81,7 @@ class LatentStats(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def _map(self, latents: VidTwinLatents, function: Any) -> VidTwinLatents:
         results = []
-        for name, value in zip(LATENT_NAMES, latents.tensors(), strict=True):
+        for name, value in latents.items():
             mean, std = getattr(self, f"{name}_mean"), getattr(self, f"{name}_std")
             if value.ndim < 2 or value.shape[1] != len(mean):
                 raise ValueError(
@@ -162,7 +161,7 @@ class LatentStatsAccumulator:
             pairs = [(part.mean, part.logvar) for part in batch.parts()]
         else:
             pairs = [(value, None) for value in batch.tensors()]
-        for name, (value, logvar) in zip(LATENT_NAMES, pairs, strict=True):
+        for name, (value, logvar) in zip(VidTwinLatents.names, pairs, strict=True):
             rows = _by_channel(value)
             if rows.shape[1] == 0:
                 return

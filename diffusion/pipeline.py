@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any, ClassVar
 
@@ -22,30 +22,35 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from diffusion.conditioning import Conditions, GuidanceScales
-from diffusion.config import GIVEN_GUIDANCE_SCALE, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+from diffusion.conditions import ClassEmbedder, Condition, Conditions, TextEmbedder
+from diffusion.config import (
+    GIVEN_GUIDANCE_SCALE,
+    GUIDANCE_SCALE,
+    NUM_INFERENCE_STEPS,
+    GuidanceScales,
+)
 from diffusion.dit import TwinDiT
 from diffusion.inputs import (
     check_count,
     class_indices,
     common_length,
-    generators_of,
     prompt_list,
+)
+from diffusion.latent_stats import LatentStats
+from diffusion.long_video import join_windows, latent_windows, scale_motion, window_starts
+from diffusion.pipeline_files import check_parts, check_scheduler, load_parts
+from diffusion.sampling import (
+    AfterStep,
+    LatentSampler,
+    generators_of,
+    given_latents,
     repeated_to,
 )
-from diffusion.latent_stats import LATENT_NAMES, LatentStats
-from diffusion.long_video import join_windows, latent_windows, scale_motion, window_starts
-from diffusion.pipeline_files import load_parts
-from diffusion.sampling import LatentSampler
 from diffusion.schedulers import prediction_of
 from diffusion.text_encoder import TextEncoder
 from vidtwin import VidTwinAutoencoder, VidTwinLatents, decode_windows
 
-__all__ = [
-    "GIVEN_GUIDANCE_SCALE",
-    "GUIDANCE_SCALE",
-    "NUM_INFERENCE_STEPS",
-]
+__all__ = ["VidTwinPipeline", "VidTwinPipelineOutput"]
 
 OUTPUT_TYPES = ("pt", "np", "pil", "latent")
 
@@ -90,7 +95,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
     # A handful of numbers, used without a forward pass that could bring them over.
     _exclude_from_cpu_offload = ["latent_stats"]  # noqa: RUF012
-    _callback_tensor_inputs: ClassVar[list[str]] = list(LATENT_NAMES)
+    _callback_tensor_inputs: ClassVar[list[str]] = list(VidTwinLatents.names)
 
     def __init__(
         self,
@@ -123,7 +128,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             prediction=prediction or prediction_of(scheduler),
         )
         self._interrupt = False
-        self._check_parts()
+        check_parts(self)
 
     @classmethod
     def from_pretrained(
@@ -200,7 +205,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         overlap_frames: int | None = None,
         motion_scale: float = 1.0,
         callback_on_step_end: Callback | PipelineCallback | MultiPipelineCallbacks | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = LATENT_NAMES,
+        callback_on_step_end_tensor_inputs: Sequence[str] = VidTwinLatents.names,
     ) -> Any:
         """Videos.
 
@@ -214,9 +219,9 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
                 its own seed alone, not on the others beside it.
             generator: instead of seeds: one for all videos, or one for each.
             negative_prompt: what not to show.
-            structure: latents, or a video (B, 3, T, H, W) in [-1, 1], whose structure is held
+            structure: latents, or a video (B, 3, T, H, W) in [-1, 1], whose structure is kept
                 while dynamics are sampled.
-            dynamics: the same, whose dynamics are held while structure is sampled.
+            dynamics: the same, whose dynamics are kept while structure is sampled.
             output_type: "pt", "np", "pil" or "latent".
             return_dict: False for a tuple.
             class_guidance_scale: of the class.
@@ -245,57 +250,54 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             )
         if not math.isfinite(motion_scale):
             raise ValueError(f"`motion_scale` must be finite, got {motion_scale}")
-        self._check_scheduler()
-        own_class_scale = guidance_scale if class_guidance_scale is None else class_guidance_scale
-        scales = GuidanceScales(
+        check_scheduler(self)
+        scales = GuidanceScales.from_keywords(
             guidance_scale,
-            own_class_scale,
+            class_guidance_scale,
             structure_guidance_scale,
             dynamics_guidance_scale,
             given_guidance_scale,
         )
         starts = self._window_starts(num_frames, overlap_frames, dynamics is not None)
-        prompts = prompt_list(prompt)
-        negative_prompts = prompt_list(negative_prompt or None, "negative_prompt")
-        labels = self.class_indices(class_labels)
-        if class_guidance_scale is not None and labels is None:
+        asked = self._asked(prompt, negative_prompt, class_labels)
+        if class_guidance_scale is not None and asked["class_labels"] is None:
             raise ValueError(
                 f"`class_guidance_scale` is {class_guidance_scale} and there are no class labels "
                 "to guide by; leave it out, or ask for a class"
             )
-        if negative_prompts is not None and not scales.guides:
+        if asked["negative_prompt"] is not None and not scales.guides:
             raise ValueError(
                 "a `negative_prompt` does nothing while every guidance scale is 1.0; raise "
                 "`guidance_scale`, or leave it out"
             )
-        held = self._held(structure, dynamics)
-        count = common_length(
-            prompt=prompts, negative_prompt=negative_prompts, class_labels=labels, **held
-        )
-        batch_size = count * num_videos_per_prompt
-        held = {name: repeated_to(value, batch_size) for name, value in held.items()}
+        sizes, device = self.autoencoder.sizes, self._execution_device
+        given, given_names = given_latents(structure, dynamics, sizes, self._encode, device)
+        lengths = {name: getattr(given, name) for name in sorted(given_names)}
+        batch_size = common_length(**asked, **lengths) * num_videos_per_prompt
+        given = given.map(lambda tensor: repeated_to(tensor, batch_size))
         generators = generators_of(seed, generator, batch_size)
         after_step = self._after_step(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        conditions, negative = self._conditions(prompts, negative_prompts, labels, batch_size)
+        conditions, negative = self._conditions(**asked, batch_size=batch_size)
         self._interrupt = False
         windows = LatentSampler(
             transformer=self.transformer,
             scheduler=self.scheduler,
             num_inference_steps=num_inference_steps,
             generators=generators,
-            device=self._execution_device,
+            device=device,
             conditions=conditions,
             negative=negative,
             scales=scales,
-            held=self._scaled(held),
+            given=self.latent_stats.scale(given),
+            given_names=given_names,
             after_step=after_step,
             interrupted=lambda: self._interrupt,
             progress_bar=self.progress_bar,
         ).sample(starts, batch_size)
         starts = starts[: len(windows)]
         latents = self.latent_stats.unscale(join_windows(windows, starts))
-        # What was given comes out as it was, to the bit.
-        latents = scale_motion(replace(latents, **held), motion_scale)
+        # What was given comes out bit for bit, not scaled and scaled back.
+        latents = scale_motion(latents.taking(given, given_names), motion_scale)
         videos = None
         if output_type != "latent":
             videos = as_output(self._decode(latents, starts), output_type)
@@ -317,9 +319,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             )
         return starts
 
-    def _after_step(
-        self, callback: Any, names: Sequence[str]
-    ) -> Callable[[int, Tensor, dict[str, Tensor]], dict[str, Tensor]] | None:
+    def _after_step(self, callback: Any, names: Sequence[str]) -> AfterStep | None:
         """The caller's callback as the sampler calls it."""
         if callback is None:
             return None
@@ -338,53 +338,6 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
 
         return after_step
 
-    def _held(
-        self, structure: VidTwinLatents | Tensor | None, dynamics: VidTwinLatents | Tensor | None
-    ) -> dict[str, Tensor]:
-        """The raw latents that are given, float32: name -> (1 or more, ...)."""
-        if structure is not None and dynamics is not None:
-            raise ValueError(
-                "`structure` and `dynamics` are both given, so there is nothing to sample; leave "
-                "one out, or decode them with the autoencoder"
-            )
-        held: dict[str, Tensor] = {}
-        for given, names in ((structure, LATENT_NAMES[:1]), (dynamics, LATENT_NAMES[1:])):
-            if given is None:
-                continue
-            if not isinstance(given, VidTwinLatents | Tensor):
-                kind = "structure" if given is structure else "dynamics"
-                raise ValueError(
-                    f"`{kind}` must be latents or a video as a tensor (B, 3, T, H, W) in [-1, 1], "
-                    f"got {type(given).__name__}; vidtwin.media.read_first_window reads a file"
-                )
-            latents = given if isinstance(given, VidTwinLatents) else self._encode(given)
-            for name in names:
-                value, shape = (
-                    getattr(latents, name),
-                    getattr(self.autoencoder.sizes, f"{name}_shape"),
-                )
-                if tuple(value.shape[1:]) != shape or not len(value):
-                    raise ValueError(
-                        f"expected `{name}` of shape (B, {', '.join(map(str, shape))}), got "
-                        f"{tuple(value.shape)}: it comes from another autoencoder"
-                    )
-                if not bool(value.isfinite().all()):
-                    raise ValueError(f"the `{name}` that is given holds values that are not finite")
-                held[name] = value.to(self._execution_device, torch.float32)
-        return held
-
-    def _scaled(self, held: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Raw latents, of which some may be missing, scaled."""
-        if not held:
-            return {}
-        sizes, like = self.autoencoder.sizes, next(iter(held.values()))
-        blank = {
-            name: like.new_zeros(len(like), *getattr(sizes, f"{name}_shape"))
-            for name in LATENT_NAMES
-        }
-        scaled = self.latent_stats.scale(VidTwinLatents(**(blank | held)))
-        return {name: getattr(scaled, name) for name in held}
-
     def _encode(self, video: Tensor) -> VidTwinLatents:
         """The latents of (B, 3, T, H, W) or one (3, T, H, W) video in [-1, 1]."""
         self._bring(self.autoencoder)
@@ -401,31 +354,47 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         windows = latent_windows(latents, starts, (sizes.num_frames, sizes.height, sizes.width))
         return decode_windows(self.autoencoder, windows, dtype=torch.float32)
 
+    def _asked(
+        self,
+        prompt: str | Sequence[str] | None,
+        negative_prompt: str | Sequence[str] | None,
+        class_labels: int | str | Sequence[int | str] | None,
+    ) -> dict[str, Any]:
+        """What the conditions are made of: a list for each, or None."""
+        return {
+            "prompt": prompt_list(prompt),
+            "negative_prompt": prompt_list(negative_prompt or None, "negative_prompt"),
+            "class_labels": self.class_indices(class_labels),
+        }
+
     def _conditions(
         self,
-        prompts: list[str] | None,
-        negative_prompts: list[str] | None,
-        labels: list[int] | None,
+        prompt: list[str] | None,
+        negative_prompt: list[str] | None,
+        class_labels: list[int] | None,
         batch_size: int,
     ) -> tuple[Conditions, Conditions | None]:
-        """The conditions of each video, and those of its negative prompt."""
-        device = self._execution_device
-        class_labels = None
-        if labels is not None:
-            class_labels = repeated_to(torch.tensor(labels), batch_size).to(device)
-        positive = self._read(prompts, batch_size) if prompts is not None else Conditions()
-        negative = None
-        if negative_prompts is not None:
-            if prompts is None:
-                raise ValueError("`negative_prompt` needs a `prompt` to tell it from; got none")
-            negative = self._read(negative_prompts, batch_size)
-        # The text encoder may lie on another device than what it reads for.
-        return replace(positive, class_labels=class_labels).to(device), (
-            None if negative is None else negative.to(device)
-        )
+        """The conditions of each video in the order of guidance, and its negative prompt."""
+        if negative_prompt is not None and prompt is None:
+            raise ValueError("`negative_prompt` needs a `prompt` to tell it from; got none")
 
-    def _read(self, prompts: list[str], batch_size: int) -> Conditions:
-        """The text conditions of prompts, each for as many videos as it takes."""
+        def repeated(condition: Condition) -> Condition:
+            # The text encoder may lie on another device than what it reads for.
+            condition = condition.map(lambda tensor: repeated_to(tensor, batch_size))
+            return condition.to(self._execution_device)
+
+        found: list[Condition] = []
+        if prompt is not None:
+            found.append(self._text_embedder().embed(prompt))
+        if class_labels is not None:
+            found.append(ClassEmbedder(self.transformer.sizes.num_classes).embed(class_labels))
+        conditions = Conditions(found).map(repeated)
+        if negative_prompt is None:
+            return conditions, None
+        negative = Conditions([self._text_embedder().embed(negative_prompt)])
+        return conditions, negative.map(repeated)
+
+    def _text_embedder(self) -> TextEmbedder:
         if self.transformer.sizes.text_hidden_size is None:
             known = "; ask by `class_labels`" if self.transformer.sizes.num_classes else ""
             raise ValueError(
@@ -436,17 +405,8 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
                 "this pipeline has no text encoder and tokenizer to read a prompt with"
             )
         self._bring(self.text_encoder)
-        reader = TextEncoder(
-            self.text_encoder,
-            self.tokenizer,
-            self.config["text_layer"],
-            self.config["max_text_length"],
-        )
-        encoding = reader.encode(prompts)
-        return Conditions(
-            encoder_hidden_states=repeated_to(encoding.hidden_states, batch_size),
-            encoder_attention_mask=repeated_to(encoding.attention_mask, batch_size),
-        )
+        layer, length = self.config["text_layer"], self.config["max_text_length"]
+        return TextEmbedder(TextEncoder(self.text_encoder, self.tokenizer, layer, length))
 
     def class_indices(self, labels: int | str | Sequence[int | str] | None) -> list[int] | None:
         """Classes by number or name as numbers.
@@ -469,48 +429,6 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         hook = getattr(module, "_hf_hook", None)
         if hook is not None:
             hook.pre_forward(module)
-
-    def _check_parts(self) -> None:
-        """Raises unless the parts belong together."""
-        sizes, latents = self.transformer.sizes, self.autoencoder.sizes
-        for name in LATENT_NAMES:
-            made, decoded = getattr(sizes, f"{name}_shape"), getattr(latents, f"{name}_shape")
-            if made != decoded:
-                raise ValueError(
-                    f"the transformer makes `{name}` of shape {made} and the autoencoder decodes "
-                    f"{decoded}; they do not belong together"
-                )
-        channels = (latents.structure_channels, latents.dynamics_channels)
-        stats = self.latent_stats.config
-        if (stats.structure_channels, stats.dynamics_channels) != channels:
-            raise ValueError(
-                f"the latent statistics are of {stats.structure_channels} and "
-                f"{stats.dynamics_channels} channels, the autoencoder has {channels}"
-            )
-        width = sizes.text_hidden_size
-        if self.text_encoder is not None and self.text_encoder.config.hidden_size != width:
-            raise ValueError(
-                f"the transformer was made for text states of width {width}, the text encoder's "
-                f"have {self.text_encoder.config.hidden_size}"
-            )
-        names = self.config["class_names"]
-        if names is not None and len(names) != sizes.num_classes:
-            raise ValueError(
-                f"`class_names` must be one for each of the {sizes.num_classes} classes, "
-                f"got {len(names)}"
-            )
-        self._check_scheduler()
-
-    def _check_scheduler(self) -> None:
-        """Raises unless the scheduler, which may have been exchanged, fits the transformer."""
-        found = prediction_of(self.scheduler)
-        expected = self.config["prediction"]
-        if found != expected:
-            raise ValueError(
-                f"the transformer predicts {self.config['prediction']}, and the scheduler "
-                f"{type(self.scheduler).__name__} is for {found}; "
-                "diffusion.schedulers.build_scheduler makes one that fits"
-            )
 
 
 def as_output(videos: Tensor, output_type: str) -> Any:

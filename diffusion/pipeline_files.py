@@ -1,4 +1,4 @@
-"""What a saved pipeline's folder must hold, and how it is loaded without running foreign code."""
+"""What a pipeline must consist of, and how a saved one is loaded without running foreign code."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from diffusion.text_encoder import load_text_model
+from diffusion.schedulers import prediction_of
+from diffusion.text_loading import load_text_model
+from vidtwin import VidTwinLatents
 
-__all__ = ["check_pipeline_folder", "load_parts"]
+__all__ = ["check_parts", "check_pipeline_folder", "check_scheduler", "load_parts"]
 
 INDEX = "model_index.json"
 CLASS_NAME = "VidTwinPipeline"
@@ -26,7 +28,7 @@ REQUIRED = {
     "scheduler": ("diffusers", None),
 }
 OPTIONAL = {"text_encoder": ("transformers", None), "tokenizer": ("transformers", None)}
-PARTS = (*REQUIRED, *OPTIONAL)
+COMPONENTS = (*REQUIRED, *OPTIONAL)
 DOWNLOAD_OPTIONS = (
     *("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token"),
     "variant",
@@ -75,6 +77,49 @@ def check_pipeline_folder(folder: Path, passed: Collection[str] = ()) -> dict[st
     return entries
 
 
+def check_parts(pipeline: Any) -> None:
+    """Raises ValueError unless a pipeline's components belong together."""
+    sizes, latents = pipeline.transformer.sizes, pipeline.autoencoder.sizes
+    for name in VidTwinLatents.names:
+        made, decoded = getattr(sizes, f"{name}_shape"), getattr(latents, f"{name}_shape")
+        if made != decoded:
+            raise ValueError(
+                f"the transformer makes `{name}` of shape {made} and the autoencoder decodes "
+                f"{decoded}; they do not belong together"
+            )
+    channels = (latents.structure_channels, latents.dynamics_channels)
+    stats = pipeline.latent_stats.config
+    if (stats.structure_channels, stats.dynamics_channels) != channels:
+        raise ValueError(
+            f"the latent statistics are of {stats.structure_channels} and "
+            f"{stats.dynamics_channels} channels, the autoencoder has {channels}"
+        )
+    width, text_encoder = sizes.text_hidden_size, pipeline.text_encoder
+    if text_encoder is not None and text_encoder.config.hidden_size != width:
+        raise ValueError(
+            f"the transformer was made for text states of width {width}, the text encoder's "
+            f"have {text_encoder.config.hidden_size}"
+        )
+    names = pipeline.config["class_names"]
+    if names is not None and len(names) != sizes.num_classes:
+        raise ValueError(
+            f"`class_names` must be one for each of the {sizes.num_classes} classes, "
+            f"got {len(names)}"
+        )
+    check_scheduler(pipeline)
+
+
+def check_scheduler(pipeline: Any) -> None:
+    """Raises ValueError unless the scheduler, which may be exchanged, fits the transformer."""
+    found, expected = prediction_of(pipeline.scheduler), pipeline.config["prediction"]
+    if found != expected:
+        raise ValueError(
+            f"the transformer predicts {expected}, and the scheduler "
+            f"{type(pipeline.scheduler).__name__} is for {found}; "
+            "diffusion.schedulers.build_scheduler makes one that fits"
+        )
+
+
 def load_parts(
     pipeline_class: Any,
     load: Callable[..., Any],
@@ -105,7 +150,7 @@ def load_parts(
             raise ValueError(f"the pipeline {name} does not exist: expected a folder or a hub id")
         asked = {key: options[key] for key in DOWNLOAD_OPTIONS if key in options}
         folder = Path(pipeline_class.download(str(name), use_safetensors=True, **asked))
-    entries = check_pipeline_folder(folder, [part for part in options if part in PARTS])
+    entries = check_pipeline_folder(folder, [part for part in options if part in COMPONENTS])
     try:
         if "text_encoder" not in options and (entries.get("text_encoder") or [None])[0]:
             options["text_encoder"] = _load_text_encoder(folder / "text_encoder", options)

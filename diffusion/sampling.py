@@ -1,27 +1,32 @@
 """From noise to scaled latents: the loop over solver steps, and over the windows of a long video.
 
-Axes: B batch, C channels, T frames of a window; "values" are all numbers of the latents that are
-sampled, one after another.
+Some latents may be given while the others are sampled. The solver steps the sampled ones alone,
+packed into one (B, values) tensor, so that a solver that remembers its steps does so once.
+
+Axes: B batch, C channels, T frames of a window.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from einops import pack, unpack
 from torch import Tensor
 
-from diffusion.conditioning import Conditions, GuidanceScales, guided_prediction
+from diffusion.conditions import Conditions
+from diffusion.config import GuidanceScales
 from diffusion.dit import TwinDiT
-from diffusion.flow import Latents, timestep_of
-from diffusion.inputs import Generators, draw_latent_noise
-from diffusion.latent_stats import LATENT_NAMES
+from diffusion.flow import timestep_of
+from diffusion.guidance import guidance_terms, guided_prediction
+from diffusion.inputs import check_length, seed_list
 from diffusion.schedulers import LatentSolver, prediction_of
-from vidtwin import VidTwinLatents
+from vidtwin import AutoencoderConfig, VidTwinLatents, standard_normal_latents
+
+# A callback's view: (step, timestep, name -> scaled latents) -> those of them that it changed.
+AfterStep = Callable[[int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 
 
 @dataclass(kw_only=True)
@@ -37,8 +42,9 @@ class LatentSampler:
         conditions: what the B videos are to show.
         negative: what they are not to show.
         scales: how strongly.
-        held: scaled latents that are given, not sampled: name -> (B, ...).
-        after_step: (step, timestep, name -> latents) -> those of them that it changed.
+        given: scaled latents; only the named ones count.
+        given_names: of the latents that are given, not sampled.
+        after_step: called after each step.
         interrupted: whether to stop before the next step.
         progress_bar: makes one, from `total`.
     """
@@ -46,13 +52,14 @@ class LatentSampler:
     transformer: TwinDiT
     scheduler: Any
     num_inference_steps: int
-    generators: Generators
+    generators: list[torch.Generator] | torch.Generator
     device: torch.device
     conditions: Conditions
     negative: Conditions | None
     scales: GuidanceScales
-    held: dict[str, Tensor]
-    after_step: Callable[[int, Tensor, dict[str, Tensor]], dict[str, Tensor]] | None
+    given: VidTwinLatents
+    given_names: frozenset[str]
+    after_step: AfterStep | None
     interrupted: Callable[[], bool]
     progress_bar: Callable[..., Any]
     steps_done: int = 0
@@ -62,6 +69,11 @@ class LatentSampler:
         """What the transformer predicts."""
         return prediction_of(self.scheduler)
 
+    @property
+    def sampled_names(self) -> frozenset[str]:
+        """Of the latents that are sampled."""
+        return frozenset(VidTwinLatents.names) - self.given_names
+
     def sample(self, starts: Sequence[int], batch_size: int) -> list[VidTwinLatents]:
         """The scaled latents of each window; after an interrupt, of those that were begun.
 
@@ -69,149 +81,207 @@ class LatentSampler:
             starts: the first frame of each window.
             batch_size: B.
         """
-        shapes = {name: getattr(self.transformer.sizes, f"{name}_shape") for name in LATENT_NAMES}
+        sizes = self.transformer.sizes
         # All noise first: what a scheduler draws on its way then changes no later window's.
         noises = [
-            draw_latent_noise(shapes, batch_size, self.generators, self.device) for _ in starts
+            standard_normal_latents(sizes, batch_size, self.generators, self.device) for _ in starts
         ]
-        windows: list[VidTwinLatents] = []
-        for number, noise in enumerate(noises):
-            known: dict[str, Tensor] = {}
-            if number > 0:
-                self.held = self.held | {"structure": windows[0].structure}
-                shift = starts[number] - starts[number - 1]
-                before = windows[-1]
-                known = {
-                    "dynamics_x": before.dynamics_x[:, :, shift:],
-                    "dynamics_y": before.dynamics_y[:, :, shift:],
-                }
-            windows.append(self.sample_window(noise, known))
+        windows = [self.sample_window(noises[0])]
+        for number in range(1, len(starts)):
             if self.interrupted():
                 break
+            self.given, self.given_names = windows[0], frozenset(["structure"])
+            shift = starts[number] - starts[number - 1]
+            windows.append(self.sample_window(noises[number], windows[-1], shift))
         return windows
 
-    def sample_window(self, noise: dict[str, Tensor], known: dict[str, Tensor]) -> VidTwinLatents:
+    def sample_window(
+        self, noise: VidTwinLatents, before: VidTwinLatents | None = None, shift: int = 0
+    ) -> VidTwinLatents:
         """The scaled latents of one window.
 
         Args:
-            noise: of each latent.
-            known: first frames of dynamics, made by the window before. They follow the noise
+            noise: of all latents.
+            before: the window before. The dynamics of the frames that both have follow the noise
                 level as if they were sampled, and come out as they are.
+            shift: frames from that window's start to this one's.
         """
-        names = [name for name in LATENT_NAMES if name not in self.held]
-        # One tensor for all that is sampled: a solver that remembers its steps does so once.
-        flat_noise, shapes = pack([noise[name] for name in names], "b *")
-
-        def named(values: Tensor) -> dict[str, Tensor]:
-            return dict(zip(names, unpack(values, shapes, "b *"), strict=True))
-
         solver = LatentSolver(
             self.scheduler, self.num_inference_steps, self.device, self.generators
         )
-        clean, is_known = known_values(known, named(flat_noise))
+        flat_noise = noise.pack(self.sampled_names)
         sample = solver.start(flat_noise)
+        if before is not None:
+            clean, is_known = self.known_values(before, shift)
         with self.progress_bar(total=len(solver)) as bar:
             for index in range(len(solver)):
                 if self.interrupted():
                     break
-                if known:
+                if before is not None:
                     noised = solver.noised(clean, flat_noise, index)
                     sample = torch.where(is_known, noised, sample)
-                inputs = named(solver.model_input(sample, index))
-                prediction = self.predict(inputs, solver.timestep(index), noise)
+                seen = solver.model_input(sample, index)
+                prediction = self.predict(seen, solver.timestep(index), noise)
                 sample = solver.step(prediction, sample, index)
-                sample = self.call_back(named(sample), solver.timesteps[index])
+                sample = self.call_back(sample, solver.timesteps[index])
                 bar.update()
-        if known:
+        if before is not None:
             sample = torch.where(is_known, clean, sample)
-        return VidTwinLatents(**(self.held | named(sample)))
+        return self.unpacked(sample, self.given)
 
-    def predict(
-        self, sampled: dict[str, Tensor], timestep: Tensor, noise: dict[str, Tensor]
-    ) -> Tensor:
+    def unpacked(self, sample: Tensor, others: VidTwinLatents) -> VidTwinLatents:
+        """The sampled latents of (B, values), and those of `others` that are not sampled."""
+        return VidTwinLatents.unpack(sample, others, self.sampled_names)
+
+    def known_values(self, before: VidTwinLatents, shift: int) -> tuple[Tensor, Tensor]:
+        """(B, values) clean values, 0 where not known; (B, values) bool, True where known."""
+
+        def first_frames(dynamics: Tensor) -> Tensor:
+            frames, nothing = dynamics[:, :, shift:], torch.zeros_like(dynamics[:, :, :shift])
+            return torch.cat([frames, nothing], dim=2)  # (B, C, T, w or h)
+
+        known = before.map(first_frames).pack(self.sampled_names)
+        mask = before.map(torch.ones_like).map(first_frames).pack(self.sampled_names)
+        return known, mask.bool()
+
+    def predict(self, sample: Tensor, timestep: Tensor, noise: VidTwinLatents) -> Tensor:
         """(B, values): the guided prediction for the latents that are sampled.
 
         Args:
-            sampled: those latents at their noise level.
-            timestep: of that level; what is held enters clean, at timestep 0.
-            noise: what enters in place of what is held, at the last timestep, where the
+            sample: (B, values) those latents at their noise level.
+            timestep: of that level; what is given enters clean, at timestep 0.
+            noise: what enters in place of what is given, at the last timestep, where the
                 prediction is not to know it.
         """
-        unknown = {name: noise[name] for name in self.held}
-        batch_size = len(noise["structure"])
+        with_given, without = self.unpacked(sample, self.given), self.unpacked(sample, noise)
 
-        def predict(conditions: Conditions, knows: Sequence[bool]) -> Latents:
-            variants = [sampled | (self.held if known else unknown) for known in knows]
-            inputs = [
-                torch.cat([variant[name] for variant in variants]).to(self.transformer.dtype)
-                for name in LATENT_NAMES
-            ]
-            own = timestep.expand(len(inputs[0]))
+        def predict(conditions: Conditions, knows: Sequence[bool]) -> VidTwinLatents:
+            inputs = VidTwinLatents.cat([with_given if known else without for known in knows])
+            own = timestep.expand(len(inputs))
             levels = torch.tensor([0.0 if known else 1.0 for known in knows], device=own.device)
-            held = timestep_of(self.prediction, levels).to(own).repeat_interleave(batch_size)
-            structure, dynamics_x, dynamics_y = self.transformer(
-                *inputs,
-                *(own if name in sampled else held for name in ("structure", "dynamics_x")),
-                **conditions.arguments(),
+            of_given = timestep_of(self.prediction, levels).to(own).repeat_interleave(len(sample))
+            timesteps = (
+                of_given if name in self.given_names else own
+                for name in ("structure", "dynamics_x")
             )
+            inputs = inputs.to(dtype=self.transformer.dtype)
+            predictions = self.transformer(*inputs.tensors(), *timesteps, **conditions.arguments())
             # The solver's small steps add up in float32, whatever the transformer's dtype.
-            return structure.float(), dynamics_x.float(), dynamics_y.float()
+            return VidTwinLatents(*predictions).map(Tensor.float)
 
-        num_classes = self.transformer.sizes.num_classes
-        guided = guided_prediction(
-            predict, self.conditions, self.scales, num_classes, self.negative, bool(self.held)
-        )
-        kept = [part for name, part in zip(LATENT_NAMES, guided, strict=True) if name in sampled]
-        return packed(kept)
+        terms = guidance_terms(self.conditions, self.scales, bool(self.given_names))
+        guided = guided_prediction(predict, self.conditions, terms, self.negative)
+        return guided.pack(self.sampled_names)
 
-    def call_back(self, sampled: dict[str, Tensor], timestep: Tensor) -> Tensor:
+    def call_back(self, sample: Tensor, timestep: Tensor) -> Tensor:
         """(B, values): the sample, after the callback could change it."""
         step = self.steps_done
         self.steps_done += 1
-        if self.after_step is not None:
-            changed = self.after_step(step, timestep, self.held | sampled)
-            check_changed(changed, self.held, sampled)
-            sampled = {name: changed.get(name, value) for name, value in sampled.items()}
-        return packed(list(sampled.values()))
+        if self.after_step is None:
+            return sample
+        latents = self.unpacked(sample, self.given)
+        changed = self.after_step(step, timestep, dict(latents.items()))
+        self.check_changed(latents, changed)
+        return replace(latents, **changed).pack(self.sampled_names)
 
-
-def check_changed(
-    changed: dict[str, Tensor], held: dict[str, Tensor], sampled: dict[str, Tensor]
-) -> None:
-    """Raises ValueError for what a callback returned and nothing can be done with."""
-    for name, value in changed.items():
-        if name in sampled:
-            expected, came = tuple(sampled[name].shape), tuple(value.shape)
-            if came != expected:
+    def check_changed(self, latents: VidTwinLatents, changed: dict[str, Tensor]) -> None:
+        """Raises ValueError for what a callback returned and nothing can be done with."""
+        for name, value in changed.items():
+            if name in self.sampled_names:
+                expected, came = tuple(getattr(latents, name).shape), tuple(value.shape)
+                if came != expected:
+                    raise ValueError(
+                        f"the callback returned `{name}` of shape {came}, expected {expected}"
+                    )
+            elif value is not getattr(latents, name, None):
+                may_change = [name for name in latents.names if name in self.sampled_names]
                 raise ValueError(
-                    f"the callback returned `{name}` of shape {came}, expected {expected}"
+                    f"the callback returned `{name}`, which is not sampled here; it may change "
+                    f"{', '.join(may_change)}"
                 )
-        elif value is not held.get(name):
-            raise ValueError(
-                f"the callback returned `{name}`, which is not sampled here; it may change "
-                f"{', '.join(sampled)}"
-            )
 
 
-def packed(tensors: list[Tensor]) -> Tensor:
-    """(B, values): tensors (B, ...) one after another."""
-    flat: Tensor = pack(tensors, "b *")[0]
-    return flat
+def given_latents(
+    structure: VidTwinLatents | Tensor | None,
+    dynamics: VidTwinLatents | Tensor | None,
+    sizes: AutoencoderConfig,
+    encode: Callable[[Tensor], VidTwinLatents],
+    device: torch.device,
+) -> tuple[VidTwinLatents, frozenset[str]]:
+    """Raw float32 latents of one video or more, and the names of those that are given.
 
-
-def known_values(known: dict[str, Tensor], like: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Known first frames among the values that are sampled.
+    The others are zero.
 
     Args:
-        known: name -> (B, C, frames, ...), of some of the latents.
-        like: name -> (B, C, T, ...), of all that are sampled.
-    Returns:
-        (B, values) clean values, 0 where not known; (B, values) bool, True where known.
+        structure: latents or a video whose structure is given; None to sample it.
+        dynamics: the same of the dynamics.
+        sizes: of the autoencoder.
+        encode: gives the latents of a video.
+        device: of the result.
+    Raises:
+        ValueError: for both, or for what these sizes do not fit.
     """
-    clean = {name: torch.zeros_like(value) for name, value in like.items()}
-    mask = {name: torch.zeros_like(value, dtype=torch.bool) for name, value in like.items()}
-    for name, value in known.items():
-        frames = value.shape[2]
-        clean[name][:, :, :frames] = value
-        mask[name][:, :, :frames] = True
-    return packed(list(clean.values())), packed(list(mask.values()))
+    if structure is not None and dynamics is not None:
+        raise ValueError(
+            "`structure` and `dynamics` are both given, so there is nothing to sample; leave "
+            "one out, or decode them with the autoencoder"
+        )
+    kind, came = ("dynamics", dynamics) if structure is None else ("structure", structure)
+    names = [name for name in VidTwinLatents.names if name.startswith(kind)]
+    if came is None:
+        names, rows = [], 1
+    elif isinstance(came, VidTwinLatents | Tensor):
+        came = came if isinstance(came, VidTwinLatents) else encode(came)
+        rows = len(getattr(came, names[0]))
+    else:
+        raise ValueError(
+            f"`{kind}` must be latents or a video as a tensor (B, 3, T, H, W) in [-1, 1], "
+            f"got {type(came).__name__}; vidtwin.media.read_first_window reads a file"
+        )
+    tensors = {}
+    for name in VidTwinLatents.names:
+        shape = getattr(sizes, f"{name}_shape")
+        if name not in names:
+            tensors[name] = torch.zeros(rows, *shape, device=device)
+            continue
+        value = getattr(came, name)
+        if tuple(value.shape[1:]) != shape or not len(value):
+            raise ValueError(
+                f"expected `{name}` of shape (B, {', '.join(map(str, shape))}), got "
+                f"{tuple(value.shape)}: it comes from another autoencoder"
+            )
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"the `{name}` that is given holds values that are not finite")
+        tensors[name] = value.to(device, torch.float32)
+    return VidTwinLatents(**tensors), frozenset(names)
+
+
+def repeated_to(values: Tensor, batch_size: int) -> Tensor:
+    """(n, ...) to (B, ...), the repeats of each beside each other; n divides B."""
+    return values.repeat_interleave(batch_size // len(values), dim=0)
+
+
+def generators_of(
+    seed: int | Sequence[int] | None,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    batch_size: int,
+) -> list[torch.Generator] | torch.Generator:
+    """The source of each sample's noise: a generator on the CPU of its own, unless one was given.
+
+    Args:
+        seed: see `seed_list`; None draws seeds from torch's own generator.
+        generator: instead of a seed.
+        batch_size: B.
+    Raises:
+        ValueError: for both, or another number of them than samples.
+    """
+    if generator is not None:
+        if seed is not None:
+            raise ValueError("give `seed` or `generator`, got both")
+        if isinstance(generator, torch.Generator):
+            return generator
+        check_length("generator", len(generator), batch_size)
+        return list(generator)
+    if seed is None:
+        seed = torch.randint(2**62, (batch_size,)).tolist()
+    return [torch.Generator().manual_seed(one) for one in seed_list(seed, batch_size)]

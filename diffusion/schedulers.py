@@ -23,18 +23,25 @@ from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHe
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
 
-__all__ = ["SCHEDULERS", "build_scheduler", "prediction_of", "scheduler_names"]
+from diffusion.config import NUM_TIMESTEPS, SCHEDULER_NAMES, FlowConfig
 
-PREDICTIONS = ("velocity", "epsilon", "v_prediction")
+__all__ = ["build_sampling_scheduler", "build_scheduler", "prediction_of", "scheduler_names"]
+
 # Name -> class for flow matching, class for schedules of betas.
-SCHEDULERS: dict[str, tuple[Any, Any]] = {
-    "euler": (FlowMatchEulerDiscreteScheduler, EulerDiscreteScheduler),
-    "heun": (FlowMatchHeunDiscreteScheduler, None),
-    "dpm++": (DPMSolverMultistepScheduler, DPMSolverMultistepScheduler),
-    "unipc": (UniPCMultistepScheduler, UniPCMultistepScheduler),
-    "ddim": (None, DDIMScheduler),
-    "ddpm": (None, DDPMScheduler),
-}
+SCHEDULERS: dict[str, tuple[Any, Any]] = dict(
+    zip(
+        SCHEDULER_NAMES,
+        (
+            (FlowMatchEulerDiscreteScheduler, EulerDiscreteScheduler),
+            (FlowMatchHeunDiscreteScheduler, None),
+            (DPMSolverMultistepScheduler, DPMSolverMultistepScheduler),
+            (UniPCMultistepScheduler, UniPCMultistepScheduler),
+            (None, DDIMScheduler),
+            (None, DDPMScheduler),
+        ),
+        strict=True,
+    )
+)
 
 
 def prediction_of(scheduler: Any) -> str:
@@ -63,7 +70,7 @@ def prediction_of(scheduler: Any) -> str:
     prediction = config.get("prediction_type", "epsilon")
     if prediction == "flow_prediction" and config.get("use_flow_sigmas"):
         return "velocity"
-    if prediction not in PREDICTIONS[1:] or config.get("use_flow_sigmas"):
+    if prediction not in ("epsilon", "v_prediction") or config.get("use_flow_sigmas"):
         raise ValueError(
             f"the scheduler {name} has prediction_type={prediction!r} and use_flow_sigmas="
             f"{bool(config.get('use_flow_sigmas'))}; expected flow_prediction with flow sigmas, or "
@@ -106,6 +113,23 @@ def build_scheduler(name: str, like: Any) -> Any:
     return flow(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
 
 
+def build_sampling_scheduler(config: FlowConfig) -> Any:
+    """diffusers' scheduler that samples what the objective trains, to go into the pipeline."""
+    if config.prediction == "velocity":
+        return FlowMatchEulerDiscreteScheduler(NUM_TIMESTEPS)
+    # From the last step that training saw, unless nothing of the latents is left there: a little
+    # error of epsilon, divided by what is left, would be the whole sample.
+    lost = config.prediction == "epsilon" and config.beta_schedule == "squaredcos_cap_v2"
+    spacing = "leading" if lost else "trailing"
+    return DDIMScheduler(
+        NUM_TIMESTEPS,
+        beta_schedule=config.beta_schedule,
+        prediction_type="epsilon" if config.prediction == "epsilon" else "v_prediction",
+        clip_sample=False,
+        timestep_spacing=spacing,
+    )
+
+
 class LatentSolver:
     """One run of a scheduler over (B, values) samples, each with its own noise.
 
@@ -129,6 +153,8 @@ class LatentSolver:
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)
         self.timesteps: Tensor = scheduler.timesteps
+        # Some schedulers keep them on the CPU whatever device they are told.
+        self.sigmas: Tensor | None = scheduler.sigmas.to(device) if self.is_flow else None
         self.options: dict[str, Any] = {"return_dict": False}
         if "generator" in inspect.signature(scheduler.step).parameters:
             self.options["generator"] = generators
@@ -143,8 +169,8 @@ class LatentSolver:
     def timestep(self, index: int) -> Tensor:
         """What the model is told of the noise level at a step, a float without axes."""
         # Some schedulers round a flow's timesteps to whole numbers, but never its sigmas.
-        if self.is_flow:
-            return self.scheduler.sigmas[index].float() * self.scheduler.config.num_train_timesteps
+        if self.sigmas is not None:
+            return self.sigmas[index].float() * self.scheduler.config.num_train_timesteps
         return self.timesteps[index].float()
 
     def model_input(self, sample: Tensor, index: int) -> Tensor:
@@ -156,8 +182,8 @@ class LatentSolver:
 
     def noised(self, clean: Tensor, noise: Tensor, index: int) -> Tensor:
         """Known values at the noise level of a step."""
-        if self.is_flow:
-            sigma = self.scheduler.sigmas[index].to(clean)
+        if self.sigmas is not None:
+            sigma = self.sigmas[index].to(clean)
             return clean + sigma * (noise - clean)
         levels = self.timesteps[index].expand(len(clean))
         noisy: Tensor = self.scheduler.add_noise(clean, noise, levels)

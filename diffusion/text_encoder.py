@@ -1,4 +1,4 @@
-"""One frozen reader of prompts over the text encoders of transformers, whatever their family.
+"""The frozen text encoder of prompts: any text model of transformers behind one interface.
 
 Axes: B batch, L text tokens, D width.
 """
@@ -16,22 +16,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForTextEncoding,
-    CLIPTextModel,
-)
-from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
+from torch import Tensor
 
-from diffusion.packaged_encoders import packaged_encoder
-from diffusion.text_loading import one_line, quiet
-from diffusion.tokenizer import load_tokenizer
+from diffusion.text_loading import (
+    POOLER,
+    load_text_model,
+    load_tokenizer,
+    packaged_encoder,
+    position_table,
+    quiet,
+)
 
 __all__ = [
+    "CachedTextEncoder",
     "TextEncoder",
-    "position_table",
+    "TextEncoding",
 ]
 
 if TYPE_CHECKING:
@@ -43,8 +42,6 @@ logger = logging.getLogger(__name__)
 DEFAULT_MAX_LENGTH = 512
 # Models embed somewhat more tokens than they have, for a round number; not many more.
 _FEWEST_TOKENS = 0.9
-# The part of BERT and its heirs that only classifiers use; language models have none.
-_POOLER = "pooler."
 
 
 class TextEncoding(NamedTuple):
@@ -60,7 +57,7 @@ class TextEncoding(NamedTuple):
 
 
 class TextEncoder:
-    """A transformers model and its tokenizer as a frozen reader of prompts.
+    """A transformers model and its tokenizer as a frozen text encoder of prompts.
 
     Prompts are padded on the right and positions count from the first token, so that padding
     changes nothing for the tokens; special tokens stay among them. An empty prompt is read as the
@@ -115,7 +112,7 @@ class TextEncoder:
         """The encoder of a folder or hub id; of a language model's folder, the part that reads; of
         a pipeline's folder, its text encoder and tokenizer.
 
-        The name "minilm" stands for the reader of an installed package; see `packaged_encoder`.
+        The name "minilm" is that of an installed package; see `packaged_encoder`.
 
         Raises:
             ValueError: if there is none, or weights are missing.
@@ -150,7 +147,7 @@ class TextEncoder:
 
     @cached_property
     def causal(self) -> bool:
-        """Whether the model reads one way: a token knows nothing of those after it.
+        """Whether the model is causal (left-to-right): a token does not depend on those after it.
 
         Found out by asking the model, so that it holds for any family.
         """
@@ -165,13 +162,13 @@ class TextEncoder:
         return bool(torch.allclose(first, second, rtol=1e-5, atol=1e-6))
 
     def digest(self) -> str:
-        """Hex digest of weights and vocabulary: equal for readers that read alike.
+        """Hex digest of weights and vocabulary: equal for text encoders that give the same states.
 
         The pooler, which takes no part in reading, is left out.
         """
         total = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
-            if _POOLER in name:
+            if POOLER in name:
                 continue
             plain = tensor.detach().cpu().contiguous()
             total.update(f"{name} {tuple(plain.shape)} {plain.dtype}\n".encode())
@@ -420,56 +417,6 @@ class CachedTextEncoder:
             _, (forgotten, _) = self._known.popitem(last=False)
             self._bytes -= forgotten.nbytes
         return row
-
-
-def load_text_model(name: str, local_files_only: bool, variant: str | None = None) -> Any:
-    """The encoder alone, every weight of it from the file, or from that of a variant."""
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(name, local_files_only=local_files_only)
-        kind: Any = AutoModel
-        if config.model_type == "clip":  # the model of text and images
-            kind = CLIPTextModel
-        elif type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
-            kind = AutoModelForTextEncoding
-        with quiet():
-            model, report = kind.from_pretrained(
-                name,
-                local_files_only=local_files_only,
-                output_loading_info=True,
-                variant=variant,
-            )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"no text encoder in {name}: {one_line(error)}") from error
-    missing = sorted(report["missing_keys"])
-    weights = model.state_dict()
-    for key in missing:
-        if _POOLER in key and key in weights:
-            # Nothing reads it; zero, so that a file loads to the same weights every time.
-            nn.init.zeros_(weights[key])
-    lacking = [key for key in missing if _POOLER not in key]
-    if lacking:
-        raise ValueError(
-            f"the weights in {name} lack {len(lacking)} of the encoder's, such as {lacking[0]}; "
-            "is it another kind of model?"
-        )
-    return model
-
-
-def position_table(model: nn.Module) -> tuple[int, int | None]:
-    """(number of the first position, how many there are) in the model's table of positions.
-
-    RoBERTa and its heirs leave the first ones out, up to that of the padding token.
-    """
-    for name, module in model.named_modules():
-        leaf = name.rpartition(".")[2]
-        if leaf in ("position_embeddings", "position_embedding", "wpe") and isinstance(
-            module, nn.Embedding
-        ):
-            first = 0 if module.padding_idx is None else module.padding_idx + 1
-            return first, module.num_embeddings - first
-    limit = getattr(model.config, "max_position_embeddings", None)
-    return 0, None if limit is None else int(limit)
 
 
 def _special_tokens_behind(special: Sequence[int]) -> int:

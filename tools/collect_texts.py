@@ -1,4 +1,4 @@
-"""Collects running text to pretrain readers on, without what they are to be tested on.
+"""Collects running text to pretrain text encoders on, without the texts of the tests.
 
     python tools/collect_texts.py ../shared/data/text --output outputs/texts
 

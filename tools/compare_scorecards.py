@@ -1,11 +1,11 @@
-"""Puts several scorecards of `evaluate.py disentanglement` beside one another.
+"""Compares scorecards of `evaluate.py disentanglement` in one table.
 
     python tools/compare_scorecards.py queries=outputs/q1 kl=outputs/kl --output study.md
 
-Each argument is NAME=FOLDER, with the disentanglement.json of that folder. One line for each
-number, one column for each scorecard; beside the number stand its 95 % interval, what chance gives
-and the most that this autoencoder and judge can reach. Scorecards of other clips, judges or pairs
-are refused: their numbers can't be compared.
+Each argument is NAME=FOLDER, a folder with a disentanglement.json. The table has a row for each
+number and a column for each scorecard, with its 95 % interval, the chance level and the most that
+this autoencoder and judge can reach. Scorecards measured on other clips, pairs or with other judges
+are refused, since their numbers can't be compared.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from vidtwin_lab import runtime
 from vidtwin_lab.evaluation.report import markdown_table
 
-# What may differ between scorecards that are compared: what is studied, and where it came from.
+# Keys of the protocol that may differ between compared scorecards.
 FREE = ("checkpoint", "weights_digest", "sampling", "software", "device")
 
 
@@ -33,10 +33,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def read(argument: str) -> tuple[str, dict[str, Any]]:
-    """The name and the content of one scorecard.
+    """Name and content of one scorecard.
 
     Raises:
-        ValueError: if the argument is not NAME=FOLDER, or no scorecard is there.
+        ValueError: if the argument is not NAME=FOLDER, or the folder has no scorecard.
     """
     name, equals, folder = argument.partition("=")
     if not name or not equals or not folder:
@@ -51,19 +51,19 @@ def read(argument: str) -> tuple[str, dict[str, Any]]:
 
 
 def check_comparable(cards: dict[str, dict[str, Any]]) -> None:
-    """Raises ValueError unless all were measured in the same way."""
+    """Raises ValueError unless all were measured the same way."""
     (first, card), *others = cards.items()
     expected = {k: v for k, v in card["protocol"].items() if k not in FREE}
     for name, other in others:
         differing = [key for key, value in expected.items() if other["protocol"].get(key) != value]
         if differing:
             raise ValueError(
-                f"{first} and {name} differ in {', '.join(differing)}; measure them alike"
+                f"{first} and {name} differ in {', '.join(differing)}; measure them the same way"
             )
 
 
 def table(cards: dict[str, dict[str, Any]]) -> str:
-    """Markdown: one line for each number of the scorecards, in percent."""
+    """Markdown: one row for each number of the scorecards, in percent."""
     names = list(dict.fromkeys(line for card in cards.values() for line in scores(card)))
     rows = []
     for line in names:

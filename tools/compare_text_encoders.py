@@ -1,20 +1,20 @@
-"""Compares readers that were trained alike but for what they were trained to do, in one table.
+"""Compares text encoders that differ in their pretraining objective alone, in one table.
 
     python tools/compare_text_encoders.py --config configs/language/compare_text_encoders.yaml
     python tools/compare_text_encoders.py --config ... --stages glue,table "objectives=[mlm,clm]"
 
 STAGES, in this order:
     corpus      text without what is tested on (collect_texts.py)
-    pretrain    a reader for each objective (train_language.py), and with random weights: the floor
+    pretrain    a text encoder for each objective (train_language.py), and random baselines
     glue        each fine-tuned on GLUE with each seed (evaluate_language.py)
     squad       and on SQuAD
     probe       what its frozen states say of captions
     latents     the cache that transformers are trained on (encode.py)
-    diffusion   a transformer that hears prompts through it, with each seed (train_diffusion.py)
+    diffusion   a transformer that is conditioned on it, with each seed (train_diffusion.py)
     adherence   how much of prompts that transformer shows (evaluate.py)
     table       compare_text_encoders.md, .json, .csv and .png of what is finished
 
-Stop it at any time: the same command goes on where it stopped, and keeps what is finished. The same
+Stop it at any time: the same command resumes where it stopped, and keeps what is finished. The same
 command in a second terminal shares the work. --dry-run lists the jobs, and which are finished.
 """
 
@@ -34,8 +34,14 @@ from diffusion import TwinDiT
 from diffusion.text_encoder import TextEncoder
 from vidtwin.files import check_folder
 from vidtwin_lab import runtime
-from vidtwin_lab.language.comparison import FLOOR, Wanted, write_comparison
-from vidtwin_lab.language.comparison_stages import STAGES, CompareConfig, GlueStage, SquadStage
+from vidtwin_lab.language.comparison import Wanted, write_comparison
+from vidtwin_lab.language.comparison_config import (
+    BASELINE,
+    STAGES,
+    CompareConfig,
+    GlueStage,
+    SquadStage,
+)
 from vidtwin_lab.runtime.jobs import Job, Jobs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,24 +57,24 @@ class Plan:
         self.cache = str(self.output / "latents" if made else config.diffusion.cache)
 
     def jobs(self) -> list[Job]:
-        """All jobs, those of every reader with the first seed before those with the next."""
+        """All jobs, those of every text encoder with the first seed before those with the next."""
         stages = (self.corpus, self.pretrain, self.random_baselines, self.glue, self.squad,
                   self.probe, self.latents, self.starts, self.diffusion,
                   self.adherence)  # fmt: skip
         return [job for stage in stages for job in stage()]
 
-    def model(self, reader: str) -> Path:
-        """The folder of a pretrained reader."""
-        return self.output / "pretrain" / reader / "language_model"
+    def model(self, encoder: str) -> Path:
+        """The folder of a pretrained text encoder."""
+        return self.output / "pretrain" / encoder / "language_model"
 
     def runs(
         self, stage: str, random_baselines: bool = True
     ) -> Iterator[tuple[str, int, str, Path]]:
-        """(reader, seed, name of the job, its folder) of what is done with each seed."""
-        for seed, reader in itertools.product(self.config.seeds, self.config.readers):
-            if random_baselines or not reader.startswith(FLOOR):
-                run = f"{reader}_seed{seed}"
-                yield reader, seed, f"{stage}/{run}", self.output / stage / run
+        """(text encoder, seed, name of the job, its folder) of what is done with each seed."""
+        for seed, encoder in itertools.product(self.config.seeds, self.config.encoders):
+            if random_baselines or not encoder.startswith(BASELINE):
+                run = f"{encoder}_seed{seed}"
+                yield encoder, seed, f"{stage}/{run}", self.output / stage / run
 
     def corpus(self) -> Iterator[Job]:
         """The texts."""
@@ -82,7 +88,7 @@ class Plan:
             )
 
     def pretrain(self) -> Iterator[Job]:
-        """A reader for each objective; of a floor's too, whose architecture it gives."""
+        """A text encoder for each objective, and for the architecture of each random baseline."""
         own = self.config.pretrain
         texts: tuple[str, ...] = ()
         if self.config.corpus.path is not None:
@@ -108,12 +114,12 @@ class Plan:
             )
 
     def random_baselines(self) -> Iterator[Job]:
-        """Readers with random weights."""
+        """Text encoders with random weights."""
         seed = self.config.pretrain.seed
         for name in self.config.random_baselines:
-            target = self.model(FLOOR + name)
+            target = self.model(BASELINE + name)
             yield Job(
-                name=f"pretrain/{FLOOR}{name}",
+                name=f"pretrain/{BASELINE}{name}",
                 fixed=(f"seed={seed}",),
                 files=(target / "config.json",),
                 needs=(f"pretrain/{name}",),
@@ -121,52 +127,52 @@ class Plan:
             )
 
     def glue(self) -> Iterator[Job]:
-        """Each reader on GLUE with each seed."""
-        own, tasks = self.config.glue, self.config.tasks
-        for reader, seed, name, folder in self.runs("glue") if tasks else ():
+        """Each text encoder on GLUE with each seed."""
+        own, tasks = self.config.glue, self.config.glue_tasks
+        for encoder, seed, name, folder in self.runs("glue") if tasks else ():
             yield Job(
                 name=name,
                 script=script("evaluate_language.py", "glue", "--config", own.config),
                 fixed=(
                     *values(own, "epochs", "min_steps", "batch_size"),
-                    *self.fine_tuned(own, reader),
+                    *self.fine_tuned(own, encoder),
                 ),
                 free=(
                     f"seeds=[{seed}]",
                     f"data.tasks=[{', '.join(tasks)}]",
                     f"data.path={own.path}",
-                    *self.read(reader, folder),
+                    *self.read(encoder, folder),
                     *self.precision(),
                 ),
                 files=tuple(folder / "finished" / f"{task}_seed{seed}.json" for task in tasks),
-                needs=(f"pretrain/{reader}",),
+                needs=(f"pretrain/{encoder}",),
             )
 
     def squad(self) -> Iterator[Job]:
-        """Each reader on SQuAD with each seed."""
+        """Each text encoder on SQuAD with each seed."""
         own = self.config.squad
         split = () if own.article_split is None else (f"data.article_split={own.article_split}",)
-        for reader, seed, name, folder in self.runs("squad"):
+        for encoder, seed, name, folder in self.runs("squad"):
             yield Job(
                 name=name,
                 script=script("evaluate_language.py", "squad", "--config", own.config),
-                fixed=(*values(own, "epochs", "batch_size"), *self.fine_tuned(own, reader)),
+                fixed=(*values(own, "epochs", "batch_size"), *self.fine_tuned(own, encoder)),
                 free=(
                     f"seeds=[{seed}]",
                     f"data.train=[{', '.join(own.train)}]",
                     f"data.dev={own.dev}",
                     *split,
-                    *self.read(reader, folder),
+                    *self.read(encoder, folder),
                     *self.precision(),
                 ),
                 files=(folder / "squad.json",),
-                needs=(f"pretrain/{reader}",),
+                needs=(f"pretrain/{encoder}",),
             )
 
     def probe(self) -> Iterator[Job]:
-        """Probes of each reader, on other captions for each seed."""
+        """Probes of each text encoder, on other captions for each seed."""
         own = self.config.probe
-        for reader, seed, name, folder in self.runs("probe"):
+        for encoder, seed, name, folder in self.runs("probe"):
             yield Job(
                 name=name,
                 script=script("evaluate_language.py", "probe", "--config", own.config),
@@ -175,9 +181,9 @@ class Plan:
                     *values(own, "train_size", "test_size"),
                     *own.settings,
                 ),
-                free=(f"seeds=[{seed}]", *self.read(reader, folder)),
+                free=(f"seeds=[{seed}]", *self.read(encoder, folder)),
                 files=(folder / "probe.json",),
-                needs=(f"pretrain/{reader}",),
+                needs=(f"pretrain/{encoder}",),
             )
 
     def latents(self) -> Iterator[Job]:
@@ -193,23 +199,23 @@ class Plan:
             )
 
     def starts(self) -> Iterator[Job]:
-        """For each seed the transformer that all readers' trainings start from."""
-        own, reader = self.config.diffusion, self.config.objectives[0]
+        """For each seed the transformer that all text encoders' trainings start from."""
+        own, encoder = self.config.diffusion, self.config.objectives[0]
         for seed in self.config.seeds if own.init_from else ():
             target = self.output / "diffusion" / f"start_seed{seed}"
-            source = (Path(str(own.init_from)), self.model(reader), target, seed)
+            source = (Path(str(own.init_from)), self.model(encoder), target, seed)
             yield Job(
                 name=f"diffusion/start_seed{seed}",
                 files=(target / "config.json",),
-                needs=(f"pretrain/{reader}",),
+                needs=(f"pretrain/{encoder}",),
                 make=functools.partial(write_start, *source),
             )
 
     def diffusion(self) -> Iterator[Job]:
-        """A transformer that hears through each reader, with each seed."""
+        """A transformer that is conditioned on each text encoder, with each seed."""
         own = self.config.diffusion
         cache = ("latents/cache",) if own.cache is None else ()
-        for reader, seed, name, folder in self.runs("diffusion", own.random_baselines):
+        for encoder, seed, name, folder in self.runs("diffusion", own.random_baselines):
             start = f"start_seed{seed}" if own.init_from else ""
             yield Job(
                 name=name,
@@ -221,7 +227,7 @@ class Plan:
                     *own.settings,
                 ),
                 free=(
-                    f"text_encoder={self.model(reader)}",
+                    f"text_encoder={self.model(encoder)}",
                     *values(own, "autoencoder"),
                     f"cache={self.cache}",
                     *([f"init_from={folder.with_name(start)}"] if start else []),
@@ -229,7 +235,7 @@ class Plan:
                     *self.precision(),
                 ),
                 files=(folder / "pipeline" / "model_index.json",),
-                needs=(f"pretrain/{reader}", *cache, *([f"diffusion/{start}"] if start else [])),
+                needs=(f"pretrain/{encoder}", *cache, *([f"diffusion/{start}"] if start else [])),
             )
 
     def adherence(self) -> Iterator[Job]:
@@ -255,25 +261,25 @@ class Plan:
     def wanted(self) -> Wanted:
         """What the table shall have."""
         config = self.config
-        heard = [run[0] for run in self.runs("adherence", config.diffusion.random_baselines)]
+        conditioned = [run[0] for run in self.runs("adherence", config.diffusion.random_baselines)]
         return Wanted(
-            readers=config.readers,
+            encoders=config.encoders,
             seeds=config.seeds,
-            tasks=config.tasks if config.chosen("glue") else (),
+            tasks=config.glue_tasks if config.chosen("glue") else (),
             squad=config.chosen("squad"),
             questions=config.probe.questions if config.chosen("probe") else (),
-            heard=tuple(dict.fromkeys(heard)) if config.chosen("adherence") else (),
+            conditioned=tuple(dict.fromkeys(conditioned)) if config.chosen("adherence") else (),
         )
 
-    def fine_tuned(self, stage: GlueStage | SquadStage, reader: str) -> tuple[str, ...]:
-        """Arguments of a fine-tuning; a floor has new weights for each seed."""
+    def fine_tuned(self, stage: GlueStage | SquadStage, encoder: str) -> tuple[str, ...]:
+        """Arguments of a fine-tuning; a random baseline has new weights for each seed."""
         limit = () if stage.max_train is None else (f"data.max_train={stage.max_train}",)
-        weights = ("text_encoder.random_weights=true",) if reader.startswith(FLOOR) else ()
+        weights = ("text_encoder.random_weights=true",) if encoder.startswith(BASELINE) else ()
         return (*limit, *weights, *stage.settings)
 
-    def read(self, reader: str, folder: Path) -> tuple[str, str]:
-        """Arguments that say which reader it is, and where the results go."""
-        return f"text_encoder.name={self.model(reader)}", f"output={folder}"
+    def read(self, encoder: str, folder: Path) -> tuple[str, str]:
+        """Arguments that say which text encoder it is, and where the results go."""
+        return f"text_encoder.name={self.model(encoder)}", f"output={folder}"
 
     def precision(self) -> tuple[str]:
         """Of trainings."""
@@ -292,17 +298,17 @@ def values(stage: Any, *names: str) -> tuple[str, ...]:
 
 
 def write_random_baseline(source: Path, target: Path, seed: int) -> None:
-    """A reader of the same architecture and tokenizer with new weights."""
+    """A text encoder of the same architecture and tokenizer with new weights."""
     torch.manual_seed(seed)
-    reader = TextEncoder.from_pretrained(str(source), local_files_only=True)
-    model: Any = reader.model
-    TextEncoder(type(model)(model.config), reader.tokenizer).save_pretrained(target)
+    encoder = TextEncoder.from_pretrained(str(source), local_files_only=True)
+    model: Any = encoder.model
+    TextEncoder(type(model)(model.config), encoder.tokenizer).save_pretrained(target)
 
 
-def write_start(source: Path, reader: Path, target: Path, seed: int) -> None:
-    """A trained transformer whose text part is new, in the width of a reader's states."""
+def write_start(source: Path, encoder: Path, target: Path, seed: int) -> None:
+    """A trained transformer whose text part is new, in the width of a text encoder's states."""
     saved: Any = TwinDiT.from_pretrained(source, local_files_only=True)
-    width = TextEncoder.from_pretrained(str(reader), local_files_only=True).hidden_size
+    width = TextEncoder.from_pretrained(str(encoder), local_files_only=True).hidden_size
     torch.manual_seed(seed)
     model = TwinDiT(**{**vars(saved.sizes), "text_hidden_size": width})
     kept = {k: v for k, v in saved.float().state_dict().items() if not k.startswith("text.")}

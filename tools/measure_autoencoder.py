@@ -1,9 +1,9 @@
-"""Measures an autoencoder on the validation part of a data set; writes numbers and protocol.
+"""Measures an autoencoder on the validation part of a data set; writes metrics and protocol.
 
     python tools/measure_autoencoder.py --model checkpoints/shapes/autoencoder \
         --samples 256 --output docs/results/shapes_autoencoder.json source=shapes
 
-Overrides are keys of `vidtwin.data.DataConfig`; its sizes follow the model's.
+Overrides are keys of `vidtwin.data.DataConfig`; its sizes are set to the model's.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from vidtwin.data import DataConfig, TooManyBadFiles, build_dataset, build_evaluation_loader
+from vidtwin.metrics import mean_measures, measure_reconstructions
 from vidtwin.reconstruction import load_autoencoder, software_versions, weights_digest
-from vidtwin.validation import mean_measures, measure_reconstructions
 from vidtwin_lab import runtime
 
 

@@ -1,4 +1,4 @@
-"""Draws unseen moving shapes through an autoencoder, and two of them with their dynamics swapped.
+"""Contact sheets of unseen moving shapes: reconstructions, and two clips with swapped dynamics.
 
 python tools/shapes_sheet.py --model checkpoints/shapes/autoencoder --output docs/images
 """
@@ -13,7 +13,7 @@ import torch
 from vidtwin import VidTwinLatents
 from vidtwin.data.synthetic.shapes import MovingShapes, ShapesConfig
 from vidtwin.media import contact_sheet, from_uint8, to_uint8
-from vidtwin.reconstruction import PARTS, load_autoencoder
+from vidtwin.reconstruction import DECODED_PARTS, load_autoencoder
 from vidtwin_lab import runtime
 
 COLUMNS = 6
@@ -44,7 +44,7 @@ def main() -> None:
         latents.append(model.encode(from_uint8(clip.video)[None]).mode())
         frames.append(clip.video)
         rows[f"{number} input"] = clip.video
-        for label, part in PARTS.items():
+        for label, part in DECODED_PARTS.items():
             rows[f"{number} {label}"] = to_uint8(model.decode(latents[-1], part)[0])
     contact_sheet(rows, arguments.output / "shapes_sheet.png", num_columns=COLUMNS)
     first, second = latents[:2]

@@ -1,4 +1,4 @@
-"""Writes a trained pipeline in half precision and without the paths it came from, to be shipped.
+"""Writes a trained pipeline for distribution: in half precision, without local paths.
 
 python tools/ship_pipeline.py --pipeline outputs/diffusion_shapes/pipeline \
     --output checkpoints/shapes
@@ -23,7 +23,8 @@ def main() -> None:
     parser.add_argument("--pipeline", required=True, help="folder")
     parser.add_argument("--output", type=Path, required=True, help="folder")
     parser.add_argument(
-        "--autoencoder", help="folder of one whose decoder was trained on (freeze_encoder=true)"
+        "--autoencoder",
+        help="folder of an autoencoder with a further trained decoder (freeze_encoder=true)",
     )
     arguments = parser.parse_args()
     pipeline = VidTwinPipeline.from_pretrained(arguments.pipeline)
@@ -33,11 +34,11 @@ def main() -> None:
         new, trained_with = (weights_digest(model.encoder_parts()) for model in models)
         if new != trained_with:
             raise ValueError(
-                f"the encoder of {arguments.autoencoder} is not the pipeline's: its decoder was "
-                "made for other latents"
+                f"the encoder of {arguments.autoencoder} differs from the pipeline's, so its "
+                "decoder expects other latents; train it with freeze_encoder=true"
             )
         pipeline.register_modules(autoencoder=autoencoder)
-    # The statistics stay float32: a few numbers that every latent is multiplied by.
+    # The latent statistics stay float32: a few numbers that scale every latent.
     for name in ("autoencoder", "transformer", "text_encoder"):
         part = getattr(pipeline, name)
         if part is not None:

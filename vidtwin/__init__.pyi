@@ -1,4 +1,5 @@
 from vidtwin.autoencoder import AutoencoderOutput, VidTwinAutoencoder
+from vidtwin.building import load_autoencoder
 from vidtwin.config import AutoencoderConfig
 from vidtwin.data import (
     DataConfig,
@@ -9,8 +10,13 @@ from vidtwin.data import (
     noise_seed_for,
 )
 from vidtwin.files import file_digest, nearest_name, weights_digest
-from vidtwin.latents import DiagonalGaussian, VidTwinLatents, VidTwinPosterior, draw_noise
-from vidtwin.reconstruction import load_autoencoder
+from vidtwin.latents import (
+    DiagonalGaussian,
+    VidTwinLatents,
+    VidTwinPosterior,
+    draw_noise,
+    standard_normal_latents,
+)
 from vidtwin.strict_loading import StrictLoading
 from vidtwin.tiling import LatentWindow, decode_windows, tile_starts
 
@@ -34,6 +40,7 @@ __all__ = [
     "load_autoencoder",
     "nearest_name",
     "noise_seed_for",
+    "standard_normal_latents",
     "tile_starts",
     "weights_digest",
 ]

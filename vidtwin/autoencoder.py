@@ -1,173 +1,37 @@
 """The VidTwin autoencoder: video to structure and dynamics latents, and back.
 
-Axes: B batch, T frames, H W pixels, h w grid, S = h * w, D width, Q structure queries, q their
-width, C_s C_d channels of the latents; h' w' the grid after downsampling.
+Axes: B batch, C channels, T frames, H W pixels, h w grid, D width.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from os import PathLike
+from typing import Any
 
 import torch
 
 # From their own modules: type checkers can't see through the package's lazy imports.
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from einops import rearrange, reduce, repeat
-from torch import nn
-from torch.nn import functional
+from einops import rearrange
 
+from vidtwin.branches import DynamicsDecoder, DynamicsEncoder, StructureDecoder, StructureEncoder
 from vidtwin.config import AutoencoderConfig
-from vidtwin.convert import load_official
+from vidtwin.convert import read_official
 from vidtwin.latents import DiagonalGaussian, Generators, Part, VidTwinLatents, VidTwinPosterior
-from vidtwin.qformer import TemporalQFormer
-from vidtwin.strict_loading import StrictLoading
+from vidtwin.strict_loading import StrictLoading, load_strictly
 from vidtwin.transformer import PatchEmbedding, PatchHead, SpaceTimeTransformer
-
-
-class StructureEncoder(nn.Module):
-    """Features (B, D, T, h, w) to moments (B, 2 C_s, Q, h', w')."""
-
-    def __init__(self, config: AutoencoderConfig) -> None:
-        super().__init__()
-        self.num_queries = config.num_queries
-        self.temporal = TemporalQFormer(
-            num_queries=config.num_queries,
-            hidden_size=config.query_hidden_size,
-            input_size=config.hidden_size,
-            num_layers=config.query_layers,
-            num_heads=config.query_heads,
-            intermediate_size=config.query_intermediate_size,
-            dropout=config.query_dropout,
-        )
-        widths = structure_widths(config)
-        self.conv_in = nn.Conv2d(config.query_hidden_size, widths[0], 3, padding=1)
-        self.downsamplers = nn.ModuleList(
-            nn.Conv2d(before, after, 3, stride=2, padding=1) for before, after in pairwise(widths)
-        )
-        self.to_moments = nn.Conv2d(widths[-1], 2 * config.structure_channels, 3, padding=1)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, D, T, h, w) to (B, 2 C_s, Q, h', w')."""
-        grid = self.conv_in(self.temporal(features))
-        for downsampler in self.downsamplers:
-            grid = functional.relu(downsampler(grid))
-        return rearrange(self.to_moments(grid), "(b q) c h w -> b c q h w", q=self.num_queries)
-
-
-class StructureDecoder(nn.Module):
-    """Structure latent (B, C_s, Q, h', w') to features (B, D, T, h, w)."""
-
-    def __init__(self, config: AutoencoderConfig) -> None:
-        super().__init__()
-        self.grid = config.grid
-        widths = structure_widths(config)[::-1]
-        self.conv_in = nn.Conv2d(config.structure_channels, widths[0], 3, padding=1)
-        self.upsamplers = nn.ModuleList(
-            nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(widths)
-        )
-        self.conv_out = nn.Conv2d(widths[-1], config.query_hidden_size, 3, padding=1)
-        self.to_width = nn.Linear(config.query_hidden_size, config.hidden_size)
-        # A convolution of kernel 1 over the query axis is a linear map from Q queries to T frames.
-        self.to_frames = nn.Conv1d(config.num_queries, config.num_frames, 1)
-
-    def forward(self, structure: torch.Tensor) -> torch.Tensor:
-        """(B, C_s, Q, h', w') to (B, D, T, h, w)."""
-        batch = structure.shape[0]
-        images = rearrange(structure, "b c q h w -> (b q) c h w")
-        images = functional.relu(self.conv_in(images))
-        for upsampler in self.upsamplers:
-            images = functional.relu(upsampler(images))
-            images = functional.interpolate(images, scale_factor=2.0, mode="nearest")
-        images = crop_to(self.conv_out(images), self.grid)
-        queries = rearrange(images, "(b q) c h w -> (b h w) q c", b=batch)
-        frames = functional.relu(self.to_frames(functional.relu(self.to_width(queries))))
-        return rearrange(
-            frames, "(b h w) t d -> b d t h w", b=batch, h=self.grid[0], w=self.grid[1]
-        )
-
-
-class DynamicsEncoder(nn.Module):
-    """Features (B, D, T, h, w) to moments (B, 2 C_d, T, w') and (B, 2 C_d, T, h')."""
-
-    def __init__(self, config: AutoencoderConfig) -> None:
-        super().__init__()
-        width = config.hidden_size
-        self.downsamplers = nn.ModuleList(
-            nn.Conv2d(width, width, 3, stride=2, padding=1)
-            for _ in range(config.dynamics_downsamples)
-        )
-        # One convolution serves both planes, so x and y speak the same code.
-        self.to_moments = nn.Conv2d(width, 2 * config.dynamics_channels, 3, padding=1)
-
-    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, D, T, h, w) to (B, 2 C_d, T, w') and (B, 2 C_d, T, h')."""
-        batch = features.shape[0]
-        images = rearrange(features, "b d t h w -> (b t) d h w")
-        for downsampler in self.downsamplers:
-            images = functional.relu(downsampler(images))
-        columns = reduce(images, "(b t) d h w -> b d t w", "mean", b=batch)
-        rows = reduce(images, "(b t) d h w -> b d t h", "mean", b=batch)
-        return self.to_moments(columns), self.to_moments(rows)
-
-
-class AxisUpsampler(nn.Module):
-    """Linear, ReLU, Linear, ReLU along the last axis: size' to size."""
-
-    def __init__(self, before: int, after: int) -> None:
-        super().__init__()
-        self.linear_in = nn.Linear(before, after)
-        self.linear_out = nn.Linear(after, after)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(..., size') to (..., size)."""
-        return functional.relu(self.linear_out(functional.relu(self.linear_in(features))))
-
-
-class DynamicsDecoder(nn.Module):
-    """Dynamics latents (B, C_d, T, w') and (B, C_d, T, h') to features (B, D, T, h, w).
-
-    Differs from the released model only where that one cannot run: with downsampling and h != w
-    each axis has its own upsampler.
-    """
-
-    def __init__(self, config: AutoencoderConfig) -> None:
-        super().__init__()
-        (self.height, self.width), (height, width) = config.grid, config.dynamics_grid
-        self.linear_in = nn.Linear(config.dynamics_channels, config.hidden_size)
-        self.linear_out = nn.Linear(config.hidden_size, config.hidden_size)
-        self.upsamplers = nn.ModuleList()
-        if config.dynamics_downsamples:
-            self.upsamplers.append(AxisUpsampler(width, self.width))
-            if self.height != self.width:
-                self.upsamplers.append(AxisUpsampler(height, self.height))
-
-    def forward(self, dynamics_x: torch.Tensor, dynamics_y: torch.Tensor) -> torch.Tensor:
-        """(B, C_d, T, w') and (B, C_d, T, h') to (B, D, T, h, w)."""
-        columns, rows = self._widen(dynamics_x), self._widen(dynamics_y)
-        if len(self.upsamplers) > 0:
-            # The first module is the columns'; the last is the rows', the same one on a square.
-            columns, rows = self.upsamplers[0](columns), self.upsamplers[-1](rows)
-        return repeat(columns, "b d t w -> b d t h w", h=self.height) + repeat(
-            rows, "b d t h -> b d t h w", w=self.width
-        )
-
-    def _widen(self, dynamics: torch.Tensor) -> torch.Tensor:
-        features = rearrange(dynamics, "b c t n -> b t n c")
-        features = functional.relu(self.linear_out(functional.relu(self.linear_in(features))))
-        return rearrange(features, "b t n d -> b d t n")
 
 
 @dataclass(frozen=True)
 class AutoencoderOutput:
-    """What a forward pass gives.
+    """Result of a forward pass.
 
     Args:
         reconstruction: (B, C, T, H, W), about [-1, 1], not clamped.
-        posterior: of the three latents.
-        latents: those that were decoded.
+        posterior: the distributions of the three latents.
+        latents: the latents that were decoded.
     """
 
     reconstruction: torch.Tensor
@@ -178,8 +42,9 @@ class AutoencoderOutput:
 class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
     """The VidTwin autoencoder; keywords as in `vidtwin.config.AutoencoderConfig`.
 
-    Source: VidTwin (arXiv 2412.17726); number for number the released model, without its dead
-    parameters, and with non-square downsampling, which the released code cannot do.
+    Source: VidTwin (arXiv 2412.17726). Computes exactly what the released model does, without its
+        unused parameters; also downsamples grids that aren't square, which the released code
+        can't.
     """
 
     _supports_gradient_checkpointing = True
@@ -215,24 +80,36 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         structure_frame: int | None = None,
     ) -> None:
         super().__init__()
-        config = AutoencoderConfig(
-            **{k: self.config[k] for k in AutoencoderConfig.__dataclass_fields__}
+        config = AutoencoderConfig.from_dict(
+            {name: self.config[name] for name in AutoencoderConfig.__dataclass_fields__}
         )
-        # A loaded config.json has a list here; `config` should not depend on where it came from.
+        # A tuple also where config.json had a list: configs of equal models compare equal.
         self.register_to_config(patch_size=config.patch_size)
         self.sizes = config
         self.patch_embedding = PatchEmbedding(
             config.in_channels, config.hidden_size, config.patch_size
         )
-        self.encoder = build_transformer(
-            config, config.encoder_depth, config.encoder_heads, config.encoder_causal
+        shared: dict[str, Any] = {
+            "num_frames": config.num_frames,
+            "grid": config.grid,
+            "hidden_size": config.hidden_size,
+            "mlp_size": config.mlp_size,
+        }
+        self.encoder = SpaceTimeTransformer(
+            depth=config.encoder_depth,
+            num_heads=config.encoder_heads,
+            causal=config.encoder_causal,
+            **shared,
         )
         self.structure_encoder = StructureEncoder(config)
         self.dynamics_encoder = DynamicsEncoder(config)
         self.structure_decoder = StructureDecoder(config)
         self.dynamics_decoder = DynamicsDecoder(config)
-        self.decoder = build_transformer(
-            config, config.decoder_depth, config.decoder_heads, config.decoder_causal
+        self.decoder = SpaceTimeTransformer(
+            depth=config.decoder_depth,
+            num_heads=config.decoder_heads,
+            causal=config.decoder_causal,
+            **shared,
         )
         self.head = PatchHead(
             config.hidden_size, config.patch_size, config.grid, config.in_channels
@@ -244,17 +121,17 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         return self.sizes.compression_rate
 
     def encoder_parts(self) -> torch.nn.ModuleDict:
-        """What makes latents of videos; the other modules make videos of latents."""
+        """The modules that turn videos into latents; the others turn latents into videos."""
         names = ("patch_embedding", "encoder", "structure_encoder", "dynamics_encoder")
         return torch.nn.ModuleDict({name: getattr(self, name) for name in names})
 
     def freeze_encoder(self) -> None:
-        """Leaves the encoder as it is, so that latents stay what they are while the rest learns."""
+        """Stops training of the encoder: cached latents stay valid while the decoder learns."""
         self.encoder_parts().requires_grad_(False)
 
     @property
     def decoder_last_weight(self) -> torch.Tensor:
-        """Weight of the decoder's last Linear, where the adaptive GAN weight is measured."""
+        """Weight of the decoder's last Linear, which the adaptive GAN weight is computed from."""
         return self.head.linear.weight
 
     def encode(
@@ -267,10 +144,10 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
 
         Args:
             video: (B, C, T, H, W), float in [-1, 1]; C, T, H, W as in the config.
-            structure_video: what the structure is read off instead, (B, C, 1 to T, H, W); a
-                training may shuffle its frames, see `vidtwin.frame_shuffle`. Without it, the
-                config's `structure_frame` alone, or where that is None the video itself.
-            dynamics_video: what the dynamics are read off instead, (B, C, T, H, W).
+            structure_video: encode the structure from this video instead, (B, C, 1 to T, H, W),
+                see `vidtwin.branches.branch_videos`. By default the config's `structure_frame`,
+                or all frames where that is None.
+            dynamics_video: encode the dynamics from this video instead, (B, C, T, H, W).
         Returns:
             VidTwinPosterior: call `.mode()` or `.sample()` for latents.
         Raises:
@@ -296,7 +173,7 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         )
 
     def features(self, video: torch.Tensor) -> torch.Tensor:
-        """(B, D, T, h, w): the encoder's output that both branches read."""
+        """(B, D, T, h, w): the encoder's output, the input of both branches."""
         tokens = self.encoder(self.patch_embedding(video))
         return rearrange(tokens, "b t (h w) d -> b d t h w", h=self.sizes.grid[0])
 
@@ -310,9 +187,9 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
 
         Args:
             latents: raw latents; sizes as in the config.
-            part: what to decode: both branches, or one with the other left out.
-            branch_weights: (B, 2) factors of the structure's and the dynamics' features, sample by
-                sample, for "both"; a training that drops branches has zeros here.
+            part: decode both branches, or only one of them.
+            branch_weights: (B, 2) factors per sample of the structure's and the dynamics'
+                features, for part "both"; zeros where branch dropout drops a branch.
         Raises:
             ValueError: if a latent's size differs from the config, or `part` is unknown.
         """
@@ -355,8 +232,8 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         Args:
             video: (B, C, T, H, W), float in [-1, 1].
             sample_posterior: draw the latents (training) or take the mode (evaluation).
-            generator: for drawing: none, one, or one per sample.
-            noise: to use instead of drawing, see `vidtwin.latents.draw_noise`.
+            generator: of the random draw: None, one, or one per sample.
+            noise: use this instead of drawing, see `vidtwin.latents.draw_noise`.
             branch_weights: as in `decode`.
             structure_video, dynamics_video: as in `encode`.
         """
@@ -393,12 +270,15 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
 
         Args:
             path: the checkpoint file; loaded without unpickling objects.
-            config_overrides: what the weights' shapes can't tell: head counts, causality, and
-                height and width of a model that isn't square.
+            config_overrides: what the weights' shapes don't determine: head counts, causality,
+                and height and width of a model that isn't square.
         Raises:
             ValueError: naming every key that is missing or unexpected, or has another shape.
         """
-        return load_official(cls, path, **config_overrides)
+        config, weights, unknown = read_official(path)
+        model = cls(**(config | config_overrides))
+        load_strictly(model, weights, path, unknown)
+        return model.eval()
 
     def _check_video(self, video: torch.Tensor, fewer_frames: bool = False) -> None:
         expected = self.sizes.video_shape
@@ -430,30 +310,3 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
                     f"{', '.join(map(str, shape))}), got {tuple(tensor.shape)}: "
                     "these latents come from another autoencoder config"
                 )
-
-
-def build_transformer(
-    config: AutoencoderConfig, depth: int, num_heads: int, causal: bool
-) -> SpaceTimeTransformer:
-    """The transformer of one side."""
-    return SpaceTimeTransformer(
-        num_frames=config.num_frames,
-        grid=config.grid,
-        hidden_size=config.hidden_size,
-        depth=depth,
-        num_heads=num_heads,
-        mlp_size=config.mlp_size,
-        causal=causal,
-    )
-
-
-def structure_widths(config: AutoencoderConfig) -> list[int]:
-    """Channels of the structure branch before and after each downsampling."""
-    levels = range(config.structure_downsamples + 1)
-    return [config.structure_base_channels * 2**level for level in levels]
-
-
-def crop_to(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """(..., H, W) cut to `size`, each axis by its own border of (H - size) // 2."""
-    top, left = ((now - want) // 2 for now, want in zip(images.shape[-2:], size, strict=True))
-    return images[..., top : top + size[0], left : left + size[1]]

@@ -1,4 +1,4 @@
-"""The autoencoder with its discriminator and objective, new or from weights."""
+"""Builds the autoencoder, new or from weights, with its discriminator and objective."""
 
 from __future__ import annotations
 
@@ -9,12 +9,54 @@ from pathlib import Path
 import torch
 
 from vidtwin.autoencoder import VidTwinAutoencoder
-from vidtwin.config import AutoencoderConfig
+from vidtwin.config import AutoencoderConfig, DiscriminatorConfig, LossConfig
 from vidtwin.convert import read_official_discriminator
-from vidtwin.discriminator import DiscriminatorConfig, PatchDiscriminator
-from vidtwin.losses import AutoencoderLoss, LossConfig
+from vidtwin.discriminator import PatchDiscriminator
+from vidtwin.losses import AutoencoderLoss
+
+__all__ = ["build_models", "describe_models", "load_autoencoder"]
 
 logger = logging.getLogger(__name__)
+# What a run of train_ae.py leaves, best first.
+MODEL_FOLDERS = ("autoencoder_ema", "autoencoder")
+OFFICIAL_SUFFIXES = (".ckpt", ".safetensors", ".pt", ".pth")
+
+
+def load_autoencoder(path: str | Path) -> tuple[VidTwinAutoencoder, Path]:
+    """The autoencoder in a folder or file, in evaluation mode.
+
+    Args:
+        path: a `save_pretrained` folder, a run folder of train_ae.py (EMA weights are preferred
+            to the last ones), or a released checkpoint file.
+    Returns:
+        The model, and the folder or file that it was loaded from.
+    Raises:
+        ValueError: if there is no model at `path`, or any of its weights is missing.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        if path.suffix.lower() not in OFFICIAL_SUFFIXES:
+            raise ValueError(
+                f"a model file must be a released checkpoint ({', '.join(OFFICIAL_SUFFIXES)}), "
+                f"got {path}"
+            )
+        return VidTwinAutoencoder.from_official(path), path
+    if not path.is_dir():
+        raise ValueError(
+            f"the model {path} does not exist; --model takes a folder written by save_pretrained, "
+            "the run folder of train_ae.py, or a released .ckpt or .safetensors file"
+        )
+    candidates = (path, *(path / name for name in MODEL_FOLDERS))
+    folder = next((one for one in candidates if (one / "config.json").is_file()), None)
+    if folder is None:
+        raise ValueError(
+            f"the folder {path} holds no autoencoder: expected config.json in it (save_pretrained) "
+            f"or in {' or '.join(MODEL_FOLDERS)} below it (a finished run of train_ae.py)"
+        )
+    try:
+        return VidTwinAutoencoder.from_pretrained(folder, local_files_only=True), folder
+    except (OSError, TypeError) as error:
+        raise ValueError(f"the autoencoder in {folder} can't be loaded: {error}") from error
 
 
 def build_models(
@@ -24,14 +66,17 @@ def build_models(
     init_from: str | None = None,
     freeze_encoder: bool = False,
 ) -> tuple[VidTwinAutoencoder, PatchDiscriminator, AutoencoderLoss]:
-    """Everything that a training of the autoencoder learns, in training mode.
+    """The autoencoder, discriminator and objective to train, in training mode.
 
     Args:
+        model_config: sizes of the autoencoder.
+        discriminator_config: size of the discriminator.
+        loss_config: weights of the objective.
         init_from: weights to start from: the folder of a saved autoencoder, or a released
-            checkpoint, whose discriminator and log-variance come along if it holds them.
-        freeze_encoder: leave the encoder as it is, see `VidTwinAutoencoder.freeze_encoder`.
+            checkpoint, whose discriminator and log-variance are used too if it has them.
+        freeze_encoder: don't train the encoder, see `VidTwinAutoencoder.freeze_encoder`.
     Raises:
-        ValueError: if the weights do not fit the configs.
+        ValueError: if the configs don't fit together, or the weights don't fit the configs.
     """
     if discriminator_config.in_channels != model_config.in_channels:
         raise ValueError(
@@ -46,7 +91,7 @@ def build_models(
     if init_from is None:
         model = VidTwinAutoencoder(**sizes)
     elif Path(init_from).is_dir():
-        # How the structure is read is no size: weights may go on with another way.
+        # Not a size: weights may be trained further with another single-frame structure.
         model = VidTwinAutoencoder.from_pretrained(
             init_from, structure_frame=model_config.structure_frame
         )
@@ -71,7 +116,7 @@ def build_models(
 def describe_models(
     model_config: AutoencoderConfig, discriminator_config: DiscriminatorConfig
 ) -> str:
-    """Parameter counts, latent shapes and compression rate, without making any weights."""
+    """Parameter counts, latent shapes and compression rate, without allocating weights."""
     with torch.device("meta"):
         models = {
             "autoencoder": VidTwinAutoencoder(**dataclasses.asdict(model_config)),

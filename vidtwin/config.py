@@ -1,14 +1,26 @@
-"""Configuration of the autoencoder, and the latent shapes that follow from it."""
+"""The configurations of the autoencoder and of its training. Imports no torch: a wrong key is
+refused before anything slow is loaded."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-__all__ = ["LPIPS_NETS", "AutoencoderConfig"]
+__all__ = [
+    "LPIPS_NETS",
+    "AutoencoderConfig",
+    "BranchDropout",
+    "DiscriminatorConfig",
+    "FrameShuffle",
+    "LossConfig",
+]
 
+RECONSTRUCTIONS = ("l1", "l2")
 LPIPS_NETS = ("vgg", "alex", "squeeze")
+DISCRIMINATOR_KINDS = ("2d", "3d")
+DISCRIMINATOR_NORMS = ("batch", "group", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +52,10 @@ class AutoencoderConfig:
         structure_downsamples: halvings of the grid for the structure latent.
         dynamics_channels: C_d, channels of the dynamics latents.
         dynamics_downsamples: halvings of the grid for the dynamics latents
-            (0 is the released option `downsample_motion: False`).
-        structure_frame: the one frame of a window that the structure is read off, so that it
-            can't tell the movement; None reads all frames, as the paper does. For an autoencoder
-            that was trained with stills, see `vidtwin.frame_shuffle`.
+            (0 is `downsample_motion: False` of the released code).
+        structure_frame: the one frame of a window that the structure is encoded from, so that it
+            can't hold any motion (single-frame structure); None uses all frames, as the paper
+            does. For an autoencoder trained with `frame_shuffle.frames=1`.
 
     Raises:
         ValueError: if sizes do not fit together; the message names the keyword.
@@ -76,10 +88,15 @@ class AutoencoderConfig:
     dynamics_downsamples: int = 1
     structure_frame: int | None = None
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> AutoencoderConfig:
+        """The config that was saved as JSON, where `patch_size` is a list."""
+        values = dict(values)
+        if isinstance(values.get("patch_size"), list):
+            values["patch_size"] = tuple(values["patch_size"])
+        return cls(**values)
+
     def __post_init__(self) -> None:
-        # YAML and JSON give lists; one canonical type keeps saved configs equal.
-        if isinstance(self.patch_size, list):
-            object.__setattr__(self, "patch_size", tuple(self.patch_size))
         self._check_numbers()
         self._check_patches()
         self._check_divisibility()
@@ -140,14 +157,15 @@ class AutoencoderConfig:
                 raise ValueError(f"`{name}`={heads} must divide the width {size}")
         if self.mlp_size < 1:
             raise ValueError(
-                f"`mlp_ratio`={self.mlp_ratio} of `hidden_size`={self.hidden_size} leaves no width"
+                f"`mlp_ratio`={self.mlp_ratio} of `hidden_size`={self.hidden_size} leaves no width "
+                "for the MLP"
             )
 
     @property
     def mlp_size(self) -> int:
         """Width between the two layers of the transformers' MLPs."""
-        # Truncated as in the released code; a ratio that was found from weights, width / D, may
-        # fall short of the whole width by rounding.
+        # Truncated as in the released code. A ratio inferred from weights (width / D) may fall just
+        # short of the exact width by rounding.
         return int(self.hidden_size * self.mlp_ratio * (1 + 1e-12))
 
     @property
@@ -204,3 +222,153 @@ def halved(size: int, times: int) -> int:
     for _ in range(times):
         size = (size + 1) // 2
     return size
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the objective; the defaults are the released VidTwin's.
+
+    Args:
+        reconstruction: "l1" or "l2", per pixel.
+        perceptual_weight: of LPIPS; 0 leaves it out and never loads its network.
+        perceptual_net: "vgg", "alex" or "squeeze".
+        kl_weight: of the KL divergence.
+        kl_structure: extra factor on the KL of the structure latent.
+        kl_dynamics: extra factor on the KL of both dynamics latents.
+        learn_logvar: learn the log-variance s; False keeps it at its initial value.
+        initial_logvar: s at the start.
+        discriminator_weight: of the adversarial term; 0 leaves it out.
+        discriminator_start: number of batches before the adversarial term and the
+            discriminator's own training begin.
+        adaptive_weight_max: upper bound of the ratio of gradient norms.
+        lecam_weight: of the LeCAM regularization of the discriminator; 0 is off.
+        lecam_decay: decay of its moving averages of the logits.
+    """
+
+    reconstruction: str = "l1"
+    perceptual_weight: float = 0.05
+    perceptual_net: str = "vgg"
+    kl_weight: float = 1e-3
+    kl_structure: float = 1.0
+    kl_dynamics: float = 1.0
+    learn_logvar: bool = True
+    initial_logvar: float = 0.0
+    discriminator_weight: float = 0.05
+    discriminator_start: int = 10001
+    adaptive_weight_max: float = 1e4
+    lecam_weight: float = 0.0
+    lecam_decay: float = 0.99
+
+    def __post_init__(self) -> None:
+        if self.reconstruction not in RECONSTRUCTIONS:
+            raise ValueError(
+                f"loss.reconstruction must be one of {RECONSTRUCTIONS}, got {self.reconstruction!r}"
+            )
+        if self.perceptual_net not in LPIPS_NETS:
+            raise ValueError(
+                f"loss.perceptual_net must be one of {LPIPS_NETS}, got {self.perceptual_net!r}"
+            )
+        for name in (
+            "perceptual_weight",
+            "kl_weight",
+            "kl_structure",
+            "kl_dynamics",
+            "discriminator_weight",
+            "discriminator_start",
+            "adaptive_weight_max",
+            "lecam_weight",
+        ):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"loss.{name} must be finite and not negative, got {getattr(self, name)}"
+                )
+        if not 0 <= self.lecam_decay < 1:
+            raise ValueError(f"loss.lecam_decay must be in [0, 1), got {self.lecam_decay}")
+        if not math.isfinite(self.initial_logvar):
+            raise ValueError(f"loss.initial_logvar must be finite, got {self.initial_logvar}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig:
+    """Size and kind of the discriminator; the defaults are the released VidTwin's.
+
+    Args:
+        kind: "2d" judges single frames, "3d" judges windows in space and time.
+        channels: width of the first layer; doubles each layer up to 8 times.
+        layers: strided layers: one logit per 2**layers pixels.
+        norm: "batch" (released; synchronized over processes), "group" or "none".
+        in_channels: channels of the video.
+    """
+
+    kind: str = "2d"
+    channels: int = 64
+    layers: int = 3
+    norm: str = "batch"
+    in_channels: int = 3
+
+    def __post_init__(self) -> None:
+        if self.kind not in DISCRIMINATOR_KINDS:
+            raise ValueError(
+                f"discriminator.kind must be one of {DISCRIMINATOR_KINDS}, got {self.kind!r}"
+            )
+        if self.norm not in DISCRIMINATOR_NORMS:
+            raise ValueError(
+                f"discriminator.norm must be one of {DISCRIMINATOR_NORMS}, got {self.norm!r}"
+            )
+        for name in ("channels", "layers", "in_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"discriminator.{name} must be at least 1, got {getattr(self, name)}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchDropout:
+    """How often a clip is decoded without one of its branches in training.
+
+    A decoder that sometimes lacks the dynamics keeps colours and background in the structure; one
+    that sometimes lacks the structure keeps the motion in the dynamics. That is what lets a
+    diffusion model sample one latent given the other.
+
+    Args:
+        structure: share of the clips that are decoded without the structure.
+        dynamics: share of the clips that are decoded without the dynamics.
+    """
+
+    structure: float = 0.0
+    dynamics: float = 0.0
+
+    def __post_init__(self) -> None:
+        shares = (self.structure, self.dynamics)
+        if min(shares) < 0 or not sum(shares) <= 1:
+            raise ValueError(
+                "the shares of branch_dropout must not be negative and sum to at most 1, got "
+                f"structure={shares[0]} and dynamics={shares[1]}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameShuffle:
+    """How often the structure branch sees shuffled frames in training.
+
+    The order of the frames can then reach the decoder only through the dynamics.
+
+    Args:
+        share: of the clips; the dynamics branch always sees the frames in order. Above 0, every
+            clip is encoded twice.
+        frames: how many distinct frames such a clip keeps; None keeps all, 1 (single-frame
+            structure) hides all motion. With `share` below 1 they are repeated to the clip's
+            length.
+    Source: `shuffle_content_ratio` of the released VidTwin code (0.5 where it is used). Its
+        `shuffle_content`, which shuffles the encoder's features, has no effect: the Q-Former
+        treats the frames of a position as a set.
+    """
+
+    share: float = 0.0
+    frames: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"frame_shuffle.share must be in [0, 1], got {self.share}")
+        if self.frames is not None and self.frames < 1:
+            raise ValueError(f"frame_shuffle.frames must be at least 1 or null, got {self.frames}")

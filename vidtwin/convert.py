@@ -1,4 +1,4 @@
-"""Reading the weights that were released for VidTwin (microsoft/VidTok)."""
+"""Converts the released VidTwin weights (microsoft/VidTok) to our config and names."""
 
 from __future__ import annotations
 
@@ -8,22 +8,26 @@ import pickle
 import re
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from vidtwin.strict_loading import refuse_misfits
+__all__ = [
+    "DEAD_KEYS",
+    "TABLE_KEYS",
+    "infer_config",
+    "our_key",
+    "read_official",
+    "read_official_discriminator",
+    "read_official_state_dict",
+]
 
-if TYPE_CHECKING:
-    from vidtwin.autoencoder import VidTwinAutoencoder
-
-Model = TypeVar("Model", bound="VidTwinAutoencoder")
 StateDict = dict[str, torch.Tensor]
 logger = logging.getLogger(__name__)
 
-# Parameters that the released model carries and never uses.
+# Parameters that the released model has but never uses.
 DEAD_KEYS = (
     "decoder.x_embedder.proj.bias",
     "decoder.x_embedder.proj.weight",
@@ -31,7 +35,7 @@ DEAD_KEYS = (
     "encoder.final_layer.linear.weight",
     "encoder.final_layer.scale_shift_table",
 )
-# Fixed position tables, which we compute.
+# Fixed position tables, which are computed here.
 TABLE_KEYS = tuple(
     f"{side}.pos_embed{suffix}" for side in ("encoder", "decoder") for suffix in ("", "_temporal")
 )
@@ -39,7 +43,7 @@ LOSS_PREFIX = "loss."
 DISCRIMINATOR_PREFIX = "loss.discriminator."
 LOGVAR_KEY = "loss.logvar"
 
-# Released name -> ours, tried in order on the start of each key.
+# Released name -> ours; the first pattern that matches the start of a key wins.
 _RENAMES = (
     (r"encoder\.x_embedder\.proj\.", "patch_embedding."),
     (r"decoder\.final_layer\.scale_shift_table$", "head.modulation"),
@@ -62,8 +66,8 @@ _RENAMES = (
     (r"up_motion\.0\.", "dynamics_decoder.upsamplers.0.linear_in."),
     (r"up_motion\.2\.", "dynamics_decoder.upsamplers.0.linear_out."),
 )
-# Released lists interleave convolutions with activations (and upsampling): their stride in the
-# list turns a released index into ours.
+# The released lists hold activations (and upsampling) between the convolutions: every `stride`-th
+# entry is a convolution.
 _LISTS = (
     (r"content_downsample_blocks\.(\d+)\.", "structure_encoder.downsamplers.", 2),
     (r"content_upsample_blocks\.(\d+)\.", "structure_decoder.upsamplers.", 3),
@@ -92,7 +96,7 @@ def read_official_state_dict(path: str | PathLike[str]) -> StateDict:
         path: .safetensors, or .ckpt/.pt/.pth with or without a `state_dict` level.
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file holds more than tensors and plain values, or no state dict.
+        ValueError: if the file holds other objects than tensors and numbers, or no state dict.
     """
     path = Path(path)
     if not path.is_file():
@@ -101,7 +105,7 @@ def read_official_state_dict(path: str | PathLike[str]) -> StateDict:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{path} is no readable .safetensors file ({error})") from error
+            raise ValueError(f"{path} is not a readable .safetensors file ({error})") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -116,36 +120,24 @@ def read_official_state_dict(path: str | PathLike[str]) -> StateDict:
     return dict(state)
 
 
-def load_official(cls: type[Model], path: str | PathLike[str], **config_overrides) -> Model:
-    """A `VidTwinAutoencoder` with released weights; see its `from_official`."""
+def read_official(path: str | PathLike[str]) -> tuple[dict[str, Any], StateDict, list[str]]:
+    """The autoencoder in a released checkpoint.
+
+    Args:
+        path: as in `read_official_state_dict`.
+    Returns:
+        The config keywords that the weights determine (see `infer_config`), the weights under our
+        names, and the released names of weights that have no place in our model.
+    Raises:
+        FileNotFoundError, ValueError: as `read_official_state_dict`; also for other weights.
+    """
     official = read_official_state_dict(path)
-    ours, unexpected = _translate(official)
-    config = infer_config(official, unexpected) | config_overrides
-    model = cls(**config)
-    wanted = model.state_dict()
-    missing = sorted(set(wanted) - set(ours))
-    surplus = sorted(set(ours) - set(wanted))
-    shapes = [
-        f"{key}: file {tuple(ours[key].shape)}, model {tuple(wanted[key].shape)}"
-        for key in sorted(set(ours) & set(wanted))
-        if ours[key].shape != wanted[key].shape
-    ]
-    refuse_misfits(
-        path,
-        {
-            "missing (our names)": missing,
-            "unexpected (released names)": unexpected,
-            "unexpected (our names)": surplus,
-            "other shape": shapes,
-        },
-        "; pass the model's sizes as keywords, e.g. from_official(path, encoder_heads=12)",
-    )
-    model.load_state_dict(ours, strict=True)
-    return model.eval()
+    weights, unknown = _translate(official)
+    return infer_config(official, unknown), weights, unknown
 
 
 def _translate(official: StateDict) -> tuple[StateDict, list[str]]:
-    """Our state dict, and the released keys that we can't place."""
+    """Our state dict, and the released keys that have no place in it."""
     ours: StateDict = {}
     unexpected, ignored = [], []
     for key, value in official.items():
@@ -162,11 +154,11 @@ def _translate(official: StateDict) -> tuple[StateDict, list[str]]:
     return ours, sorted(unexpected)
 
 
-def infer_config(official: StateDict, unexpected: list[str]) -> dict:
+def infer_config(official: StateDict, unexpected: list[str]) -> dict[str, Any]:
     """Config keywords that the weights' shapes determine (a square video is assumed).
 
-    Head counts, causality and dropout leave no trace in the weights: they stay at the released
-    model's values unless the caller says otherwise.
+    Head counts, causality and dropout can't be seen in the weights: they stay at the released
+    model's values unless the caller overrides them.
     """
     shape = {key: tuple(value.shape) for key, value in official.items()}
     needed = (
@@ -218,10 +210,10 @@ def infer_config(official: StateDict, unexpected: list[str]) -> dict:
 def read_official_discriminator(
     path: str | PathLike[str],
 ) -> tuple[StateDict, torch.Tensor | None]:
-    """The released discriminator's state dict and the learned log-variance, to go on training.
+    """The released discriminator and learned log-variance, to continue training from.
 
     Args:
-        path: a released checkpoint that kept its `loss.*` keys.
+        path: a released checkpoint that still has its `loss.*` keys.
     Returns:
         (state dict for `vidtwin.discriminator`, logvar or None if the file has none)
     Raises:

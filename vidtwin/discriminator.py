@@ -5,54 +5,23 @@ Axes: B batch, C channels, T frames, H W pixels; t h w the discriminator's patch
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor, nn
 
-KINDS = ("2d", "3d")
-NORMS = ("batch", "group", "none")
+from vidtwin.config import DiscriminatorConfig
 
-
-@dataclass(frozen=True, kw_only=True)
-class DiscriminatorConfig:
-    """Size and kind of the discriminator; the defaults are the released VidTwin's.
-
-    Args:
-        kind: "2d" judges every frame alone, "3d" judges windows of space and time.
-        channels: width of the first layer; doubles each layer up to 8 times.
-        layers: strided layers, so a logit per 2**layers pixels.
-        norm: "batch" (released; synchronized over processes), "group" or "none".
-        in_channels: channels of the video.
-    """
-
-    kind: str = "2d"
-    channels: int = 64
-    layers: int = 3
-    norm: str = "batch"
-    in_channels: int = 3
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"discriminator.kind must be one of {KINDS}, got {self.kind!r}")
-        if self.norm not in NORMS:
-            raise ValueError(f"discriminator.norm must be one of {NORMS}, got {self.norm!r}")
-        for name in ("channels", "layers", "in_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"discriminator.{name} must be at least 1, got {getattr(self, name)}"
-                )
+__all__ = ["DiscriminatorConfig", "PatchDiscriminator", "SynchronizedBatchNorm"]
 
 
 class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm whose training statistics cover the batches of all processes.
 
-    With one process it is torch's own BatchNorm, for 4-D or 5-D input alike. torch's
-    SyncBatchNorm can't run on CPU, and plain BatchNorm makes training depend on how many
-    processes share a batch. The two statistics are computed by hand here, so that no running
-    buffer is saved for backward: two forwards before one backward are safe under DDP.
+    With one process it is torch's BatchNorm, for 4-D and 5-D input. torch's SyncBatchNorm can't
+    run on CPU, and BatchNorm makes training depend on how many processes share a batch. The
+    statistics are computed here by hand, so that no running buffer is saved for backward: two
+    forwards before one backward are safe under DDP.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -60,14 +29,14 @@ class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
             raise ValueError(f"expected (N, C, ...) input, got shape {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, C, ...) normalised for each channel, then scaled and shifted; of the same dtype.
+        """(N, C, ...) normalised per channel, then scaled and shifted; in the input's dtype.
 
-        Every process must call it equally often in training.
+        In training, all processes must call it the same number of times.
         """
         distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if not (self.training and distributed):
             return super().forward(input)
-        # Here, because builds of torch without distributed lack it.
+        # Imported here: builds of torch without distributed lack it.
         from torch.distributed.nn.functional import all_reduce
 
         # Statistics in float32: a bf16 sum over thousands of positions loses the variance.
@@ -92,7 +61,7 @@ class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.num_batches_tracked += 1
         unbiased = variance * total / (total - 1).clamp_min(1)
         for running, value in ((self.running_mean, mean), (self.running_var, unbiased)):
-            # A batch that isn't finite is skipped by the training loop and leaves no trace here.
+            # The training loop skips a batch that isn't finite; it must not change the statistics.
             value = torch.where(value.isfinite(), value.to(running.dtype), running)
             running.lerp_(value, self.momentum)
 
@@ -112,17 +81,17 @@ class PatchDiscriminator(nn.Module):
     Args:
         config: see `DiscriminatorConfig`.
     Source: pix2pix (arXiv 1611.07004) as in the released VidTwin, whose weights load into the
-        default as they are (`vidtwin.convert.read_official_discriminator`). The 3-D kind uses
+        default config (`vidtwin.convert.read_official_discriminator`). The 3-D kind uses
         kernel 3 along time, so any T >= 1 works.
     """
 
     def __init__(self, config: DiscriminatorConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or DiscriminatorConfig()
-        # BatchNorm takes away a bias before it: the released convolutions have none there.
+        # BatchNorm cancels a bias before it: the released convolutions have none there.
         bias = config.norm != "batch"
         widths = [config.channels * min(2**i, 8) for i in range(config.layers + 1)]
-        # Identities keep the positions of main.* equal for every norm.
+        # Without a norm an Identity takes its place, so that the names main.* are the same.
         modules: list[nn.Module] = [
             self._conv(config.in_channels, widths[0], stride=2),
             nn.LeakyReLU(0.2),
@@ -141,12 +110,12 @@ class PatchDiscriminator(nn.Module):
     def _conv(self, inputs: int, outputs: int, *, stride: int, bias: bool = True) -> nn.Module:
         if self.config.kind == "2d":
             return nn.Conv2d(inputs, outputs, 4, stride, 1, bias=bias)
-        # Kernel 3 with padding 1 never empties a short time axis, as kernel 4 would.
+        # Kernel 3 with padding 1 keeps at least one frame of a short clip; kernel 4 would not.
         strides, kernel = (stride, stride, stride), (3, 4, 4)
         return nn.Conv3d(inputs, outputs, kernel, strides, 1, bias=bias)
 
     def reset_parameters(self) -> None:
-        """Draw convolutions from N(0, 0.02) and norm scales from N(1, 0.02), as released."""
+        """Draws convolutions from N(0, 0.02) and norm scales from N(1, 0.02), as released."""
         for module in self.main:
             if isinstance(module, (nn.Conv2d, nn.Conv3d)):
                 nn.init.normal_(module.weight, 0.0, 0.02)
@@ -160,7 +129,7 @@ class PatchDiscriminator(nn.Module):
         return 3 * 2**self.config.layers
 
     def check_frames(self, height: int, width: int) -> None:
-        """Raise ValueError for frames too small for one logit."""
+        """Raises ValueError for frames too small for one logit."""
         if min(height, width) < self.minimum_size:
             raise ValueError(
                 f"discriminator.layers={self.config.layers} needs frames of at least "

@@ -1,6 +1,6 @@
-"""Files that are there whole or not at all, what tells them apart, and names that were meant.
+"""Atomic writes, digests, versions, and the nearest of several names.
 
-Imports nothing of this project and no library beyond the standard one, so everything may use it.
+Imports nothing of this project and only the standard library at import time: all may use it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ import difflib
 import hashlib
 import json
 import os
+import platform
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ __all__ = [
     "file_digest",
     "nearest_name",
     "partial_path",
+    "software_versions",
     "weights_digest",
     "write_json",
     "written_whole",
@@ -30,18 +33,18 @@ __all__ = [
 
 
 def partial_path(path: Path) -> Path:
-    """Where a file is written until it is complete: hidden, beside it, of this process alone."""
+    """Path for a file while it is incomplete: hidden, beside it, unique to this process."""
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
-    """Gives the path to write to; the file has its own name once the `with` block is left.
+    """Yields a temporary path to write to, which is renamed to `path` after the `with` block.
 
-    An exception in the block leaves what was there before, and nothing of the new file.
+    After an exception in the block the old file, if any, is still there, and the new one removed.
 
     Args:
-        path: the file; its folder is made if needed.
+        path: the file; its folder is created if needed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,17 +78,17 @@ def weights_digest(model: torch.nn.Module) -> str:
 
 
 def nearest_name(name: str, allowed: Iterable[str]) -> str:
-    """The allowed name, of at least one, that looks most like this one."""
+    """The allowed name most similar to this one; `allowed` must not be empty."""
     return difflib.get_close_matches(str(name), list(allowed), n=1, cutoff=0.0)[0]
 
 
 def check_folder(folder: Path, option: str = "--output", *, make: bool = False) -> None:
-    """Raises if results could not be written there.
+    """Raises if results can't be written to the folder.
 
     Args:
-        folder: where results will go; need not exist yet.
-        option: by which the user chose it, for the message.
-        make: make the folder; else nothing is made.
+        folder: the folder; need not exist yet.
+        option: the flag that sets it, for the message.
+        make: create the folder if needed.
     Raises:
         ValueError: naming the folder and the reason.
     """
@@ -102,8 +105,19 @@ def check_folder(folder: Path, option: str = "--output", *, make: bool = False) 
         ) from error
 
 
+def software_versions() -> dict[str, str]:
+    """Versions of the packages that reported numbers depend on."""
+    versions = {"python": platform.python_version()}
+    for name in ("torch", "diffusers", "transformers", "torchmetrics", "lpips", "decord", "av"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:
-    """Writes a report, whole or not at all; what JSON does not know is written as its text."""
+    """Writes JSON atomically; values of other types are written as text."""
     with written_whole(path) as partial:
         partial.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
     return path

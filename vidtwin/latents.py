@@ -6,12 +6,13 @@ Axes: B batch, C channels, Q structure queries, T frames, h w grid.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
+from einops import pack, unpack
 
 from vidtwin.config import AutoencoderConfig
 
@@ -31,6 +32,8 @@ class VidTwinLatents:
         dynamics_y: (B, C_d, T, h'), the same averaged over columns.
     """
 
+    names: ClassVar[tuple[str, ...]] = ("structure", "dynamics_x", "dynamics_y")
+
     structure: torch.Tensor
     dynamics_x: torch.Tensor
     dynamics_y: torch.Tensor
@@ -39,12 +42,45 @@ class VidTwinLatents:
         """(structure, dynamics_x, dynamics_y)."""
         return self.structure, self.dynamics_x, self.dynamics_y
 
+    def items(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, tensor) of each latent."""
+        return zip(self.names, self.tensors(), strict=True)
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> VidTwinLatents:
+        """A function of each latent."""
+        return VidTwinLatents(*map(function, self.tensors()))
+
+    @staticmethod
+    def combine(function: Callable[..., torch.Tensor], *latents: VidTwinLatents) -> VidTwinLatents:
+        """A function of several batches, latent by latent: the structures, then the dynamics."""
+        together = zip(*(batch.tensors() for batch in latents), strict=True)
+        return VidTwinLatents(*(function(*tensors) for tensors in together))
+
+    def pack(self, names: Collection[str] = names) -> torch.Tensor:
+        """(B, values): the named latents one after another; `unpack` is the inverse."""
+        flat: torch.Tensor = pack([t for name, t in self.items() if name in names], "b *")[0]
+        return flat
+
+    @staticmethod
+    def unpack(
+        flat: torch.Tensor, like: VidTwinLatents, names: Collection[str] = names
+    ) -> VidTwinLatents:
+        """The latents that were packed.
+
+        Args:
+            flat: (B, values) of the named latents.
+            like: gives their shapes, and the latents that were not packed.
+            names: what was packed.
+        """
+        packed = [name for name in VidTwinLatents.names if name in names]
+        shapes = [getattr(like, name).shape[1:] for name in packed]
+        return replace(like, **dict(zip(packed, unpack(flat, shapes, "b *"), strict=True)))
+
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> VidTwinLatents:
         """The same latents on another device or in another dtype."""
-        moved = (tensor.to(device=device, dtype=dtype) for tensor in self.tensors())
-        return VidTwinLatents(*moved)
+        return self.map(lambda tensor: tensor.to(device=device, dtype=dtype))
 
     @property
     def numel_per_clip(self) -> int:
@@ -60,7 +96,7 @@ class VidTwinLatents:
         """Some clips of the batch, by slice: `latents[2:3]` is still a batch."""
         if not isinstance(index, slice):
             raise ValueError(f"latents take a slice such as [i:i+1], got {index!r}")
-        return VidTwinLatents(*(tensor[index] for tensor in self.tensors()))
+        return self.map(lambda tensor: tensor[index])
 
     def __len__(self) -> int:
         return self.batch_size
@@ -72,13 +108,15 @@ class VidTwinLatents:
     @staticmethod
     def cat(parts: Sequence[VidTwinLatents]) -> VidTwinLatents:
         """Several batches as one."""
-        return VidTwinLatents(
-            *(torch.cat(tensors) for tensors in zip(*(p.tensors() for p in parts)))
-        )
+        return VidTwinLatents.combine(lambda *tensors: torch.cat(tensors), *parts)
+
+    def taking(self, other: VidTwinLatents, names: Collection[str]) -> VidTwinLatents:
+        """These latents, but for the named ones, which are the other's."""
+        return replace(self, **{name: getattr(other, name) for name in names})
 
     def with_structure(self, other: VidTwinLatents) -> VidTwinLatents:
         """These dynamics under another clip's structure (the paper's cross-reenactment)."""
-        return replace(self, structure=other.structure)
+        return self.taking(other, ["structure"])
 
 
 @dataclass(frozen=True)
@@ -195,10 +233,21 @@ def draw_noise(config: AutoencoderConfig, seeds: Sequence[int]) -> VidTwinLatent
             generator i is seeded with seed i.
     """
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-    shapes = (config.structure_shape, config.dynamics_x_shape, config.dynamics_y_shape)
+    return standard_normal_latents(config, len(seeds), generators, torch.device("cpu"))
+
+
+def standard_normal_latents(
+    sizes: Any, batch_size: int, generator: Generators, device: torch.device
+) -> VidTwinLatents:
+    """Float32 noise of all latents, drawn in the order of their names.
+
+    Args:
+        sizes: a config with `structure_shape`, `dynamics_x_shape` and `dynamics_y_shape`.
+        batch_size: B.
+        generator: none, one for the batch, or a list with one per sample.
+        device: of the noise; generators on the CPU draw the same on every device.
+    """
+    shapes = (getattr(sizes, f"{name}_shape") for name in VidTwinLatents.names)
     return VidTwinLatents(
-        *(
-            standard_normal((len(seeds), *shape), generators, torch.device("cpu"))
-            for shape in shapes
-        )
+        *(standard_normal((batch_size, *shape), generator, device) for shape in shapes)
     )

@@ -2,7 +2,7 @@
 
 Axes: B batch, C channels, T frames, H W pixels.
 
-    error = |x - x_hat| + perceptual_weight * LPIPS(frame)          (LPIPS spread over the pixels)
+    error = |x - x_hat| + perceptual_weight * LPIPS(frame)          (LPIPS added to every pixel)
     nll   = sum(error / exp(s) + s) / (B T)                         s = logvar, learned
     total = nll + kl_weight * mean_B(KL) + adaptive * (-mean D(x_hat))
     adaptive = discriminator_weight * min(|d nll / dW| / (|d adversarial / dW| + 1e-4), maximum)
@@ -12,10 +12,8 @@ with W the decoder's last Linear weight. Source: VidTwin (arXiv 2412.17726) as r
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -23,11 +21,21 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from vidtwin.metrics import LPIPS_NETS, Lpips
+from vidtwin.config import RECONSTRUCTIONS, LossConfig
+from vidtwin.metrics import Lpips
+
+__all__ = [
+    "AutoencoderLoss",
+    "LossConfig",
+    "adaptive_weight",
+    "hinge_loss",
+    "lecam_penalty",
+    "negative_log_likelihood",
+    "reconstruction_error",
+]
 
 Reduce = Callable[[Tensor], Tensor]
 FrameDistance = Callable[[Tensor, Tensor], Tensor]
-RECONSTRUCTIONS = ("l1", "l2")
 
 
 class _HasKL(Protocol):
@@ -35,7 +43,7 @@ class _HasKL(Protocol):
 
 
 class Posterior(Protocol):
-    """What the loss asks of the posterior: the KL of each latent, (B,)."""
+    """What the loss needs of the posterior: the KL of each latent, (B,)."""
 
     @property
     def structure(self) -> _HasKL: ...
@@ -45,72 +53,8 @@ class Posterior(Protocol):
     def dynamics_y(self) -> _HasKL: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """Weights of the objective; the defaults are the released VidTwin's.
-
-    Args:
-        reconstruction: "l1" or "l2", per pixel.
-        perceptual_weight: of LPIPS; 0 leaves it out and never loads its network.
-        perceptual_net: "vgg", "alex" or "squeeze".
-        kl_weight: of the KL divergence.
-        kl_structure: multiplies the structure latent's KL beneath kl_weight.
-        kl_dynamics: the same for both dynamics latents.
-        learn_logvar: learn the log-variance s; False keeps it at its initial value.
-        initial_logvar: s at the start.
-        discriminator_weight: of the adversarial term; 0 leaves it out.
-        discriminator_start: number of batches done before the adversarial term and the
-            discriminator's own training begin.
-        adaptive_weight_max: upper bound of the ratio of gradient norms.
-        lecam_weight: of the LeCAM regularization of the discriminator; 0 is off.
-        lecam_decay: of its moving averages of the logits.
-    """
-
-    reconstruction: str = "l1"
-    perceptual_weight: float = 0.05
-    perceptual_net: str = "vgg"
-    kl_weight: float = 1e-3
-    kl_structure: float = 1.0
-    kl_dynamics: float = 1.0
-    learn_logvar: bool = True
-    initial_logvar: float = 0.0
-    discriminator_weight: float = 0.05
-    discriminator_start: int = 10001
-    adaptive_weight_max: float = 1e4
-    lecam_weight: float = 0.0
-    lecam_decay: float = 0.99
-
-    def __post_init__(self) -> None:
-        if self.reconstruction not in RECONSTRUCTIONS:
-            raise ValueError(
-                f"loss.reconstruction must be one of {RECONSTRUCTIONS}, got {self.reconstruction!r}"
-            )
-        if self.perceptual_net not in LPIPS_NETS:
-            raise ValueError(
-                f"loss.perceptual_net must be one of {LPIPS_NETS}, got {self.perceptual_net!r}"
-            )
-        for name in (
-            "perceptual_weight",
-            "kl_weight",
-            "kl_structure",
-            "kl_dynamics",
-            "discriminator_weight",
-            "discriminator_start",
-            "adaptive_weight_max",
-            "lecam_weight",
-        ):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(
-                    f"loss.{name} must be finite and not negative, got {getattr(self, name)}"
-                )
-        if not 0 <= self.lecam_decay < 1:
-            raise ValueError(f"loss.lecam_decay must be in [0, 1), got {self.lecam_decay}")
-        if not math.isfinite(self.initial_logvar):
-            raise ValueError(f"loss.initial_logvar must be finite, got {self.initial_logvar}")
-
-
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor in float32, or in float64 if it has that already."""
+    """The tensor in float32, or in float64 if it already is."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
@@ -138,7 +82,7 @@ def reconstruction_error(video: Tensor, reconstruction: Tensor, kind: str = "l1"
 
 
 def negative_log_likelihood(error: Tensor, logvar: Tensor) -> Tensor:
-    """sum(error / exp(logvar) + logvar) / (B T): a sum over C, H, W, a mean over frames.
+    """sum(error / exp(logvar) + logvar) / (B T): summed over C, H, W, averaged over frames.
 
     Args:
         error: (B, C, T, H, W), not negative.
@@ -157,12 +101,12 @@ def hinge_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
 def lecam_penalty(
     logits_real: Tensor, logits_fake: Tensor, average_real: Tensor, average_fake: Tensor
 ) -> Tensor:
-    """Hold the logits near the moving average of the opposite side.
+    """Pulls the logits towards the moving average of the opposite side.
 
     Args:
-        logits_real: on videos.
-        logits_fake: on reconstructions.
-        average_real: moving average of the mean logit on videos.
+        logits_real: of videos.
+        logits_fake: of reconstructions.
+        average_real: moving average of the mean logit of videos.
         average_fake: the same on reconstructions.
     Returns:
         Scalar.
@@ -182,23 +126,23 @@ def adaptive_weight(
     maximum: float = 1e4,
     reduce_gradient: Reduce | None = None,
 ) -> Tensor:
-    """How much larger the reconstruction's gradient is than the adversarial one.
+    """Ratio of the reconstruction's gradient norm to the adversarial one.
 
     Args:
         nll: scalar that depends on last_weight; its graph is kept.
         adversarial: likewise.
         last_weight: the decoder's last Linear weight.
         maximum: upper bound of the ratio.
-        reduce_gradient: averages a tensor over the processes, so that all get the ratio one
-            process would get for the whole batch.
+        reduce_gradient: averages a tensor over the processes, so that all get the ratio that a
+            single process would get for the whole batch.
     Returns:
         Scalar in [0, maximum], without gradient.
     Source: VQGAN (arXiv 2012.09841), Eq. 7, with 1e-4 as released.
     """
     gradients = []
     for loss in (nll, adversarial):
-        # Only the last Linear is on the path: no checkpointed block is computed again, and
-        # autograd.grad fills no .grad and fires no hook of DDP.
+        # Only the last Linear is differentiated: no checkpointed block is recomputed, and
+        # autograd.grad neither fills .grad nor fires DDP's hooks.
         (gradient,) = torch.autograd.grad(loss, last_weight, retain_graph=True)
         gradient = at_least_float32(gradient.detach())
         gradients.append(reduce_gradient(gradient) if reduce_gradient else gradient)
@@ -208,7 +152,7 @@ def adaptive_weight(
 
 @contextmanager
 def _frozen(module: nn.Module) -> Iterator[None]:
-    """No gradients for the module's parameters in graphs built inside."""
+    """The module's parameters get no gradients from graphs built in this context."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
@@ -222,14 +166,14 @@ def _frozen(module: nn.Module) -> Iterator[None]:
 class AutoencoderLoss(nn.Module):
     """The objective with its state: the log-variance and LeCAM's moving averages.
 
-    The state dict holds just those, so it belongs in every checkpoint; `parameters()` is the
-    log-variance alone, for the autoencoder's optimizer.
+    The state dict holds only these, and belongs in every checkpoint; the only parameter is the
+    log-variance, for the autoencoder's optimizer.
 
     Args:
         config: see `LossConfig`.
         frame_distance: replaces LPIPS: (B, 3, T, H, W) twice -> (B, T), differentiable.
     Raises:
-        ValueError: where LPIPS is asked for and its weights can't be had.
+        ValueError: if LPIPS is on and its weights can't be loaded.
     """
 
     lecam_real: Tensor
@@ -256,7 +200,7 @@ class AutoencoderLoss(nn.Module):
         """Whether the adversarial term and the discriminator's training are on.
 
         Args:
-            step: batches done so far.
+            step: number of batches before this one.
         """
         return self.config.discriminator_weight > 0 and step >= self.config.discriminator_start
 
@@ -274,25 +218,24 @@ class AutoencoderLoss(nn.Module):
         """The autoencoder's loss on a batch.
 
         Before discriminator_start, with weight 0, or without gradients (validation) the
-        discriminator is not called and the adversarial term is left out.
+        discriminator isn't called and there is no adversarial term.
 
         Args:
             video: (B, 3, T, H, W), in [-1, 1].
             reconstruction: the same shape.
-            posterior: its three parts' `kl()` give (B,).
-            step: batches done so far.
-            discriminator: a `PatchDiscriminator`, also wrapped by DDP; gets no gradient.
-            last_weight: the decoder's last Linear weight, in whose gradient the terms compare.
-            reduce_gradient: averages a tensor over the processes. With it the adaptive weight
-                is that of the whole batch, and so is the gradient of the log-variance, which
-                no DDP wraps.
+            posterior: the `kl()` of each of its three parts is (B,).
+            step: number of batches before this one.
+            discriminator: a `PatchDiscriminator`, possibly wrapped by DDP; gets no gradient.
+            last_weight: the decoder's last Linear weight, for `adaptive_weight`.
+            reduce_gradient: averages a tensor over the processes. It makes the adaptive weight and
+                the gradient of the log-variance, which DDP doesn't wrap, those of the whole batch.
         Returns:
             The total to minimize, and every term for the log, detached scalars.
         Raises:
             ValueError: if shapes differ, or the discriminator or last_weight is missing when on.
         """
-        # float32 though the networks run in bf16: nll sums 150,000 values a frame, and bf16 has
-        # 8 bits to do it with.
+        # In float32 even if the networks run in bf16: nll sums 150,000 values per frame, too many
+        # for the 8 bits of bf16.
         with torch.autocast(video.device.type, enabled=False):
             error, logs = self._error(video, reconstruction)
             nll = negative_log_likelihood(error, self._shared_logvar(error, reduce_gradient))
@@ -327,17 +270,17 @@ class AutoencoderLoss(nn.Module):
         *,
         reduce_mean: Reduce | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The discriminator's loss on a batch; moves LeCAM's averages when training.
+        """The discriminator's loss on a batch; updates LeCAM's averages in training.
 
         Args:
-            discriminator: a `PatchDiscriminator`, also wrapped by DDP.
+            discriminator: a `PatchDiscriminator`, possibly wrapped by DDP.
             video: (B, 3, T, H, W), in [-1, 1].
-            reconstruction: the same shape; no gradient goes into it.
-            step: batches done so far.
+            reconstruction: the same shape; gets no gradient.
+            step: number of batches before this one.
             reduce_mean: averages a tensor over the processes, for LeCAM's averages.
         Returns:
-            The loss and its terms for the log. Before discriminator_start the loss is a zero
-            without a graph and nothing is computed: ask `discriminator_active` first.
+            The loss and its terms for the log. Before discriminator_start the loss is a
+            constant 0 without a graph; check `discriminator_active` first.
         """
         if not self.discriminator_active(step):
             return torch.zeros((), device=video.device), {}
@@ -370,12 +313,12 @@ class AutoencoderLoss(nn.Module):
         return error, logs
 
     def _adversarial(self, discriminator: nn.Module, reconstruction: Tensor) -> Tensor:
-        # The plain module beneath DDP: its gradient reducer must not wait for gradients that
-        # this pass doesn't make.
-        plain = discriminator.module if hasattr(discriminator, "module") else discriminator
-        assert isinstance(plain, nn.Module)
-        with _frozen(plain):
-            logits = plain(reconstruction)
+        # Unwrapped from DDP, whose gradient reducer would wait for gradients that this pass
+        # doesn't compute.
+        unwrapped = discriminator.module if hasattr(discriminator, "module") else discriminator
+        assert isinstance(unwrapped, nn.Module)
+        with _frozen(unwrapped):
+            logits = unwrapped(reconstruction)
         return -at_least_float32(logits).mean()
 
     def _kl(self, posterior: Posterior) -> tuple[Tensor, dict[str, Tensor]]:
@@ -393,7 +336,7 @@ class AutoencoderLoss(nn.Module):
     def _shared_logvar(self, error: Tensor, reduce_gradient: Reduce | None) -> Tensor:
         logvar = self.logvar.to(error.dtype)
         if reduce_gradient is not None and logvar.requires_grad and torch.is_grad_enabled():
-            logvar = logvar.clone()  # a hook on the parameter itself would outlive this batch
+            logvar = logvar.clone()  # a hook on the parameter itself would stay after this batch
             logvar.register_hook(reduce_gradient)
         return logvar
 
@@ -402,11 +345,11 @@ class AutoencoderLoss(nn.Module):
         means = torch.stack([real, fake])
         if reduce_mean is not None:
             means = reduce_mean(means)
-        # A batch that isn't finite is skipped by the training loop, and must leave no trace here.
-        # As tensors, so that the GPU isn't waited for.
+        # The training loop skips a batch that isn't finite; it must not change the averages either.
+        # Computed with tensors, to avoid waiting for the GPU.
         finite = means.isfinite().all()
         self.lecam_updates += finite
-        # Free of the bias of a start at 0: after one update the average is that batch's mean.
+        # Corrects the bias of starting at 0: after one update the average is that batch's mean.
         decay = self.config.lecam_decay
         rate = finite * (1 - decay) / (1 - decay ** self.lecam_updates.clamp_min(1))
         means = means.nan_to_num(0.0, 0.0, 0.0).to(self.lecam_real.dtype)

@@ -1,28 +1,27 @@
-"""Writing what people look at: H.264 videos, GIFs, and labelled contact sheets.
+"""Pixels as numbers and as files: conversions, H.264 videos, GIFs, labelled contact sheets.
 
 Axes: T frames, H W pixels. Frames are uint8 RGB (H, W, 3), videos (T, H, W, 3).
 """
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import av
 import numpy as np
 import torch
-from av.video.reformatter import ColorRange, Colorspace
 from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from vidtwin.files import partial_path, written_whole
+
+if TYPE_CHECKING:
+    import av
 
 __all__ = [
     "FrameSampler",
@@ -34,12 +33,14 @@ __all__ = [
     "thumbnail",
     "to_levels",
     "to_uint8",
+    "write_clip",
     "write_gif",
     "write_video",
 ]
 
 CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
-BT709 = 1  # the code of the BT.709 primaries and transfer curve in H.264's colour description
+BT709 = 1  # the code for BT.709 primaries and transfer curve in H.264's colour description
+MAX_GIF_FPS = 50.0
 SHEET_BACKGROUND, SHEET_INK, SHEET_MUTED = (255, 255, 255), (20, 20, 20), (120, 120, 120)
 
 
@@ -49,7 +50,7 @@ def to_levels(video: torch.Tensor) -> torch.Tensor:
 
 
 def eight_bit(video: torch.Tensor) -> torch.Tensor:
-    """Values in [-1, 1] as they come back from 8 bits: each the nearest of 256, NaN stays NaN."""
+    """Values in [-1, 1] rounded to 8 bits and back: the nearest of 256 levels; NaN stays NaN."""
     return to_levels(video) / 127.5 - 1.0
 
 
@@ -68,15 +69,15 @@ def to_uint8(video: torch.Tensor) -> NDArray[np.uint8]:
             f"expected one video (3, T, H, W) or frame (3, H, W), got shape {tuple(video.shape)}; "
             "for a batch, convert its videos one by one"
         )
-    # A NaN would be cast to some colour without a word.
+    # A NaN would silently be cast to some colour.
     if not bool(torch.isfinite(video).all()):
-        raise ValueError("the video holds values that are not finite; it can't be shown")
+        raise ValueError("the video has values that are not finite; it can't be shown")
     levels = to_levels(video.detach()).to(torch.uint8)
     return rearrange(levels.cpu(), "c ... h w -> ... h w c").numpy()
 
 
 def from_uint8(frames: NDArray[np.uint8]) -> torch.Tensor:
-    """Frames as a float32 video in [-1, 1]; `to_uint8` gives exactly the same frames back.
+    """Frames as a float32 video in [-1, 1]; `to_uint8` is its exact inverse.
 
     Args:
         frames: (T, H, W, 3) or (H, W, 3), uint8 RGB.
@@ -91,12 +92,12 @@ def from_uint8(frames: NDArray[np.uint8]) -> torch.Tensor:
 
 
 def frame_rate(fps: float | Fraction) -> Fraction:
-    """The exact frame rate that a float stands for: 29.97002997 is 30000/1001.
+    """The exact frame rate that a float approximates: 29.97002997 is 30000/1001.
 
     Args:
         fps: frames per second, more than 0.
     Returns:
-        Fraction: with a denominator up to 1001, that of the NTSC rates.
+        Fraction: with a denominator of at most 1001, as NTSC rates have.
     Raises:
         ValueError: if fps is not a positive, finite number (of at least 1/1001).
     """
@@ -109,26 +110,26 @@ def frame_rate(fps: float | Fraction) -> Fraction:
 
 
 class VideoWriter:
-    """Writes an H.264 video frame by frame; memory stays flat in the length.
+    """Writes an H.264 video frame by frame, in memory that doesn't grow with its length.
 
-    The file appears under its name only when it is complete: it is written beside it under a
-    hidden name and renamed by `close`. Leaving the `with` block by an exception removes it.
+    The file is written under a hidden name and renamed by `close`, so it is never incomplete.
+    Leaving the `with` block by an exception removes it.
 
-    Even sizes are stored as yuv420p, which plays everywhere. H.264 cannot express an odd size
-    with halved chroma, so an odd width or height is stored as yuv444p (profile High 4:4:4):
-    the visible size is always the frames' own.
+    Even sizes are stored as yuv420p, which plays everywhere. Halved chroma can't express an odd
+    width or height; those are stored as yuv444p (profile High 4:4:4) and keep their size.
 
     Args:
         path: the file to write, .mp4, .mov or .mkv; its folder is made if needed.
         fps: frames per second, may be fractional (30000/1001).
-        crf: quality, 0 (lossless up to the colour conversion) to 51 (worst); 12 is visually
-            lossless.
+        crf: quality, 0 (lossless but for colour conversion) to 51; 12 is visually lossless.
     Raises:
-        ValueError: on another suffix, fps or crf.
+        ValueError: if the suffix, fps or crf is not allowed.
         OSError: if the file can't be written.
     """
 
     def __init__(self, path: str | Path, fps: float | Fraction, crf: int = 12) -> None:
+        import av  # slow to import, and not needed to convert pixels
+
         self.path = Path(path)
         if self.path.suffix.lower() not in CONTAINERS:
             raise ValueError(
@@ -155,6 +156,9 @@ class VideoWriter:
         Raises:
             ValueError: if the frame is not uint8 RGB or of another size than the first.
         """
+        import av
+        from av.video.reformatter import ColorRange, Colorspace
+
         _check_rgb(frame, dims=(3,))
         height, width = frame.shape[:2]
         if self._container is None:
@@ -168,7 +172,7 @@ class VideoWriter:
                 f"{self._size[1]}; frame {self.num_frames} has {height}x{width}"
             )
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        # Untagged files are BT.601 to some players and BT.709 to others: convert by one, say so.
+        # Players take untagged files for BT.601 or BT.709; convert to one of them and tag it.
         picture = picture.reformat(
             format=self._stream.pix_fmt,
             dst_colorspace=Colorspace.ITU709,
@@ -178,10 +182,10 @@ class VideoWriter:
         self.num_frames += 1
 
     def close(self) -> None:
-        """Finishes the file and gives it its name.
+        """Finishes the file and renames it to `path`.
 
         Raises:
-            ValueError: if no frame was written (there is no such thing as an empty video).
+            ValueError: if no frame was written.
         """
         if self._container is None:
             return
@@ -197,7 +201,7 @@ class VideoWriter:
             self.abort()
 
     def abort(self) -> None:
-        """Closes and removes what was written; does nothing after `close`."""
+        """Removes what was written; does nothing after `close`."""
         if self._container is not None:
             container, self._container = self._container, None
             container.close()
@@ -206,18 +210,15 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
         else:
             self.abort()
 
     def _open_stream(self, height: int, width: int) -> Any:
+        from av.video.reformatter import ColorRange, Colorspace
+
         stream = self._container.add_stream("libx264", rate=self._rate)
         stream.width, stream.height = width, height
         stream.pix_fmt = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
@@ -269,23 +270,31 @@ def write_gif(path: str | Path, frames: NDArray[np.uint8], fps: float) -> Path:
     """
     _check_rgb(frames, dims=(4,))
     rate = frame_rate(fps)
-    if rate > 50:
-        raise ValueError(f"a GIF plays at most 50 frames per second, got {fps}; drop frames")
+    if rate > MAX_GIF_FPS:
+        raise ValueError(
+            f"a GIF plays at most {MAX_GIF_FPS:g} frames per second, got {fps}; drop frames"
+        )
     ends = [round(100 * (index + 1) / rate) for index in range(len(frames))]
     durations = [10 * (end - start) for start, end in zip([0, *ends], ends, strict=False)]
     pictures = [Image.fromarray(frame) for frame in frames]
-    buffer = io.BytesIO()
-    pictures[0].save(
-        buffer,
-        format="GIF",
-        save_all=True,
-        append_images=pictures[1:],
-        duration=durations,
-        loop=0,
-    )
+    animation = {"append_images": pictures[1:], "duration": durations, "loop": 0}
     with written_whole(path) as partial:
-        partial.write_bytes(buffer.getvalue())
+        pictures[0].save(partial, format="GIF", save_all=True, **animation)
     return Path(path)
+
+
+def write_clip(target: Path, frames: NDArray[np.uint8], fps: float) -> list[Path]:
+    """Writes TARGET.mp4 and TARGET.gif.
+
+    Args:
+        target: folder and stem of the files.
+        frames: (T, H, W, 3) uint8 RGB.
+        fps: frames per second; the GIF gets at most 50.
+    """
+    return [
+        write_video(target.with_name(f"{target.name}.mp4"), frames, fps),
+        write_gif(target.with_name(f"{target.name}.gif"), frames, min(fps, MAX_GIF_FPS)),
+    ]
 
 
 def contact_sheet(
@@ -301,7 +310,7 @@ def contact_sheet(
     Args:
         rows: label -> (T, H, W, 3) uint8 RGB; T the same in all rows, sizes may differ.
         path: the file to write.
-        num_columns: how many frames to show, at most; the first and the last are among them.
+        num_columns: how many frames to show at most, the first and the last among them.
         frame_numbers: the T numbers written over the columns; 0 … T-1 by default.
         title: a line above the sheet.
         cell_height: pixels; frames are scaled to it, small ones without smoothing.
@@ -329,24 +338,21 @@ def contact_sheet(
         [Image.fromarray(thumbnail(frames[column], cell_height)) for column in columns]
         for frames in rows.values()
     ]
-    sheet = _draw_sheet(
-        list(rows), cells, [f"frame {numbers[column]}" for column in columns], title
-    )
-    buffer = io.BytesIO()
-    sheet.save(buffer, format="PNG")
+    headings = [f"frame {numbers[column]}" for column in columns]
+    sheet = _draw_sheet(list(rows), cells, headings, title)
     with written_whole(path) as partial:
-        partial.write_bytes(buffer.getvalue())
+        sheet.save(partial, format="PNG")
     return Path(path)
 
 
 class FrameSampler:
-    """Keeps a few evenly spaced frames of a stream whose length nobody knows beforehand.
+    """Keeps a few evenly spaced entries of a stream of unknown length.
 
-    Holds between `count` and twice `count` entries: when full, every second is dropped and
-    from then on only every second is taken.
+    Holds between `count` and 2 `count` entries: when full, it drops every second one and from
+    then on takes half as many.
 
     Args:
-        count: how many entries to hold at least (all, of a shorter stream).
+        count: how many entries to hold at least (fewer for a shorter stream).
     """
 
     def __init__(self, count: int) -> None:
@@ -356,11 +362,11 @@ class FrameSampler:
         self.kept: list[tuple[int, Any]] = []
 
     def wants(self) -> bool:
-        """Whether the next entry would be kept, so that a costly one is made only then."""
+        """Whether the next entry would be kept; a costly one need not be computed otherwise."""
         return self.seen % self.stride == 0
 
     def add(self, entry: Any) -> None:
-        """Counts the next entry of the stream and keeps it if its turn has come.
+        """Counts the next entry of the stream, and keeps it if it is wanted.
 
         Args:
             entry: anything; None if `wants` said no.
@@ -373,11 +379,11 @@ class FrameSampler:
         self.seen += 1
 
     def numbers(self) -> list[int]:
-        """The positions in the stream of the entries that are held."""
+        """The positions in the stream of the kept entries."""
         return [number for number, _ in self.kept]
 
     def entries(self) -> list[Any]:
-        """The entries that are held, in the stream's order."""
+        """The kept entries, in the stream's order."""
         return [entry for _, entry in self.kept]
 
 
@@ -434,11 +440,8 @@ def _check_rgb(frames: Any, dims: tuple[int, ...], name: str = "frames") -> None
         or frames.size == 0
     ):
         shapes = {3: "(H, W, 3)", 4: "(T, H, W, 3)"}
-        came = (
-            f"{frames.dtype} {frames.shape}"
-            if isinstance(frames, np.ndarray)
-            else type(frames).__name__
-        )
+        array = isinstance(frames, np.ndarray)
+        came = f"{frames.dtype} {frames.shape}" if array else type(frames).__name__
         raise ValueError(
             f"{name}: expected a non-empty uint8 numpy array "
             f"{' or '.join(shapes[dim] for dim in dims)}, got {came}; to_uint8 converts a video"

@@ -1,4 +1,4 @@
-"""Quality of a reconstruction: PSNR, SSIM and LPIPS, a value for each video.
+"""Quality of reconstructions: PSNR, SSIM and LPIPS of each video, and their means.
 
 Axes: B batch, C channels, T frames, H W pixels, N frames of all videos together.
 
@@ -11,32 +11,47 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidtwin.config import LPIPS_NETS
+from vidtwin.media import to_uint8
+
+if TYPE_CHECKING:
+    from vidtwin.autoencoder import VidTwinAutoencoder
+
 __all__ = [
     "LPIPS_NETS",
+    "METRICS",
     "SSIM_WINDOW",
+    "FrameMeans",
     "Lpips",
+    "mean_measures",
+    "measure_reconstructions",
     "psnr",
     "ssim",
 ]
 
-# The mean squared error below which PSNR says 100 dB: an exact copy would give infinity, and one
-# such frame would make the mean of a whole data set infinite. 8-bit rounding alone is 59 dB.
+# PSNR is capped at 100 dB: an identical frame would give infinity, and make the mean of a whole
+# data set infinite. 8-bit rounding alone is 59 dB.
 MINIMUM_MSE = 1e-10
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # for values of range 1
 
-# The trunk each LPIPS net needs, as torchvision names its file, and the smallest frame it takes.
-_TRUNKS = {
+# torchvision's file of each LPIPS net's backbone, and the smallest frame size in pixels.
+_BACKBONES = {
     "vgg": ("vgg16-397923af.pth", 16),
     "alex": ("alexnet-owt-7be5be79.pth", 31),
     "squeeze": ("squeezenet1_1-b8a52dc0.pth", 17),
 }
-LPIPS_NETS = tuple(_TRUNKS)
+METRICS = ("psnr", "ssim", "lpips")
+Metrics = dict[str, float]
 
 
 def _check_pair(video: Tensor, reconstruction: Tensor) -> None:
@@ -57,8 +72,8 @@ def psnr(video: Tensor, reconstruction: Tensor, *, pooled: bool = False) -> Tens
     Args:
         video: (B, C, T, H, W), in [-1, 1].
         reconstruction: the same shape; clipped to [-1, 1].
-        pooled: False, the field's habit for video, averages the frames' PSNR; True takes the
-            PSNR of the video's mean squared error (never higher than the other).
+        pooled: False, usual for video, averages the PSNR of the frames; True is the PSNR of the
+            video's mean squared error (never higher).
     Returns:
         (B,), float64. Identical frames count 100 dB instead of infinity.
     Raises:
@@ -97,12 +112,12 @@ def ssim(video: Tensor, reconstruction: Tensor) -> Tensor:
 def _ssim_of_frames(first: Tensor, second: Tensor) -> Tensor:
     """(C, T, H - 10, W - 10): the similarity at every window inside the frames, (C, T, H, W).
 
-    torchmetrics computes the same (a test compares them), but by a float64 convolution that takes
-    fifty times as long on a CPU: seconds for a clip of 16 x 64 x 64.
+    torchmetrics computes the same (a test compares them), but with a float64 convolution that is
+    fifty times slower on a CPU: seconds for a clip of 16 x 64 x 64.
     """
     rows, columns = (_gaussian_windows(size, first.device) for size in first.shape[-2:])
     products = (first, second, first * first, second * second, first * second)
-    # The window is a product of two axes' windows, so its sums are two matrix products.
+    # The window is separable, so its sums are two matrix products.
     mean_1, mean_2, square_1, square_2, cross = (rows @ image @ columns.mT for image in products)
     luminance = (2 * mean_1 * mean_2 + SSIM_C1) / (mean_1**2 + mean_2**2 + SSIM_C1)
     variances = square_1 - mean_1**2 + square_2 - mean_2**2
@@ -125,7 +140,7 @@ class Lpips(nn.Module):
     Args:
         net: "vgg", "alex" or "squeeze".
     Raises:
-        ValueError: for an unknown net, or where the trunk's weights can't be had.
+        ValueError: for an unknown net, or if the backbone's weights can't be loaded.
     Source: Zhang et al. 2018 (arXiv 1801.03924), version 0.1, by the `lpips` package.
     """
 
@@ -148,7 +163,7 @@ class Lpips(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Lpips:
-        """Stay in evaluation: dropout in a distance would be noise."""
+        """Stays in evaluation mode: dropout would make the distance noisy."""
         return super().train(False)
 
     def frames(self, video: Tensor, reconstruction: Tensor) -> Tensor:
@@ -163,14 +178,14 @@ class Lpips(nn.Module):
             ValueError: if the shapes differ or the frames are too small for the net.
         """
         _check_pair(video, reconstruction)
-        smallest = _TRUNKS[self.net_name][1]
+        smallest = _BACKBONES[self.net_name][1]
         if min(video.shape[-2:]) < smallest:
             raise ValueError(
                 f"LPIPS with {self.net_name!r} needs frames of at least {smallest} pixels, got "
                 f"{video.shape[-2]}x{video.shape[-1]}; use larger frames or turn it off"
             )
         dtype = next(self.net.buffers()).dtype
-        # Not in bf16, whose 8 bits blur the small differences this is about.
+        # Not in bf16: its 8 bits would blur the small differences being measured.
         with torch.autocast(video.device.type, enabled=False):
             distance = self.net(
                 rearrange(video, "b c t h w -> (b t) c h w").to(dtype),
@@ -188,7 +203,7 @@ class Lpips(nn.Module):
         Returns:
             (B,), float64: the mean over the frames.
         """
-        # A video at a time: the trunk's activations of a batch of videos would fill the memory.
+        # A video at a time: the backbone's activations of a batch of videos would fill the memory.
         pairs = zip(video.split(1), reconstruction.clamp(-1, 1).split(1), strict=True)
         return torch.cat([self.frames(one, other).double().mean(1) for one, other in pairs])
 
@@ -196,11 +211,11 @@ class Lpips(nn.Module):
 def _build_lpips(net: str) -> nn.Module:
     import lpips
 
-    filename = _TRUNKS[net][0]
+    filename = _BACKBONES[net][0]
     folder = os.path.join(torch.hub.get_dir(), "checkpoints")
     try:
         with warnings.catch_warnings():
-            # torchvision warns of the argument by which lpips asks for its trunk.
+            # torchvision warns about an argument that lpips passes to it.
             warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
             return lpips.LPIPS(net=net, verbose=False)
     except (OSError, RuntimeError) as error:
@@ -210,3 +225,115 @@ def _build_lpips(net: str) -> nn.Module:
             f"https://download.pytorch.org/models/{filename} into {folder} "
             "(TORCH_HOME moves that folder), or set loss.perceptual_weight=0"
         ) from error
+
+
+class FrameMeans:
+    """Mean metrics over the frames of a video; one that can't be computed is None, with the reason.
+
+    Args:
+        lpips: the perceptual distance, or None.
+        reason: why `lpips` is None.
+        device: the device of `lpips`.
+    """
+
+    def __init__(
+        self, lpips: Lpips | None, reason: str = "", device: torch.device | str = "cpu"
+    ) -> None:
+        self.num_frames = 0
+        self.sums = dict.fromkeys(METRICS, 0.0)
+        self.reasons = {} if lpips is not None else {"lpips": reason}
+        self._lpips, self._device = lpips, device
+
+    def add(self, video: Tensor, reconstruction: Tensor) -> None:
+        """Adds frames, each measured as an image.
+
+        Args:
+            video: (1, 3, T, H, W) in [-1, 1].
+            reconstruction: the same shape.
+        """
+        frames = video.shape[2]
+        for name in METRICS:
+            if name in self.reasons:
+                continue
+            try:
+                value = self._measure(name, video, reconstruction)
+            except ValueError as error:  # the frames are smaller than the metric's window
+                self.reasons[name] = str(error)
+            else:
+                self.sums[name] += float(value) * frames
+        self.num_frames += frames
+
+    def result(self) -> dict[str, Any]:
+        """psnr, ssim and lpips, and `reasons` for those that are None."""
+        values: dict[str, Any] = {
+            name: None if name in self.reasons else self.sums[name] / max(1, self.num_frames)
+            for name in METRICS
+        }
+        return values | {"reasons": dict(self.reasons)}
+
+    def _measure(self, name: str, video: Tensor, reconstruction: Tensor) -> Any:
+        if name == "lpips":
+            assert self._lpips is not None
+            return self._lpips(video.to(self._device), reconstruction.to(self._device))
+        return {"psnr": psnr, "ssim": ssim}[name](video, reconstruction)
+
+
+@torch.no_grad()
+def measure_reconstructions(
+    model: VidTwinAutoencoder,
+    batches: Iterable[dict[str, Any]],
+    *,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    lpips: Lpips | None = None,
+) -> tuple[list[tuple[int, Metrics]], np.ndarray | None]:
+    """PSNR, SSIM and optionally LPIPS of each clip, with the posterior at its mode.
+
+    Args:
+        model: is put into evaluation mode, and back afterwards.
+        batches: with "video" and "index", as `vidtwin.data.build_evaluation_loader` gives them.
+        autocast: a context manager for the forward passes, such as `accelerator.autocast`.
+        lpips: None to leave it out.
+    Returns:
+        (index of the clip in the data set, its metrics) for every clip, and the first batch as
+        one (T, B H, 4 W, 3) uint8 video: input, reconstruction, structure alone, dynamics alone.
+    """
+    device = next(model.parameters()).device
+    rows: list[tuple[int, Metrics]] = []
+    sheet = None
+    training = model.training
+    model.eval()
+    for batch in batches:
+        video = batch["video"].to(device)
+        with autocast():
+            output = model(video)
+            alone = [
+                model.decode(output.latents, "structure"),
+                model.decode(output.latents, "dynamics"),
+            ]
+        clips = [video, output.reconstruction.float(), *(clip.float() for clip in alone)]
+        metrics = {"psnr": psnr(video, clips[1]), "ssim": ssim(video, clips[1])}
+        if lpips is not None:
+            metrics["lpips"] = lpips(video, clips[1])
+        for place, index in enumerate(batch["index"].tolist()):
+            rows.append((index, {name: float(value[place]) for name, value in metrics.items()}))
+        if sheet is None and all(clip.isfinite().all() for clip in clips):
+            panels = rearrange(torch.stack(clips), "panel b c t h w -> c t (b h) (panel w)")
+            sheet = to_uint8(panels)
+    model.train(training)
+    return rows, sheet
+
+
+def mean_measures(rows: Iterable[tuple[int, Metrics]]) -> Metrics:
+    """The mean of each metric over all clips, and "clips", their number.
+
+    Sums in the order of the indices, so that the result doesn't depend on which process measured
+    which clip.
+
+    Raises:
+        ValueError: if there is no clip.
+    """
+    ordered = [values for _, values in sorted(rows, key=lambda row: row[0])]
+    if not ordered:
+        raise ValueError("no validation clip could be used; the log says why each was skipped")
+    means = {name: sum(v[name] for v in ordered) / len(ordered) for name in ordered[0]}
+    return {**means, "clips": float(len(ordered))}

@@ -1,4 +1,4 @@
-"""The Q-Former that finds a clip's structure, position by position.
+"""The Q-Former that extracts a clip's structure, one grid position at a time.
 
 Axes: B batch, T frames, D width, S positions, Q structure queries, h w grid.
 """
@@ -8,11 +8,10 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 from torch import nn
-from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 
 class TemporalQFormer(nn.Module):
-    """Learned queries read the frames of each position; the positions do not see one another.
+    """Learned queries attend to the frames of each position; positions don't attend to each other.
 
     Args:
         num_queries: Q.
@@ -36,6 +35,8 @@ class TemporalQFormer(nn.Module):
         intermediate_size: int,
         dropout: float,
     ) -> None:
+        from transformers import Blip2QFormerConfig, Blip2QFormerModel  # slow to import
+
         super().__init__()
         self.queries = nn.Parameter(torch.randn(num_queries, hidden_size))
         config = Blip2QFormerConfig(
@@ -49,10 +50,10 @@ class TemporalQFormer(nn.Module):
             layer_norm_eps=1e-12,
             hidden_dropout_prob=dropout,
             attention_probs_dropout_prob=dropout,
-            # Without it every layer carries a second feed-forward that no query passes.
+            # True would add a second feed-forward to every layer that queries never pass through.
             use_qformer_text_input=False,
         )
-        # transformers takes SDPA by itself where its version has it for this model.
+        # transformers uses SDPA where its version supports it for this model.
         self.qformer = Blip2QFormerModel(config)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

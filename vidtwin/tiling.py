@@ -1,19 +1,19 @@
-"""Videos of any length and resolution through a model of one size.
+"""Encodes and decodes videos of any length and resolution with a model of fixed size.
 
-Time and space are cut into overlapping windows of the model's own (T, H, W); each goes through
-the model once, and the results are blended where they overlap:
+A video is cut into overlapping windows of the model's (T, H, W); each passes through the model
+once, and the results are blended where they overlap:
 
     windows     start every (window - overlap); the last one is shifted back to end with the
                 video, so it may overlap more than the others.
-    padding     an axis shorter than the window is continued by mirroring (0 1 2 3 2 1 0 1 ...)
-                and cut back afterwards; a single frame, row or column is repeated.
-    blending    over an overlap of n the weights run linearly, k / (n + 1), from one window to
-                the next, one axis at a time. Every step is a + weight * (b - a), so the weights
-                sum to 1 exactly and windows that agree give their own values back, bit for bit.
-    memory      streams hold one window of input and one of output in time, whatever the length
-                of the video; what comes out lags by at most window + 2 (window - overlap) frames.
+    padding     an axis shorter than the window is extended by mirroring (0 1 2 3 2 1 0 1 ...)
+                and cropped afterwards; a single frame, row or column is repeated.
+    blending    over an overlap of n the weights rise linearly, k / (n + 1), from one window to
+                the next, one axis at a time. Each step is a + weight * (b - a), so the weights
+                sum to exactly 1 and equal windows are reproduced bit for bit.
+    memory      streams hold one window of input and one of output in time, however long the
+                video; the output lags by at most window + 2 (window - overlap) frames.
 
-Axes: B batch, C channels, T frames, H W pixels; in this file also n, tiles of one window in time.
+Axes: B batch, C channels, T frames, H W pixels; n tiles of one window in time.
 """
 
 from __future__ import annotations
@@ -46,14 +46,13 @@ AXES = ("frames", "rows", "columns")
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How a video is cut: windows of one size and what neighbours share.
+    """How a video is cut into windows: their size and overlap.
 
     Args:
         window: (T, H, W), the model's size.
-        overlap: (frames, rows, columns) shared by neighbouring windows, each less than the
-            window's; a quarter of the window by default.
+        overlap: (frames, rows, columns) shared by neighbouring windows, less than the window.
     Raises:
-        ValueError: on an overlap that is negative or not less than the window.
+        ValueError: if an overlap is negative or not less than the window.
     """
 
     window: Sizes
@@ -88,13 +87,13 @@ class Layout:
 
 @dataclass(frozen=True)
 class LatentWindow:
-    """The latents of one window and where it lies in the video.
+    """The latents of one window, and its position in the video.
 
     Args:
-        start: (frame, row, column) of its first value.
-        size: (frames, rows, columns) of the video that it covers: the model's size, or less on
-            an axis where the video is shorter than that.
-        latents: of that window, for each of the B videos.
+        start: (frame, row, column) of its first pixel.
+        size: (frames, rows, columns) of the video that it covers: the model's size, or less along
+            an axis where the video is shorter.
+        latents: of this window, for each of the B videos.
     """
 
     start: Sizes
@@ -103,14 +102,14 @@ class LatentWindow:
 
 
 def tile_starts(size: int, window: int, overlap: int) -> list[int]:
-    """Where the windows along an axis begin.
+    """Start positions of the windows along an axis.
 
     Args:
         size: length of the axis, at least 1.
         window: length of a window.
-        overlap: what neighbours share, less than the window.
+        overlap: of neighbouring windows, less than the window.
     Returns:
-        list[int]: increasing; the last window ends with the axis (a single 0 if it is shorter).
+        list[int]: increasing; the last window ends with the axis ([0] if the axis is shorter).
     """
     if size <= window:
         return [0]
@@ -148,17 +147,17 @@ def tiled_reconstruct(
 
     Args:
         model: a VidTwinAutoencoder.
-        video: (B, C, T, H, W) in [-1, 1], any T, H, W; or an iterable of such chunks that follow
-            each other in time, of which only a window's worth of frames is held.
+        video: (B, C, T, H, W) in [-1, 1], any T, H, W; or an iterable of such chunks,
+            consecutive in time, of which only one window of frames is kept in memory.
         tile_overlap: (frames, rows, columns) that neighbouring windows share; a quarter of the
             model's size by default.
-        part: "both", or "structure" or "dynamics" decoded alone.
-        tile_batch_size: windows per forward pass (each with its B videos).
+        part: "both", or decode only "structure" or "dynamics".
+        tile_batch_size: windows (of B videos each) per forward pass.
     Returns:
         The reconstruction, of the video's shape, dtype and device; for an iterable, an iterator
-        of (B, C, t, H, W) chunks that together are as long as the input.
+        of (B, C, t, H, W) chunks with as many frames in total.
     Raises:
-        ValueError: on a bad overlap, batch size or part, an empty video, or chunks that differ.
+        ValueError: for a bad overlap, batch size or part, an empty video, or chunks of other sizes.
     """
     if not isinstance(video, torch.Tensor):
         windows = iter_encode_windows(model, video, tile_overlap, tile_batch_size)
@@ -198,23 +197,23 @@ def decode_windows(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """The video that `encode_windows` made the windows of.
+    """The video of windows from `encode_windows`.
 
     Args:
         model: a VidTwinAutoencoder.
         windows: all windows of one video, in any order.
         part: "both", "structure" or "dynamics".
         tile_batch_size: windows per forward pass.
-        device: where the video is put together; the model's by default.
+        device: where the windows are blended; the model's by default.
         dtype: of the video; the model's by default.
     Returns:
         torch.Tensor: (B, C, T, H, W), about [-1, 1].
     Raises:
-        ValueError: if there are no windows, or some between others are missing.
+        ValueError: if there are no windows, or some are missing.
     """
     ordered = sorted(windows, key=lambda window: window.start)
     if not ordered:
-        raise ValueError("there are no windows to decode; encode_windows gives at least one")
+        raise ValueError("no windows to decode; expected those of encode_windows, at least one")
     chunks = iter_decode_windows(model, ordered, part, tile_batch_size, device, dtype)
     return torch.cat(list(chunks), dim=2)
 
@@ -225,11 +224,11 @@ def iter_encode_windows(
     tile_overlap: Sequence[int] | None = None,
     tile_batch_size: int = 1,
 ) -> Iterator[LatentWindow]:
-    """The streaming form of `encode_windows`: yields each window as soon as its frames are there.
+    """The streaming form of `encode_windows`: yields each window as soon as its frames have come.
 
     Args:
         model: a VidTwinAutoencoder.
-        chunks: (B, C, t, H, W) each, following each other in time, any t.
+        chunks: (B, C, t, H, W) each, consecutive in time, any t.
         tile_overlap: (frames, rows, columns) that neighbouring windows share.
         tile_batch_size: windows per forward pass.
     """
@@ -250,10 +249,10 @@ def iter_decode_windows(
 
     Args:
         model: a VidTwinAutoencoder.
-        windows: ordered by start, as `iter_encode_windows` gives them.
+        windows: ordered by start, as from `iter_encode_windows`.
         part: "both", "structure" or "dynamics".
         tile_batch_size: windows per forward pass.
-        device: where the video is put together; the model's by default.
+        device: where the windows are blended; the model's by default.
         dtype: of the video; the model's by default.
     """
     _check_batch_size(tile_batch_size)
@@ -295,7 +294,7 @@ def _decode(
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """(first frame, whole pictures (B, C, t, H, W)) for each window in time."""
+    """(first frame, full-size frames (B, C, t, H, W)) for each window in time."""
     for first_frame, group in groupby(windows, key=lambda window: window.start[0]):
         tiles = list(group)
         decoded: list[torch.Tensor] = []
@@ -315,30 +314,32 @@ def _decode(
             line = [(tile.start[2], picture) for tile, picture in pairs]
             strips.append((row, torch.cat(list(_blend(line, axis=-1)), dim=-1)))
         if len({strip.shape[-1] for _, strip in strips}) > 1:
-            raise ValueError(f"windows are missing: not every row of frame {first_frame} is whole")
+            raise ValueError(
+                f"windows are missing: the rows of frame {first_frame} have different widths"
+            )
         yield first_frame, torch.cat(list(_blend(strips, axis=-2)), dim=-2)
 
 
 def _cut_time(chunks: Iterable[torch.Tensor], layout: Layout) -> Iterator[tuple[int, torch.Tensor]]:
-    """(first frame, (B, C, T, H, W)) for each window in time; less than T if the video has less."""
+    """(first frame, (B, C, T, H, W)) for each window in time; a shorter video has one of less."""
     window, stride = layout.window[0], layout.window[0] - layout.overlap[0]
-    # Exactly the last T frames: the next regular window, or at the end the one shifted back.
-    held: deque[torch.Tensor] = deque(maxlen=window)
+    # The last T frames: the next regular window, or the shifted one at the end.
+    recent: deque[torch.Tensor] = deque(maxlen=window)
     first: torch.Tensor | None = None
     end, needed = 0, window
     for chunk in chunks:
         first = chunk if first is None else first
         _check_chunk(chunk, first, end)
         for frame in chunk.unbind(2):
-            held.append(frame)
+            recent.append(frame)
             end, needed = end + 1, needed - 1
             if needed == 0:
-                yield end - window, torch.stack(list(held), dim=2)
+                yield end - window, torch.stack(list(recent), dim=2)
                 needed = stride
-    if not held:
+    if not recent:
         raise ValueError("the video has no frames; give at least one")
     if end < window or needed < stride:
-        yield max(0, end - window), torch.stack(list(held), dim=2)
+        yield max(0, end - window), torch.stack(list(recent), dim=2)
 
 
 def _tile(clip: torch.Tensor, place: tuple[int, int], layout: Layout) -> torch.Tensor:
@@ -347,7 +348,7 @@ def _tile(clip: torch.Tensor, place: tuple[int, int], layout: Layout) -> torch.T
 
 
 def _mirror_to(tile: torch.Tensor, window: Sizes) -> torch.Tensor:
-    """The tile continued by mirroring to the window's size on the axes where it is shorter."""
+    """The tile extended by mirroring to the window's size along axes where it is shorter."""
     for axis, size in zip((-3, -2, -1), window, strict=True):
         length = tile.shape[axis]
         if length < size:
@@ -358,29 +359,29 @@ def _mirror_to(tile: torch.Tensor, window: Sizes) -> torch.Tensor:
 
 
 def _blend(windows: Iterable[tuple[int, torch.Tensor]], axis: int) -> Iterator[torch.Tensor]:
-    """Final pieces along one axis, in order, of (start, values) windows in order of start."""
-    held: torch.Tensor | None = None
-    held_start = 0
+    """Blends (start, values) windows, ordered by start, into consecutive pieces along one axis."""
+    pending: torch.Tensor | None = None
+    pending_start = 0
     for start, window in windows:
-        if held is None:
+        if pending is None:
             if start != 0:
                 raise ValueError(f"windows are missing: the first one starts at {start}, not at 0")
         else:
-            done, length = start - held_start, held.shape[axis]
+            done, length = start - pending_start, pending.shape[axis]
             if not 0 < done <= length:
                 raise ValueError(
                     f"windows are missing or out of order: one starts at {start} after one from "
-                    f"{held_start} to {held_start + length}"
+                    f"{pending_start} to {pending_start + length}"
                 )
-            yield held.narrow(axis, 0, done)
-            window = _ramp(held.narrow(axis, done, length - done), window, axis)
-        held, held_start = window, start
-    if held is not None:
-        yield held
+            yield pending.narrow(axis, 0, done)
+            window = _ramp(pending.narrow(axis, done, length - done), window, axis)
+        pending, pending_start = window, start
+    if pending is not None:
+        yield pending
 
 
 def _ramp(before: torch.Tensor, after: torch.Tensor, axis: int) -> torch.Tensor:
-    """`after`, its beginning along the axis faded in over the whole of `before`."""
+    """`after`, its beginning along the axis cross-faded with all of `before`."""
     overlap = before.shape[axis]
     if overlap == 0:
         return after
@@ -417,7 +418,7 @@ def _check_batch_size(tile_batch_size: int) -> None:
 
 
 def _check_chunk(chunk: torch.Tensor, first: torch.Tensor, end: int) -> None:
-    """Raises unless the chunk is a float video that goes on where the first one began."""
+    """Raises unless the chunk is a float video of the first one's size."""
     if chunk.ndim != 5 or not chunk.is_floating_point() or 0 in chunk.shape[-2:]:
         raise ValueError(
             "expected a float video (B, C, T, H, W) in [-1, 1], got "

@@ -1,8 +1,8 @@
-"""The space-time transformer that stands on both sides of the latents.
+"""The space-time transformer of the encoder and of the decoder.
 
 Axes: B batch, T frames, S positions of the grid (h * w, row-major), D width, N tokens of one
-sequence. Source: VidTwin (arXiv 2412.17726) and its released code; the order of operations is
-part of the weights' meaning and follows the code where the paper is silent.
+sequence. Source: VidTwin (arXiv 2412.17726) and its released code, which decides the order of
+operations where the paper leaves it open.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def temporal_table(num_frames: int, hidden_size: int) -> torch.Tensor:
 
 
 class PositionTables(nn.Module):
-    """The fixed spatial and temporal codes, exact in whatever dtype the model is moved to.
+    """The fixed spatial and temporal codes, correctly rounded in every dtype the model is moved to.
 
     Args:
         num_frames: T.
@@ -63,7 +63,7 @@ class PositionTables(nn.Module):
 
     def _apply(self, fn, recurse=True):
         # A float32 table cast to float64 would keep float32's error (and float64 buffers cannot
-        # be moved to every device), so each move rounds afresh from the exact values.
+        # be moved to every device), so each move rounds the exact values again.
         super()._apply(fn, recurse)
         if not self.spatial.is_meta:
             for buffer, exact in zip((self.spatial, self.temporal), self._exact(), strict=True):
@@ -71,7 +71,7 @@ class PositionTables(nn.Module):
         return self
 
 
-class Attention(nn.Module):
+class GatedAttention(nn.Module):
     """Multi-head self-attention over (..., N, D) with one projection for q, k and v.
 
     Args:
@@ -118,7 +118,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Spatial attention, temporal attention, MLP, with a learned modulation instead of a condition.
+    """Spatial attention, temporal attention, MLP, with a learned, unconditional modulation.
 
     Args:
         hidden_size: D.
@@ -130,8 +130,8 @@ class Block(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int, mlp_size: int, causal: bool) -> None:
         super().__init__()
         self.modulation = nn.Parameter(torch.randn(6, hidden_size) / math.sqrt(hidden_size))
-        self.spatial_attention = Attention(hidden_size, num_heads)
-        self.temporal_attention = Attention(hidden_size, num_heads, causal=causal)
+        self.spatial_attention = GatedAttention(hidden_size, num_heads)
+        self.temporal_attention = GatedAttention(hidden_size, num_heads, causal=causal)
         self.mlp = FeedForward(hidden_size, mlp_size)
         self.apply(_xavier)
         nn.init.zeros_(self.temporal_attention.proj.weight)
@@ -145,8 +145,8 @@ class Block(nn.Module):
         attended = self.spatial_attention(rearrange(inputs, "b t s d -> (b t) s d"), gate_a)
         tokens = tokens + rearrange(attended, "(b t) s d -> b t s d", b=batch)
 
-        # The released block neither normalises nor modulates here, reuses the spatial gate, and
-        # keeps the frame codes out of the residual.
+        # As released: no norm or modulation here, the gate of spatial attention once more, and
+        # frame codes that don't enter the residual.
         inputs = tokens if frame_codes is None else tokens + frame_codes[:, None]
         attended = self.temporal_attention(rearrange(inputs, "b t s d -> (b s) t d"), gate_a)
         tokens = tokens + rearrange(attended, "(b s) t d -> b t s d", s=positions)
@@ -162,7 +162,7 @@ def modulated_norm(tokens: torch.Tensor, shift: torch.Tensor, scale: torch.Tenso
 
 
 def gated_linear(inputs: torch.Tensor, linear: nn.Linear, gate: torch.Tensor) -> torch.Tensor:
-    """gate * linear(inputs), with the gate on the weights: two passes over the tokens fewer."""
+    """gate * linear(inputs); applying the gate to the weights saves two passes over the tokens."""
     return functional.linear(inputs, gate[:, None] * linear.weight, gate * linear.bias)
 
 
@@ -201,7 +201,7 @@ class SpaceTimeTransformer(nn.Module):
         )
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, T, S, D) to (B, T, S, D); fewer frames than T are taken for the first ones."""
+        """(B, T, S, D) to (B, T, S, D); fewer frames than T get the codes of the first frames."""
         tokens = tokens + self.positions.spatial
         first_codes = self.positions.temporal[: tokens.shape[1]]
         for index, block in enumerate(self.blocks):

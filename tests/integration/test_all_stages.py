@@ -13,7 +13,7 @@ PROMPT = "a red circle moving left on a navy background"
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory) -> Path:
-    """Autoencoder, reader, cache and transformer, each trained for a few steps."""
+    """Autoencoder, text encoder, cache and transformer, each trained for a few steps."""
     folder = tmp_path_factory.mktemp("stages")
     for script, config, output, *options in (
         ("train_ae", "ae/shapes_debug", "ae", "save_every=6", "validate_every=6"),

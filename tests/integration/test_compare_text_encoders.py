@@ -15,13 +15,14 @@ from transformers import BertConfig, BertModel
 
 from diffusion import TwinDiT
 from diffusion.text_encoder import TextEncoder
-from diffusion.tokenizer import TokenizerConfig, train_tokenizer
 from vidtwin_lab import runtime
+from vidtwin_lab.language.config import TokenizerConfig
+from vidtwin_lab.language.tokenizers import train_tokenizer
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs" / "language").glob("compare_*.yaml"))
 DEBUG = "configs/language/compare_text_encoders_debug.yaml"
-# One reader and the floor of its kind; the stages are the same for more of them.
+# One text encoder and the random baseline of its kind; the stages are the same for more of them.
 FEW = ("objectives=[clm]", "random_baselines=[clm]")
 NOUNS = ("cat", "dog", "bird", "fish")
 
@@ -30,7 +31,7 @@ NOUNS = ("cat", "dog", "bird", "fish")
 def script():
     """compare_text_encoders.py as a module."""
     spec = importlib.util.spec_from_file_location(
-        "compare_text_encoders_script", ROOT / "benchmarks" / "compare_text_encoders.py"
+        "compare_text_encoders_script", ROOT / "tools" / "compare_text_encoders.py"
     )
     assert spec is not None
     assert spec.loader is not None
@@ -111,19 +112,23 @@ def test_the_whole_comparison_is_one_command_that_keeps_what_is_finished(run, ta
         "latents/cache", "diffusion/clm_seed0", "adherence/clm_seed0",
     ]  # fmt: skip
     content = json.loads((tmp_path / "out" / "compare_text_encoders.json").read_text())
-    found, protocol = content["found"]["readers"], content["protocol"]
+    found, protocol = content["found"]["text_encoders"], content["protocol"]
     for measure in ("glue/sst2/accuracy", "squad/squad1/f1", "probe/order/accuracy"):
-        for reader in ("clm", "random_clm"):
-            assert 0 <= found[reader][measure]["median"] <= 1, (reader, measure)
+        for text_encoder in ("clm", "random_clm"):
+            assert 0 <= found[text_encoder][measure]["median"] <= 1, (text_encoder, measure)
     assert 0 <= found["clm"]["adherence/prompt/shape"]["median"] <= 1
     assert content["found"]["missing"] == []
     own = protocol["pretraining"]["clm"]
     assert own["steps"] == 4
     assert 0 < own["tokens"] <= 4 * 8 * 128
-    reader = protocol["stages"]["squad"]["squad1"]["first"]["reader"]
-    assert (reader["one_way"], reader["pooling"], reader["random_weights"]) == (True, "last", False)
+    text_encoder = protocol["stages"]["squad"]["squad1"]["first"]["text_encoder"]
+    assert (text_encoder["causal"], text_encoder["pooling"], text_encoder["random_weights"]) == (
+        True,
+        "last",
+        False,
+    )
     other = protocol["stages"]["glue"]["sst2"]["others"]["random_clm_seed0"]
-    assert other["reader.random_weights"] is True
+    assert other["text_encoder.random_weights"] is True
     assert protocol["seconds_of_jobs"]["pretrain_clm"] > 0
     trained = yaml.safe_load((tmp_path / "out/diffusion/clm_seed0/config.yaml").read_text())
     assert trained["text_encoder"].endswith("pretrain/clm/language_model")
@@ -146,10 +151,10 @@ def test_a_trained_transformer_starts_with_a_new_text_part(script, build_pipelin
     width = saved.sizes.text_hidden_size * 2
     config = BertConfig(vocab_size=len(tokenizer), hidden_size=width, num_hidden_layers=1,
                         num_attention_heads=1, intermediate_size=8)  # fmt: skip
-    TextEncoder(BertModel(config), tokenizer).save_pretrained(tmp_path / "reader")
+    TextEncoder(BertModel(config), tokenizer).save_pretrained(tmp_path / "text_encoder")
     for seed in (0, 1):
         target = tmp_path / f"start_seed{seed}"
-        script.write_start(tmp_path / "saved", tmp_path / "reader", target, seed)
+        script.write_start(tmp_path / "saved", tmp_path / "text_encoder", target, seed)
     first, second = (TwinDiT.from_pretrained(tmp_path / f"start_seed{seed}") for seed in (0, 1))
     assert first.sizes.text_hidden_size == width
     others = dict(second.named_parameters())

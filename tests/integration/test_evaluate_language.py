@@ -1,4 +1,4 @@
-"""evaluate_language.py as its users run it: on small readers and files, on the CPU."""
+"""evaluate_language.py as its users run it: on small text encoders and files, on the CPU."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from script_runs import ROOT, read_json, records, run, run_apart, run_python
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
 from diffusion.text_encoder import TextEncoder
-from diffusion.tokenizer import TokenizerConfig, train_tokenizer
-from vidtwin_lab.language.packaged_encoders import FinishedRuns
-from vidtwin_lab.language.tasks import evaluate_v1, evaluate_v2, read_squad
+from vidtwin_lab.language.config import TokenizerConfig
+from vidtwin_lab.language.tasks.results import FinishedRuns
+from vidtwin_lab.language.tasks.squad import evaluate_v1, evaluate_v2, read_squad
+from vidtwin_lab.language.tokenizers import train_tokenizer
 
 CONFIGS = sorted((ROOT / "configs" / "language" / "tasks").glob("*.yaml"))
 NOUNS, VERBS = ("cat", "dog", "bird", "fish"), ("sat", "ran", "slept", "sang")
@@ -33,8 +34,8 @@ def sentence(rng: random.Random) -> str:
 
 
 @pytest.fixture(scope="module")
-def readers(tmp_path_factory) -> dict[str, str]:
-    """Folders of tiny random readers, one that reads both ways and one that reads one way."""
+def text_encoders(tmp_path_factory) -> dict[str, str]:
+    """Folders of tiny random text encoders, one that reads both ways and one that reads one way."""
     torch.manual_seed(0)
     rng, found = random.Random(0), {}
     texts = [sentence(rng) + " who what ? a circle star ring moves left on navy" for _ in range(50)]
@@ -50,7 +51,7 @@ def readers(tmp_path_factory) -> dict[str, str]:
             if family == "bert" else
             GPT2Model(GPT2Config(vocab_size=size, n_positions=160, n_embd=32, n_layer=2, n_head=2))
         )  # fmt: skip
-        folder = tmp_path_factory.mktemp("readers") / family
+        folder = tmp_path_factory.mktemp("text_encoders") / family
         TextEncoder(model, tokenizer).save_pretrained(folder)
         found[family] = str(folder)
     return found
@@ -62,7 +63,7 @@ def glue(tmp_path_factory) -> Path:
     folder, rng = tmp_path_factory.mktemp("glue"), random.Random(1)
     for part, count in (("train", 96), ("dev", 32), ("test", 5)):
         texts = [sentence(rng) for _ in range(count)]
-        # Only the last noun matters, which a reader of bare words can't know.
+        # Only the last noun matters, which a text encoder of bare words can't know.
         sst2 = [f"{text}\t{int('cat sang' in text or 'dog sang' in text)}" for text in texts]
         labels = ("not_entailment", "entailment")
         rte = [f"{i}\t{text}\t{text if i % 2 else sentence(rng)}\t{labels[i % 2]}"
@@ -115,20 +116,21 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_describes_itself(config, readers, glue, squad, tmp_path):
+def test_every_config_describes_itself(config, text_encoders, glue, squad, tmp_path):
     name = config.stem.partition("_")[0]
     data = {"glue": [f"data.path={glue}"],
             "squad": [f"data.train=[{squad['train']}]", f"data.dev={squad['dev']}"],
             "probe": []}[name]  # fmt: skip
     length = [] if name == "probe" else ["text_encoder.max_length=48"]
-    out = evaluate(name, "--config", config, f"text_encoder.name={readers['bert']}", *data, *length,
+    out = evaluate(name, "--config", config, f"text_encoder.name={text_encoders['bert']}", *data,
+                   *length,
                    f"output={tmp_path / 'out'}", "--dry-run").done()  # fmt: skip
     assert {"glue": "sst2:", "squad": "squad1:", "probe": "questions:"}[name] in out
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_finished_is_kept(readers, glue, tmp_path, monkeypatch):
-    options = ("glue", f"text_encoder.name={readers['bert']}", f"data.path={glue}", *QUICK,
+def test_what_is_finished_is_kept(text_encoders, glue, tmp_path, monkeypatch):
+    options = ("glue", f"text_encoder.name={text_encoders['bert']}", f"data.path={glue}", *QUICK,
                f"output={tmp_path}")  # fmt: skip
     out = evaluate(*options, "seeds=[0,1]").done()
     assert "| sst2 accuracy | rte accuracy | seeds |" in out
@@ -137,7 +139,7 @@ def test_what_is_finished_is_kept(readers, glue, tmp_path, monkeypatch):
     assert len(first["found"]["rte"]["accuracy"]["values"]) == 2
     assert {row["path"] for row in first["skipped"]["files"]} >= {"CoLA", "MNLI"}
     assert first["protocol"]["tasks"]["sst2"]["files"]["dev"]["n"] == 32
-    assert len(first["protocol"]["reader"]["digest"]) == 64
+    assert len(first["protocol"]["text_encoder"]["digest"]) == 64
     best = first["protocol"]["submitted_seeds"]["sst2"]
     submitted = (tmp_path / "submission" / "SST-2.tsv").read_text()
     own = (tmp_path / "predictions" / f"sst2_seed{best}" / "SST-2.tsv").read_text()
@@ -166,9 +168,9 @@ def test_what_is_finished_is_kept(readers, glue, tmp_path, monkeypatch):
     assert "settings.optimizer.learning_rate was 0.003, now 0.1" in told
 
 
-def test_the_same_seed_gives_the_same_bits(readers, glue, tmp_path):
+def test_the_same_seed_gives_the_same_bits(text_encoders, glue, tmp_path):
     for name in ("one", "two"):
-        evaluate("glue", f"text_encoder.name={readers['gpt2']}", f"data.path={glue}", *QUICK,
+        evaluate("glue", f"text_encoder.name={text_encoders['gpt2']}", f"data.path={glue}", *QUICK,
                  "data.tasks=[sst2]", f"output={tmp_path / name}").done()  # fmt: skip
     first, second = (losses(tmp_path / name) for name in ("one", "two"))
     assert first
@@ -177,17 +179,18 @@ def test_the_same_seed_gives_the_same_bits(readers, glue, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
-def test_what_can_be_learnt_is_learnt(readers, glue, family, tmp_path):
-    evaluate("glue", f"text_encoder.name={readers[family]}", f"data.path={glue}", *QUICK,
+def test_what_can_be_learnt_is_learnt(text_encoders, glue, family, tmp_path):
+    evaluate("glue", f"text_encoder.name={text_encoders[family]}", f"data.path={glue}", *QUICK,
              "text_encoder.random_weights=true", "epochs=20", "data.tasks=[sst2]", "dropout=0",
              f"output={tmp_path}").done()  # fmt: skip
     found = report(tmp_path, "glue")
     assert found["found"]["sst2"]["accuracy"]["median"] > 0.9
-    assert found["protocol"]["reader"]["pooling"] == ("first" if family == "bert" else "last")
+    assert found["protocol"]["text_encoder"]["pooling"] == ("first" if family == "bert" else "last")
 
 
-def test_squad_answers_are_found_and_measured_as_they_are_written(readers, squad, tmp_path):
-    out = evaluate("squad", f"text_encoder.name={readers['bert']}", f"output={tmp_path}", *QUICK,
+def test_squad_answers_are_found_and_measured_as_they_are_written(text_encoders, squad, tmp_path):
+    out = evaluate("squad", f"text_encoder.name={text_encoders['bert']}", f"output={tmp_path}",
+                   *QUICK,
                    f"data.train=[{squad['train']}]", f"data.dev={squad['dev']}",
                    "data.stride=8", "epochs=30").done()  # fmt: skip
     found = report(tmp_path, "squad")["found"]["squad1"]
@@ -200,8 +203,9 @@ def test_squad_answers_are_found_and_measured_as_they_are_written(readers, squad
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
-def test_squad_v2_knows_no_answer(readers, squad, family, tmp_path):
-    out = evaluate("squad", f"text_encoder.name={readers[family]}", f"output={tmp_path}", *QUICK,
+def test_squad_v2_knows_no_answer(text_encoders, squad, family, tmp_path):
+    out = evaluate("squad", f"text_encoder.name={text_encoders[family]}", f"output={tmp_path}",
+                   *QUICK,
                    f"data.train=[{squad['train2']}]", f"data.dev={squad['dev2']}",
                    "data.stride=8", "epochs=30").done()  # fmt: skip
     found = report(tmp_path, "squad")
@@ -218,13 +222,13 @@ def test_squad_v2_knows_no_answer(readers, squad, family, tmp_path):
     assert "threshold" not in out
 
 
-def test_articles_are_divided(readers, squad, tmp_path):
+def test_articles_are_divided(text_encoders, squad, tmp_path):
     split = tmp_path / "split.json"
     both = read_json(squad["dev"])
     both["data"] += read_json(squad["train"])["data"]
     (tmp_path / "both.json").write_text(json.dumps(both))
     split.write_text(json.dumps({"train": ["train"], "test": ["dev"]}))
-    out = evaluate("squad", f"text_encoder.name={readers['bert']}", *QUICK, "data.train=[]",
+    out = evaluate("squad", f"text_encoder.name={text_encoders['bert']}", *QUICK, "data.train=[]",
                    f"data.dev={tmp_path / 'both.json'}", f"data.article_split={split}",
                    f"output={tmp_path / 'out'}", "--dry-run").done()  # fmt: skip
     described = yaml.safe_load(out[out.index("squad1:") :])["squad1"]
@@ -232,21 +236,21 @@ def test_articles_are_divided(readers, squad, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
-def test_probes(readers, family, tmp_path):
-    out = evaluate("probe", f"text_encoder.name={readers[family]}", f"output={tmp_path}",
+def test_probes(text_encoders, family, tmp_path):
+    out = evaluate("probe", f"text_encoder.name={text_encoders[family]}", f"output={tmp_path}",
                    "seeds=[0,1]", "train_size=60", "test_size=30",
                    "questions=[color,order,motion_at_shape]").done()  # fmt: skip
     found = report(tmp_path, "probe")
     assert set(found["found"]) == {"color", "order", "motion_at_shape"}
     color = found["found"]["color"]
     assert color["words_alone"]["median"] > color["most_frequent"]["median"]
-    assert found["protocol"]["reader"]["one_way"] == (family == "gpt2")
-    assert found["protocol"]["reader"]["pooling"] == ("last" if family == "gpt2" else "mean")
-    assert "| reader | color | order | motion_at_shape |" in out
+    assert found["protocol"]["text_encoder"]["causal"] == (family == "gpt2")
+    assert found["protocol"]["text_encoder"]["pooling"] == ("last" if family == "gpt2" else "mean")
+    assert "| text encoder | color | order | motion_at_shape |" in out
 
 
-def test_two_processes_agree_with_one(readers, glue, tmp_path):
-    arguments = ["glue", f"text_encoder.name={readers['bert']}", f"data.path={glue}", *QUICK,
+def test_two_processes_agree_with_one(text_encoders, glue, tmp_path):
+    arguments = ["glue", f"text_encoder.name={text_encoders['bert']}", f"data.path={glue}", *QUICK,
                  "data.tasks=[sst2]", "dropout=0", "log_every=1"]  # fmt: skip
     evaluate(*arguments, f"output={tmp_path / 'one'}").done()
     words = ("evaluate_language", *arguments, f"output={tmp_path / 'two'}")
@@ -261,11 +265,11 @@ def test_two_processes_agree_with_one(readers, glue, tmp_path):
         assert len(file.read_text().splitlines()) == 6
 
 
-def test_bad_input_is_one_line_and_exit_code_2(readers, glue, squad, tmp_path):
-    reader = f"text_encoder.name={readers['bert']}"
+def test_bad_input_is_one_line_and_exit_code_2(text_encoders, glue, squad, tmp_path):
+    text_encoder = f"text_encoder.name={text_encoders['bert']}"
     other = tmp_path / "other"
-    TextEncoder.from_pretrained(readers["bert"]).save_pretrained(other)
-    for file in Path(readers["gpt2"]).glob("*token*"):
+    TextEncoder.from_pretrained(text_encoders["bert"]).save_pretrained(other)
+    for file in Path(text_encoders["gpt2"]).glob("*token*"):
         (other / file.name).write_bytes(file.read_bytes())
     cyrillic = tmp_path / "cyrillic"
     for part in ("train", "dev"):
@@ -274,28 +278,30 @@ def test_bad_input_is_one_line_and_exit_code_2(readers, glue, squad, tmp_path):
     for part in ("train", "dev"):
         (cyrillic / part).rename(cyrillic / "SST-2" / f"{part}.tsv")
     cases = [
-        (("glue", reader, "data.tasks=[sst3]", f"data.path={glue}"), "the nearest is 'sst2'"),
-        (("glue", reader, f"data.path={tmp_path / 'none'}"), "none, does not exist"),
-        (("glue", reader, "data.tasks=[qnli]", f"data.path={glue}"), "no train.tsv"),
-        (("glue", reader, f"data.path={cyrillic}"), "'кошка сидит'; choose a reader for this"),
+        (("glue", text_encoder, "data.tasks=[sst3]", f"data.path={glue}"), "the nearest is 'sst2'"),
+        (("glue", text_encoder, f"data.path={tmp_path / 'none'}"), "none, does not exist"),
+        (("glue", text_encoder, "data.tasks=[qnli]", f"data.path={glue}"), "no train.tsv"),
+        (("glue", text_encoder, f"data.path={cyrillic}"),
+         "'кошка сидит'; choose a text encoder for this"),
         (("glue", f"text_encoder.name={other}", f"data.path={glue}"),
          "they do not belong together"),
         (("glue", f"text_encoder.name={tmp_path / 'none'}", f"data.path={glue}"),
          "no text encoder in"),
-        (("glue", reader, f"data.path={glue}", "text_encoder.max_length=999"),
-         "the reader's 160 tokens"),
-        (("glue", reader, f"data.path={glue}", "seeds=[0,0]"), "`seeds` must be different"),
-        (("glue", reader, f"data.path={glue}", "text_encoder.pooling=frist"),
+        (("glue", text_encoder, f"data.path={glue}", "text_encoder.max_length=999"),
+         "the text encoder's 160 tokens"),
+        (("glue", text_encoder, f"data.path={glue}", "seeds=[0,0]"), "`seeds` must be different"),
+        (("glue", text_encoder, f"data.path={glue}", "text_encoder.pooling=frist"),
          "`pooling` must be one of"),
-        (("glue", f"text_encoder.name={readers['gpt2']}", f"data.path={glue}",
+        (("glue", f"text_encoder.name={text_encoders['gpt2']}", f"data.path={glue}",
           "text_encoder.pooling=first"),
-         "pooling=first of a one-way reader"),
-        (("squad", reader, f"data.dev={glue / 'RTE' / 'dev.tsv'}", "text_encoder.max_length=32"),
+         "pooling=first of a causal text encoder"),
+        (("squad", text_encoder, f"data.dev={glue / 'RTE' / 'dev.tsv'}",
+          "text_encoder.max_length=32"),
          "line 1, column 1: not JSON"),
-        (("squad", reader, f"data.dev={squad['dev']}", "text_encoder.max_length=32",
+        (("squad", text_encoder, f"data.dev={squad['dev']}", "text_encoder.max_length=32",
           "data.stride=0"),
          "`stride` must be at least 1"),
-        (("probe", reader, "questions=[colour]"), "the nearest is 'color'"),
+        (("probe", text_encoder, "questions=[colour]"), "the nearest is 'color'"),
     ]  # fmt: skip
     for arguments, message in cases:
         told = evaluate(*arguments, f"output={tmp_path / 'out'}", "--dry-run").refused()

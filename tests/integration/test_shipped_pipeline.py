@@ -1,4 +1,4 @@
-"""The pipeline that comes with the repository: it is small, loads, and hears what it is asked."""
+"""The pipeline that comes with the repository: it is small, loads, and follows its prompts."""
 
 from __future__ import annotations
 

@@ -24,13 +24,9 @@ from script_runs import (
 from transformers import BertForMaskedLM
 
 from diffusion.text_encoder import TextEncoder
-from diffusion.tokenizer import TokenizerConfig, train_tokenizer
-from vidtwin_lab.language.models import (
-    LanguageModelConfig,
-    LanguageModelFiles,
-    build_language_model,
-)
-from vidtwin_lab.language.objectives import ObjectiveConfig
+from vidtwin_lab.language.config import LanguageModelConfig, ObjectiveConfig, TokenizerConfig
+from vidtwin_lab.language.models import LanguageModelFiles, build_language_model
+from vidtwin_lab.language.tokenizers import train_tokenizer
 
 CONFIGS = [path for path in sorted((ROOT / "configs" / "language").glob("*.yaml"))
            if not path.stem.startswith("compare_")]  # fmt: skip
@@ -74,7 +70,7 @@ def teacher(tmp_path_factory) -> Path:
 def extra_for(name: str, teacher: Path) -> tuple[str, ...]:
     """What a config must be told besides: its texts, its teacher, the model that it trains on."""
     texts = () if "debug" in name or "shapes" in name else ("corpus.files=[docs/*.md]",)
-    models = {"distilbert": "objective.teacher", "paraphrases": "init_from"}
+    models = {"distilbert": "objective.distillation.teacher", "paraphrases": "init_from"}
     return (*texts, *(f"{key}={teacher}" for part, key in models.items() if part in name))
 
 
@@ -212,13 +208,16 @@ class TestBadInput:
             (["objective.mask_probability=1.5"], r"`mask_probability` must be in \(0, 1\)"),
             (["corpus.source=text"], "`path` or `files` is required for source=text"),
             (["objective.pairs=nsp"], r"objective\.pairs=nsp needs documents of sentences"),
-            (["objective.masking=words"], "`objective.masking` must be one of token, word, span"),
+            (["objective.masking=words"], "`masking` must be one of token, word, span"),
             (["model.family=gpt2", "objective.name=mlm"], "model.family=gpt2 can be trained by"),
-            (["objective.name=distillation"], r"objective\.teacher=FOLDER is for distillation"),
-            (["objective.teacher=./nowhere"], "no tokenizer in ./nowhere"),
+            (
+                ["objective.name=distillation"],
+                r"distillation\.teacher=FOLDER is for distillation",
+            ),
+            (["objective.distillation.teacher=./nowhere"], "no tokenizer in ./nowhere"),
             (["corpus.source=captions"], "`data` is required for source=captions"),
             (["corpus.source=text", "corpus.path=nowhere.txt"], "nowhere.txt does not exist"),
-            (["corpus.shapes_wordings=none"], "`wordings` must be one of"),
+            (["corpus.shapes.wordings=none"], "`wordings` must be one of"),
             (["tokenizer.vocabulary_size=10"], r"set tokenizer\.vocabulary_size=\d+ or more"),
             (["tokenizer.path=./nowhere"], "no tokenizer in ./nowhere"),
             (["init_from=./nowhere"], "no tokenizer in ./nowhere"),

@@ -65,7 +65,7 @@ def test_frozen_and_keyword_only() -> None:
 
 def test_a_list_is_as_good_as_a_tuple() -> None:
     """YAML and JSON know no tuples."""
-    listed = AutoencoderConfig(patch_size=[1, 16, 16])  # type: ignore[arg-type]
+    listed = AutoencoderConfig.from_dict({"patch_size": [1, 16, 16]})
     assert listed == AutoencoderConfig()
     assert AutoencoderConfig(**dataclasses.asdict(listed)) == listed
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from diffusion import DiTConfig, TwinDiT
-from diffusion.building import TransformerConfig, build_transformer, describe_transformer
-from diffusion.dit import position_codes
+from diffusion.config import TransformerConfig
+from diffusion.positions import position_codes
+from diffusion.training import build_transformer, describe_transformer
 from vidtwin import AutoencoderConfig
 
 # A grid that is not square, with other numbers of rows, columns, frames and queries.
@@ -100,7 +101,7 @@ class TestSizes:
 
     def test_sizes_follow_the_autoencoder(self) -> None:
         latents = AutoencoderConfig()
-        sizes = TransformerConfig(preset="S", depth=3).sizes(latents, 5, None)
+        sizes = TransformerConfig(preset="S", depth=3).sizes(latents, {"num_classes": 5})
         assert sizes == DiTConfig.preset("S", depth=3, num_classes=5)
         assert "1,008 tokens: structure 784, dynamics_x 112, dynamics_y 112" in (
             describe_transformer(sizes)

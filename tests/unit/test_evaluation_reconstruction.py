@@ -20,8 +20,7 @@ from vidtwin.data import DataConfig, TooManyBadFiles, build_dataset
 from vidtwin.data.frames import consecutive_windows, frames_by_stride, frames_by_time
 from vidtwin.data.synthetic.shapes import MovingShapes, ShapesConfig
 from vidtwin.media import write_video
-from vidtwin.metrics import psnr, ssim
-from vidtwin.validation import mean_measures, measure_reconstructions
+from vidtwin.metrics import mean_measures, measure_reconstructions, psnr, ssim
 from vidtwin_lab.evaluation import Processes, write_report
 from vidtwin_lab.evaluation.adherence import measure as measure_adherence
 from vidtwin_lab.evaluation.config import CodecConfig, FeaturesConfig

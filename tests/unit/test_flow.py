@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from diffusion import FlowConfig, FlowObjective, LevelConfig
-from diffusion.building import build_sampling_scheduler
-from diffusion.flow import NUM_UNIFORMS, PREDICTIONS, Latents, Levels, draw_uniforms
+from diffusion.config import PREDICTIONS
+from diffusion.flow import NUM_UNIFORMS, Levels, draw_uniforms, quantile
+from diffusion.schedulers import build_sampling_scheduler
+from vidtwin import VidTwinLatents
 
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 # Mean and deviation of the Gaussian data of structure, dynamics_x and dynamics_y.
@@ -25,16 +27,23 @@ def objective_of(prediction: str = "velocity", **options: Any) -> FlowObjective:
     return FlowObjective(FlowConfig(prediction=prediction, **options))
 
 
-def draw(batch: int, seed: int = 0, shapes: tuple[tuple[int, ...], ...] = SHAPES) -> Latents:
+def draw(batch: int, seed: int = 0, shapes: tuple[tuple[int, ...], ...] = SHAPES) -> VidTwinLatents:
     generator = torch.Generator().manual_seed(seed)
-    drawn = [torch.randn(batch, *shape, generator=generator) for shape in shapes]
-    return drawn[0], drawn[1], drawn[2]
+    return VidTwinLatents(*(torch.randn(batch, *shape, generator=generator) for shape in shapes))
 
 
-def gaussian(batch: int, seed: int = 0) -> Latents:
+def gaussian(batch: int, seed: int = 0) -> VidTwinLatents:
     """Samples of the data."""
-    scaled = [m + s * x for m, s, x in zip(MEANS, STDS, draw(batch, seed), strict=True)]
-    return scaled[0], scaled[1], scaled[2]
+    return as_data(draw(batch, seed))
+
+
+def as_data(noise: VidTwinLatents) -> VidTwinLatents:
+    return VidTwinLatents(*(m + s * x for m, s, x in zip(MEANS, STDS, noise.tensors())))
+
+
+def triples(*latents: VidTwinLatents) -> zip:
+    """The tensors of several batches, latent by latent."""
+    return zip(*(each.tensors() for each in latents), strict=True)
 
 
 def levels_of(batch: int, seed: int = 0) -> Levels:
@@ -60,13 +69,16 @@ def best_prediction(
     }[objective.config.prediction]
 
 
-def best_predictions(objective: FlowObjective, noised: Latents, levels: Levels) -> Latents:
+def best_predictions(
+    objective: FlowObjective, noised: VidTwinLatents, levels: Levels
+) -> VidTwinLatents:
     sigmas = (levels.structure, levels.dynamics, levels.dynamics)
-    found = [
-        best_prediction(objective, *arguments)
-        for arguments in zip(noised, sigmas, MEANS, STDS, strict=True)
-    ]
-    return found[0], found[1], found[2]
+    return VidTwinLatents(
+        *(
+            best_prediction(objective, *arguments)
+            for arguments in zip(noised.tensors(), sigmas, MEANS, STDS, strict=True)
+        )
+    )
 
 
 def sampling_error(prediction: str, betas: str, steps: int, factor: float = 1.0) -> float:
@@ -96,15 +108,14 @@ class TestGaussianData:
         objective = objective_of(prediction)
         count = 40_000
         shapes = ((1, 1, 1, 1), (1, 1, 1), (1, 1, 1))
-        data = draw(count, 1, shapes)
-        latents = tuple(m + s * x for m, s, x in zip(MEANS, STDS, data, strict=True))
+        latents = as_data(draw(count, 1, shapes))
         noise = draw(count, 2, shapes)
         for level in (0.1, 0.5, 0.9):
             # Unlike for structure and dynamics, so that a mix-up shows.
             levels = Levels(torch.full((count,), level), torch.full((count,), 1 - level / 2))
             noised = objective.add_noise(latents, noise, levels)
             targets = objective.targets(latents, noise, levels)
-            for name, x, target in zip("sxy", noised, targets, strict=True):
+            for name, x, target in zip("sxy", noised.tensors(), targets.tensors(), strict=True):
                 rows = torch.stack([torch.ones(count), x.flatten()], dim=1).double()
                 found = torch.linalg.lstsq(rows, target.reshape(-1, 1).double()).solution[:, 0]
                 place = "sxy".index(name)
@@ -127,8 +138,7 @@ class TestGaussianData:
         best = best_predictions(objective, noised, levels)
         lowest = objective.losses(best, latents, noise, levels)
         for change in (lambda p: p + 0.1, lambda p: 0.9 * p, lambda p: 1.1 * p):
-            changed = (change(best[0]), change(best[1]), change(best[2]))
-            other = objective.losses(changed, latents, noise, levels)
+            other = objective.losses(best.map(change), latents, noise, levels)
             assert other.structure.mean() > lowest.structure.mean()
             assert other.dynamics.mean() > lowest.dynamics.mean()
             assert other.total.mean() > lowest.total.mean()
@@ -158,7 +168,7 @@ class TestAgreesWithDiffusers:
         timesteps = scheduler.timesteps[[0, 10, 500, 999]]
         levels = Levels(timesteps / 1000, timesteps / 1000)
         noised = objective.add_noise(latents, noise, levels)
-        for latent, eps, x in zip(latents, noise, noised, strict=True):
+        for latent, eps, x in triples(latents, noise, noised):
             assert_close(x, scheduler.scale_noise(latent, timesteps, eps), rtol=1e-5, atol=1e-5)
         for told in objective.timesteps(levels):
             assert_close(told, timesteps)
@@ -174,7 +184,7 @@ class TestAgreesWithDiffusers:
             assert_close(objective.timesteps(levels)[1], steps.float())
             noised = objective.add_noise(latents, noise, levels)
             targets = objective.targets(latents, noise, levels)
-            for latent, eps, x, target in zip(latents, noise, noised, targets, strict=True):
+            for latent, eps, x, target in triples(latents, noise, noised, targets):
                 assert_close(x, scheduler.add_noise(latent, eps, steps), rtol=1e-5, atol=1e-5)
                 expected = eps if prediction == "epsilon" else None
                 if expected is None:
@@ -202,7 +212,7 @@ class TestPredictions:
         noised = objective.add_noise(latents, noise, levels)
         targets = objective.targets(latents, noise, levels)
         found = objective.clean_latents(targets, noised, levels)
-        for latent, came in zip(latents, found, strict=True):
+        for latent, came in triples(latents, found):
             assert_close(came, latent, rtol=1e-4, atol=1e-4)
 
     @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -210,9 +220,9 @@ class TestPredictions:
         objective = objective_of(prediction)
         latents, noise = gaussian(3), draw(3, 1)
         clean = objective.add_noise(latents, noise, Levels(torch.zeros(3), torch.zeros(3)))
-        assert all(torch.equal(a, b) for a, b in zip(clean, latents, strict=True))
+        assert all(torch.equal(a, b) for a, b in triples(clean, latents))
         lost = objective.add_noise(latents, noise, Levels(torch.ones(3), torch.ones(3)))
-        for came, eps in zip(lost, noise, strict=True):
+        for came, eps in triples(lost, noise):
             assert_close(came, eps, rtol=0, atol=1e-3)
         assert not objective.timesteps(Levels(torch.zeros(3), torch.zeros(3)))[0].any()
 
@@ -226,9 +236,9 @@ class TestPredictions:
         objective = objective_of()
         latents, noise = gaussian(2), draw(2, 1)
         noised = objective.add_noise(latents, noise, Levels(torch.zeros(2), torch.ones(2)))
-        assert torch.equal(noised[0], latents[0])
-        assert torch.equal(noised[1], noise[1])
-        assert torch.equal(noised[2], noise[2])
+        assert torch.equal(noised.structure, latents.structure)
+        assert torch.equal(noised.dynamics_x, noise.dynamics_x)
+        assert torch.equal(noised.dynamics_y, noise.dynamics_y)
 
 
 class TestLosses:
@@ -236,7 +246,7 @@ class TestLosses:
         latents, noise, predictions = gaussian(8), draw(8, 1), draw(8, 2)
         levels = changes.get("levels", levels_of(8))
         return objective.losses(
-            *(tuple(x[batch] for x in group) for group in (predictions, latents, noise)),
+            *(group.map(lambda x: x[batch]) for group in (predictions, latents, noise)),
             Levels(*(level[batch] for level in levels)),
         )
 
@@ -251,12 +261,9 @@ class TestLosses:
     def test_a_loss_is_the_mean_over_the_values_of_a_latent(self) -> None:
         objective = objective_of(structure_weight=0.5, dynamics_weight=3.0)
         latents, noise, levels = gaussian(4), draw(4, 1), levels_of(4)
-        wrong = tuple(
-            target + error
-            for target, error in zip(
-                objective.targets(latents, noise, levels), (2.0, 1.0, 3.0), strict=True
-            )
-        )
+        targets = objective.targets(latents, noise, levels).tensors()
+        errors = (2.0, 1.0, 3.0)
+        wrong = VidTwinLatents(*(t + error for t, error in zip(targets, errors, strict=True)))
         losses = objective.losses(wrong, latents, noise, levels)
         # 16 values of dynamics_x are 1 off, 24 of dynamics_y 3.
         dynamics = (16 * 1.0 + 24 * 9.0) / 40
@@ -302,7 +309,7 @@ class TestLosses:
     def test_half_precision_predictions_are_measured_in_float32(self) -> None:
         objective = objective_of()
         latents, noise, levels = gaussian(2), draw(2, 1), levels_of(2)
-        halves = tuple(prediction.bfloat16() for prediction in draw(2, 2))
+        halves = draw(2, 2).to(dtype=torch.bfloat16)
         assert objective.losses(halves, latents, noise, levels).total.dtype == torch.float32
 
 
@@ -315,7 +322,7 @@ class TestLevels:
     @pytest.mark.parametrize("shift", [0.3, 1.0, 3.0])
     def test_the_quantile_function_rises_from_0_to_1(self, distribution, shift) -> None:
         config = LevelConfig(distribution=distribution, mean=0.4, std=0.8, shift=shift)
-        sigma = config.quantile(torch.linspace(1e-6, 1 - 1e-6, 999, dtype=torch.float64))
+        sigma = quantile(config, torch.linspace(1e-6, 1 - 1e-6, 999, dtype=torch.float64))
         assert (sigma.diff() > 0).all()
         assert sigma.min() >= 0
         assert sigma.max() <= 1
@@ -325,7 +332,7 @@ class TestLevels:
 
     def test_a_shift_above_one_is_towards_noise(self) -> None:
         middle = torch.tensor(0.5)
-        low, high = (LevelConfig(shift=shift).quantile(middle) for shift in (0.5, 2.0))
+        low, high = (quantile(LevelConfig(shift=shift), middle) for shift in (0.5, 2.0))
         assert low < 0.5 < high
 
     def test_logit_normal_moments(self, uniforms) -> None:

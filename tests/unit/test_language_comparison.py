@@ -1,4 +1,4 @@
-"""The comparison of readers: its jobs, its table, and the published figures beside it."""
+"""The comparison of text encoders: its jobs, its table, and the published figures beside it."""
 
 from __future__ import annotations
 
@@ -189,34 +189,48 @@ def write(path: Path, content: Any) -> None:
 
 @pytest.fixture
 def compared(tmp_path) -> Path:
-    """What the stages leave of two readers: GLUE with three seeds of one and one of the other."""
-    for reader, family in (("mlm", "bert"), ("clm", "gpt2")):
-        pretrained = tmp_path / "pretrain" / reader
+    """What the stages leave: GLUE with three seeds of one text encoder, one of the other."""
+    for encoder, family in (("mlm", "bert"), ("clm", "gpt2")):
+        pretrained = tmp_path / "pretrain" / encoder
         write(pretrained / "language_model" / "tokenizer.json", {"vocab": 1})
         model = {"family": family, "max_positions": 8}
-        config = {"batch_size": 4, "output": reader, "objective": {"name": reader}, "model": model}
+        config = {
+            "batch_size": 4,
+            "output": encoder,
+            "objective": {"name": encoder},
+            "model": model,
+        }
         write(pretrained / "config.yaml", config)
         lines = [{"step": 10, "samples_per_second": 2.0, "tokens_per_sample": 6.0},
                  {"step": 10, "validation/loss": 2.0},
                  {"step": 30, "samples_per_second": 4.0, "tokens_per_sample": 8.0}]  # fmt: skip
         (pretrained / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    for reader, seed, value in (("mlm", 0, 0.9), ("mlm", 1, 0.5), ("mlm", 2, 0.6), ("clm", 0, 0.4)):
-        glue(tmp_path, reader, seed, value)
+    for encoder, seed, value in (
+        ("mlm", 0, 0.9),
+        ("mlm", 1, 0.5),
+        ("mlm", 2, 0.6),
+        ("clm", 0, 0.4),
+    ):
+        glue(tmp_path, encoder, seed, value)
     return tmp_path
 
 
-def glue(folder: Path, reader: str, seed: int, value: float, **settings: Any) -> None:
-    own = {"name": f"{folder}/{reader}", "parameters": 5_000_000, "one_way": reader == "clm"}
-    task = {"trained_on": 10, "texts": {"tokens": seed}, "files": {"dev": {"path": reader, "n": 3}}}
-    identity = {"reader": own, "settings": {"epochs": 2, **settings}, "task": task}
+def glue(folder: Path, encoder: str, seed: int, value: float, **settings: Any) -> None:
+    own = {"name": f"{folder}/{encoder}", "parameters": 5_000_000, "causal": encoder == "clm"}
+    task = {
+        "trained_on": 10,
+        "texts": {"tokens": seed},
+        "files": {"dev": {"path": encoder, "n": 3}},
+    }
+    identity = {"text_encoder": own, "settings": {"epochs": 2, **settings}, "task": task}
     write(
-        folder / "glue" / f"{reader}_seed{seed}" / "finished" / f"sst2_seed{seed}.json",
+        folder / "glue" / f"{encoder}_seed{seed}" / "finished" / f"sst2_seed{seed}.json",
         {"measures": {"accuracy": value}, "identity": identity, "made_by": {"processes": 1}},
     )
 
 
-WANTED = Wanted(readers=("mlm", "clm", "random_mlm"), seeds=(0, 1, 2), tasks=("sst2",),
-                heard=("mlm", "clm"))  # fmt: skip
+WANTED = Wanted(encoders=("mlm", "clm", "random_mlm"), seeds=(0, 1, 2), tasks=("sst2",),
+                conditioned=("mlm", "clm"))  # fmt: skip
 
 
 class TestTable:
@@ -226,9 +240,9 @@ class TestTable:
                 for line in text.splitlines() if line.startswith("|")}  # fmt: skip
         assert rows["SST-2 accuracy"] == [
             "60.0 (50.0 to 90.0)", "40.0, 1 of 3 seeds", "not run"]  # fmt: skip
-        # Nothing was asked of the floor there, and nothing was done by the others.
+        # Nothing was asked of the random baseline there, and nothing was done by the others.
         assert rows["prompt: shape"] == ["not run", "not run", ""]
-        assert rows["reads"] == ["both ways", "one way", ""]
+        assert rows["attention"] == ["bidirectional", "causal", ""]
         assert rows["parameters, million"] == ["5", "5", ""]
         assert rows["steps"] == ["30", "30", "0"]
         # 30 steps of 4 samples of 7 tokens; 10 steps at 2 samples a second and 20 at 4.
@@ -237,10 +251,10 @@ class TestTable:
         assert (own["tokens"], own["seconds"]) == (840, 40)
         assert own["validation"] == {"validation/loss": 2.0}
         found = content["found"]
-        assert found["readers"]["mlm"]["glue/sst2/accuracy"] == {
+        assert found["text_encoders"]["mlm"]["glue/sst2/accuracy"] == {
             "median": 0.6, "low": 0.5, "high": 0.9, "values": [0.9, 0.5, 0.6],
             "seeds": [0, 1, 2]}  # fmt: skip
-        assert found["readers"]["random_mlm"]["glue/sst2/accuracy"] is None
+        assert found["text_encoders"]["random_mlm"]["glue/sst2/accuracy"] is None
         assert "clm_seed1 glue/sst2/accuracy" in found["missing"]
         assert "random_mlm_seed0 adherence/prompt/shape" not in found["missing"]
         assert len(found["missing"]) == 2 + 3 + 2 * 3 * 5
@@ -263,7 +277,7 @@ class TestTable:
         assert "| SST-2 accuracy | not run | not run | not run |" in text
 
     def test_seeds_that_are_not_asked_for_are_not_counted(self, compared):
-        wanted = Wanted(readers=("mlm",), seeds=(0, 2), tasks=("sst2",))
+        wanted = Wanted(encoders=("mlm",), seeds=(0, 2), tasks=("sst2",))
         assert "75.0 (60.0 to 90.0)" in write_comparison(compared, wanted, PAGE)
 
     def test_readers_that_were_treated_unlike_are_refused(self, compared):
@@ -276,6 +290,6 @@ class TestTable:
             collect(compared, WANTED)
 
     def test_what_is_there_is_shown_without_being_asked_for(self, compared):
-        text = write_comparison(compared, Wanted(readers=("mlm",), seeds=(0, 1, 2)), PAGE)
+        text = write_comparison(compared, Wanted(encoders=("mlm",), seeds=(0, 1, 2)), PAGE)
         assert "| SST-2 accuracy | 60.0 (50.0 to 90.0) |" in text
         assert "not finished" not in text

@@ -12,26 +12,36 @@ import torch
 from torch import nn
 
 from diffusion.text_encoder import TextEncoder
-from diffusion.tokenizer import TokenizerConfig, train_tokenizer
-from vidtwin_lab.language.building import build_samples
-from vidtwin_lab.language.corpus import CorpusConfig, DocumentCorpus
-from vidtwin_lab.language.distillation import build_student
-from vidtwin_lab.language.models import (
+from vidtwin_lab.language.config import (
+    OBJECTIVES_OF,
+    ContrastiveConfig,
+    CorpusConfig,
+    DistillationConfig,
     LanguageModelConfig,
-    LanguageModelFiles,
-    build_language_model,
-    load_teacher,
-)
-from vidtwin_lab.language.objectives import (
     ObjectiveConfig,
-    build_objective,
-    soft_cross_entropy,
+    ReplacedTokensConfig,
+    TokenizerConfig,
 )
-from vidtwin_lab.language.replaced_tokens import fill_gaps, sample_tokens
+from vidtwin_lab.language.corpus import DocumentCorpus
+from vidtwin_lab.language.models import LanguageModelFiles, build_language_model, load_teacher
+from vidtwin_lab.language.objectives import OBJECTIVES, build_objective
+from vidtwin_lab.language.objectives.base import (
+    IGNORED,
+    Choice,
+    Distance,
+    Objective,
+    inputs_for,
+)
+from vidtwin_lab.language.objectives.distillation import build_student, soft_cross_entropy
+from vidtwin_lab.language.objectives.masked_tokens import (
+    MOST_TARGETS,
+    SpanBoundaryHead,
+    span_targets,
+)
+from vidtwin_lab.language.objectives.replaced_tokens import fill_gaps, sample_tokens
 from vidtwin_lab.language.samples import PackedCorpus, PairedCorpus, Samples, TokenizedCorpus
-from vidtwin_lab.language.span_boundary import MOST_TARGETS, SpanBoundaryHead, span_targets
-from vidtwin_lab.language.terms import IGNORED, Choice, Distance
-from vidtwin_lab.language.validation import mean_measures, measure_language_model
+from vidtwin_lab.language.tokenizers import train_tokenizer
+from vidtwin_lab.language.training import build_samples, mean_measures, measure_language_model
 
 WORDS = ["red", "blue", "green", "star", "ring", "moves", "turns", "left", "right", "up", "a"]
 TINY: dict[str, Any] = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 32,
@@ -42,9 +52,9 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "sop": ("albert", {"pairs": "sop", "masking": "word"}, {"embedding_size": 8}),
     "sbo": ("bert", {"masking": "span", "span_boundary": True}, {}),
     "sbo_roberta": ("roberta", {"masking": "span", "span_boundary": True}, {}),
-    "rtd": ("electra", {"generator_size": 0.5}, {}),
-    "rtd_factorised": ("electra", {"generator_size": 0.5}, {"embedding_size": 8}),
-    "distillation": ("distilbert", {"teacher": "given"}, {"num_layers": 1}),
+    "rtd": ("electra", {"rtd": {"generator_size": 0.5}}, {}),
+    "rtd_factorised": ("electra", {"rtd": {"generator_size": 0.5}}, {"embedding_size": 8}),
+    "distillation": ("distilbert", {"distillation": {"teacher": "given"}}, {"num_layers": 1}),
     "electra_mlm": ("electra", {"name": "mlm"}, {}),
 }
 
@@ -69,13 +79,25 @@ def tokenizers() -> dict[str, Any]:
     }
 
 
+def objective_config(**keys: Any) -> ObjectiveConfig:
+    """An ObjectiveConfig from nested keys, as in YAML."""
+    own = {
+        "rtd": ReplacedTokensConfig,
+        "distillation": DistillationConfig,
+        "contrastive": ContrastiveConfig,
+    }
+    return ObjectiveConfig(
+        **{name: own[name](**value) if name in own else value for name, value in keys.items()}
+    )
+
+
 class Parts:
     """Model, objective and samples of one kind."""
 
     def __init__(self, kind: str, tokenizers: dict[str, Any], **changes: Any) -> None:
         torch.manual_seed(0)
         family, keys, sizes = KINDS[kind]
-        self.config = ObjectiveConfig(**(keys | changes))
+        self.config = objective_config(**(keys | changes))
         self.sizes = LanguageModelConfig(family=family, dropout=0.0, **(TINY | sizes))
         self.tokenizer = tokenizers[self.sizes.tokenizer_kind]
         self.teacher: Any = None
@@ -365,7 +387,7 @@ class TestParaphrases:
     @staticmethod
     def parts(tokenizers: dict[str, Any], family: str = "bert", **keys: Any) -> tuple[Any, Any]:
         torch.manual_seed(0)
-        objective = ObjectiveConfig(name="contrastive", mask_probability=0.1, **keys)
+        objective = objective_config(name="contrastive", mask_probability=0.1, **keys)
         sizes = LanguageModelConfig(family=family, dropout=0.0, **TINY)
         tokenizer = tokenizers[sizes.tokenizer_kind]
         model = build_language_model(sizes, objective, tokenizer)
@@ -410,7 +432,7 @@ class TestParaphrases:
         assert not unused
 
     def test_loss_is_that_of_simcse(self, tokenizers):
-        model, objective = self.parts(tokenizers, similarity_temperature=0.2)
+        model, objective = self.parts(tokenizers, contrastive={"temperature": 0.2})
         samples = self.hidden(objective, tokenizers["wordpiece"], 4)
         texts = []
         for which in (0, 1):
@@ -453,7 +475,7 @@ class TestParaphrases:
             model=LanguageModelConfig(**TINY),
             objective=ObjectiveConfig(name="contrastive"),
         )
-        with pytest.raises(ValueError, match=r"needs two texts.*shapes_pair_fraction=1"):
+        with pytest.raises(ValueError, match=r"needs two texts.*shapes\.pair_fraction=1"):
             build_samples(config, object(), tokenizers["wordpiece"])
 
 
@@ -526,23 +548,65 @@ class TestDistillation:
 @pytest.mark.parametrize(
     ("family", "options", "message"),
     [
-        ("bert", {"name": "rdt"}, r"`objective\.name` must be one of null, mlm.*got 'rdt'"),
+        ("bert", {"name": "rdt"}, r"`name` must be one of null, mlm.*got 'rdt'"),
         ("bert", {"name": "rtd"}, "model.family=bert can be trained by mlm or distillation"),
         ("gpt2", {"name": "mlm"}, "model.family=gpt2 can be trained by clm, got .*mlm"),
-        ("gpt2", {"masking": "word"}, "clm makes no gaps; remove objective.masking=word"),
+        ("gpt2", {"masking": "word"}, "clm masks no tokens; remove objective.masking=word"),
         ("roberta", {"pairs": "nsp"}, "objective.pairs=nsp is for mlm with .*bert or albert"),
-        ("bert", {"pairs": "npp"}, r"`objective\.pairs` must be one of none, nsp, sop"),
+        ("bert", {"pairs": "npp"}, r"`pairs` must be one of none, nsp, sop"),
         ("bert", {"span_boundary": True}, r"set objective\.masking=span, got token"),
         ("albert", {"span_boundary": True, "masking": "span"}, "objective.span_boundary is for"),
-        ("bert", {"name": "distillation"}, "objective.teacher=FOLDER is for distillation"),
-        ("electra", {"teacher": "x"}, "objective.teacher=FOLDER is for distillation, .*got rtd"),
-        ("bert", {"masking": "words"}, "`objective.masking` must be one of token, word, span"),
+        ("bert", {"name": "distillation"}, "objective.distillation.teacher=FOLDER is for"),
+        (
+            "electra",
+            {"distillation": {"teacher": "x"}},
+            "teacher=FOLDER .* got rtd",
+        ),
+        ("bert", {"masking": "words"}, "`masking` must be one of token, word, span"),
         ("bert", {"span_probability": 1.0}, "span_probability"),
-        ("bert", {"generator_size": 0.0}, "generator_size"),
-        ("bert", {"temperature": 0.0}, "temperature"),
-        ("bert", {"soft_weight": -1.0}, "soft_weight"),
+        ("bert", {"rtd": {"generator_size": 0.0}}, "generator_size"),
+        ("bert", {"distillation": {"temperature": 0.0}}, "temperature"),
+        ("bert", {"distillation": {"soft_weight": -1.0}}, "soft_weight"),
     ],
 )
 def test_what_does_not_go_together(family, options, message):
     with pytest.raises(ValueError, match=message):
-        ObjectiveConfig(**options).named(family)
+        objective_config(**options).named(family)
+
+
+class ShuffledTokens(Objective):
+    """Puts the tokens of a sample back in order: a toy that is no part of the package."""
+
+    name = "shuffled"
+
+    def hide(self, sample: dict[str, Any]) -> dict[str, Any]:
+        order = np.random.default_rng(sample["mask_seed"]).permutation(len(sample["input_ids"]))
+        shuffled = [sample["input_ids"][place] for place in order]
+        return {**sample, "input_ids": shuffled, "labels": sample["input_ids"]}
+
+    def terms(
+        self, model: nn.Module, batch: dict[str, torch.Tensor]
+    ) -> dict[str, Choice | Distance]:
+        logits = model(**inputs_for(model, batch)).logits
+        return {self.name: Choice(logits, batch["labels"])}
+
+
+def test_an_objective_from_outside_is_trained_by_its_name(tokenizers, monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, ShuffledTokens.name, ShuffledTokens)
+    monkeypatch.setitem(OBJECTIVES_OF, "bert", (*OBJECTIVES_OF["bert"], ShuffledTokens.name))
+    monkeypatch.setitem(KINDS, "shuffled", ("bert", {"name": "shuffled"}, {}))
+    parts = Parts("shuffled", tokenizers)
+    assert isinstance(parts.objective, ShuffledTokens)
+    optimizer = torch.optim.AdamW(parts.model.parameters(), lr=1e-2)
+    samples = parts.hidden(6)
+    losses = []
+    for _ in range(8):
+        loss, means = parts.loss(samples)
+        assert means.keys() == {"shuffled"}
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    with pytest.raises(ValueError, match=r"gpt2 can be trained by clm, got .*shuffled"):
+        ObjectiveConfig(name="shuffled").named("gpt2")

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion.tokenizer import TokenizerConfig, train_tokenizer
 from vidtwin import DataConfig
-from vidtwin_lab.language.corpus import CorpusConfig, DocumentCorpus, read_texts, split_sentences
+from vidtwin_lab.language.config import CorpusConfig, TokenizerConfig
+from vidtwin_lab.language.corpus import DocumentCorpus, read_texts, split_sentences
 from vidtwin_lab.language.samples import PackedCorpus, PairedCorpus, TokenizedCorpus
+from vidtwin_lab.language.tokenizers import train_tokenizer
 
 WORDS = ["red", "blue", "green", "star", "ring", "moves", "turns", "left", "right", "up", "a"]
 

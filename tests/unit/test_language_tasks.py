@@ -1,4 +1,4 @@
-"""Files of GLUE and SQuAD, rows of tokens, and heads on tiny random readers."""
+"""Files of GLUE and SQuAD, rows of tokens, and heads on tiny random text encoders."""
 
 from __future__ import annotations
 
@@ -24,34 +24,25 @@ from transformers import (
     RobertaModel,
 )
 
-from diffusion.packaged_encoders import packaged_encoder
 from diffusion.text_encoder import TextEncoder
-from diffusion.tokenizer import TokenizerConfig, train_tokenizer
+from diffusion.text_loading import packaged_encoder
 from vidtwin.data.synthetic.shapes.captions import COLOR_WORDS, SHAPE_WORDS
-from vidtwin_lab.language.caption_questions import QUESTIONS, caption_questions
-from vidtwin_lab.language.tasks import (
-    GLUE_TASKS,
-    GlueData,
-    ProbeText,
-    RowFormat,
-    Sample,
-    SquadData,
+from vidtwin_lab.language.config import TokenizerConfig
+from vidtwin_lab.language.tasks.caption_questions import QUESTIONS, ProbeText, caption_questions
+from vidtwin_lab.language.tasks.config import GlueData, SquadData, TextEncoderConfig
+from vidtwin_lab.language.tasks.finetuning import (
     TaskModel,
-    TextEncoderConfig,
-    find_task,
-    length_batches,
+    best_spans,
+    pool,
     predict,
-    prepare_glue,
-    prepare_squad,
-    probe,
-    read_glue,
-    read_squad,
     summed_task_loss,
-    text_states,
-    word_counts,
 )
-from vidtwin_lab.language.tasks.finetuning import best_spans, pool
-from vidtwin_lab.language.tasks.squad import Answer, Question
+from vidtwin_lab.language.tasks.glue import GLUE_TASKS, find_task, read_glue
+from vidtwin_lab.language.tasks.prepared import prepare_glue, prepare_squad
+from vidtwin_lab.language.tasks.probes import probe, text_states, word_counts
+from vidtwin_lab.language.tasks.rows import RowFormat, Sample, length_batches
+from vidtwin_lab.language.tasks.squad import Answer, Question, read_squad
+from vidtwin_lab.language.tokenizers import train_tokenizer
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "text"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the text data are not there")
@@ -94,7 +85,7 @@ FAMILIES = ("bert", "roberta", "distilbert", "gpt2")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def reader(request) -> TextEncoder:
+def text_encoder(request) -> TextEncoder:
     return encoder(request.param)
 
 
@@ -338,24 +329,24 @@ class TestRows:
         assert not any(made.token_types)
 
     def test_gpt2_gets_its_end_of_text_between_and_behind(self):
-        reader = encoder("gpt2")
-        end = reader.tokenizer.eos_token_id
-        one, two = (reader.tokenizer(text)["input_ids"] for text in ("the cat", "a dog"))
-        form = RowFormat(reader)
+        text_encoder = encoder("gpt2")
+        end = text_encoder.tokenizer.eos_token_id
+        one, two = (text_encoder.tokenizer(text)["input_ids"] for text in ("the cat", "a dog"))
+        form = RowFormat(text_encoder)
         assert form([["the cat", "a dog"]])[0].input_ids == [*one, end, *two, end]
         assert form([["the cat"]])[0].input_ids == [*one, end]
         assert form([[""]])[0].input_ids == [end]
 
-    def test_the_longer_text_loses_its_end(self, reader):
-        form = RowFormat(reader, max_length=16)
+    def test_the_longer_text_loses_its_end(self, text_encoder):
+        form = RowFormat(text_encoder, max_length=16)
         short, long = form([["cat", "the cat sat on the red mat " * 5], ["a " * 40, "dog"]])
         assert len(short.input_ids) == len(long.input_ids) == 16
         assert form.counts.truncated == 2
-        cat = reader.tokenizer("cat", add_special_tokens=False)["input_ids"]
+        cat = text_encoder.tokenizer("cat", add_special_tokens=False)["input_ids"]
         assert short.input_ids[len(form._pair[0]) :][: len(cat)] == cat
 
     def test_lengths_the_reader_does_not_have_are_refused(self, bert):
-        with pytest.raises(ValueError, match="from 8 to the reader's 64"):
+        with pytest.raises(ValueError, match="from 8 to the text encoder's 64"):
             RowFormat(bert, 65)
 
     def test_another_script_is_told(self, bert):
@@ -381,21 +372,23 @@ class TestWindows:
     CONTEXT = "the cat sat on the red mat . " * 6 + "a dog ran home"
     START = CONTEXT.index("dog ran")
 
-    def windows(self, reader: TextEncoder, train: bool, answer: str = "dog ran") -> list[Sample]:
+    def windows(
+        self, text_encoder: TextEncoder, train: bool, answer: str = "dog ran"
+    ) -> list[Sample]:
         question = Question("q", "t", self.CONTEXT, "who ran ?", (Answer(answer, self.START),))
-        return RowFormat(reader, 32).windows(question, 5, 8, 16, train)
+        return RowFormat(text_encoder, 32).windows(question, 5, 8, 16, train)
 
-    def test_windows_cover_the_context(self, reader):
-        windows = self.windows(reader, train=False)
+    def test_windows_cover_the_context(self, text_encoder):
+        windows = self.windows(text_encoder, train=False)
         assert len(windows) > 2
         assert {window.index for window in windows} == {5}
         covered = {i for w in windows for a, b in w.offsets for i in range(a, b)}
         assert covered >= {i for i, letter in enumerate(self.CONTEXT) if letter != " "}
         assert all(len(window.input_ids) <= 32 for window in windows)
 
-    def test_labels_point_at_the_answer(self, reader):
+    def test_labels_point_at_the_answer(self, text_encoder):
         found = 0
-        for window in self.windows(reader, train=True):
+        for window in self.windows(text_encoder, train=True):
             assert isinstance(window.label, tuple)
             first, last = window.label
             if first < 0:
@@ -406,20 +399,20 @@ class TestWindows:
             assert self.CONTEXT[begin:end].strip() == "dog ran"
         assert found
 
-    def test_an_answer_that_is_not_where_it_should_be(self, reader):
+    def test_an_answer_that_is_not_where_it_should_be(self, text_encoder):
         """The next one is taught; a question without any is left out and counted."""
         lost, right = Answer("no such", self.START), Answer("dog ran", self.START)
-        form = RowFormat(reader, 32)
+        form = RowFormat(text_encoder, 32)
         taught = [
             form.windows(Question("q", "t", self.CONTEXT, "who ran ?", answers), 5, 8, 16, True)
             for answers in ((lost, right), (right,), (lost,))
         ]
-        assert taught[0] == taught[1] == self.windows(reader, train=True)
+        assert taught[0] == taught[1] == self.windows(text_encoder, train=True)
         assert taught[2] == []
         assert form.counts.lost_answers == 1
 
-    def test_best_spans_are_those_of_a_full_search(self, reader):
-        window = self.windows(reader, train=False)[0]
+    def test_best_spans_are_those_of_a_full_search(self, text_encoder):
+        window = self.windows(text_encoder, train=False)[0]
         ends = np.random.default_rng(0).normal(size=(len(window.input_ids), 2)).astype(np.float32)
         null = 0
         spans = best_spans(ends, window, null, max_answer=4, n_best=50)
@@ -435,50 +428,54 @@ class TestWindows:
 
 
 class TestTaskModel:
-    def model(self, reader: TextEncoder, kind: str = "classes", **changes: Any) -> TaskModel:
+    def model(self, text_encoder: TextEncoder, kind: str = "classes", **changes: Any) -> TaskModel:
         torch.manual_seed(1)
-        pooling = TextEncoderConfig().pooling_of(reader)
-        return TaskModel(reader, kind, 2 if kind != "score" else 1, pooling, **changes).eval()
+        pooling = TextEncoderConfig().pooling_of(text_encoder)
+        return TaskModel(text_encoder, kind, 2 if kind != "score" else 1, pooling, **changes).eval()
 
-    def test_one_way_readers_pool_the_last_token(self, reader):
-        assert TextEncoderConfig().pooling_of(reader) == ("last" if reader.causal else "first")
-        if reader.causal:
-            with pytest.raises(ValueError, match="pooling=first of a one-way reader"):
-                TextEncoderConfig(pooling="first").pooling_of(reader)
+    def test_one_way_readers_pool_the_last_token(self, text_encoder):
+        assert TextEncoderConfig().pooling_of(text_encoder) == (
+            "last" if text_encoder.causal else "first"
+        )
+        if text_encoder.causal:
+            with pytest.raises(ValueError, match="pooling=first of a causal text encoder"):
+                TextEncoderConfig(pooling="first").pooling_of(text_encoder)
 
-    def test_padding_changes_nothing(self, reader):
-        model = self.model(reader)
-        samples = RowFormat(reader)([["the cat", "a dog ran home"], ["a"], ["he said no", "no"]])
+    def test_padding_changes_nothing(self, text_encoder):
+        model = self.model(text_encoder)
+        samples = RowFormat(text_encoder)(
+            [["the cat", "a dog ran home"], ["a"], ["he said no", "no"]]
+        )
         together = predict(model, samples, batch_size=3)
         alone = predict(model, samples, batch_size=1)
         for (i, first), (j, second) in zip(sorted(together), sorted(alone), strict=True):
             assert i == j
             assert first == pytest.approx(second, abs=1e-5)
 
-    def test_any_number_of_processes_predicts_the_same(self, reader):
-        model = self.model(reader)
-        samples = RowFormat(reader)([[text] for text in TEXTS * 3])
+    def test_any_number_of_processes_predicts_the_same(self, text_encoder):
+        model = self.model(text_encoder)
+        samples = RowFormat(text_encoder)([[text] for text in TEXTS * 3])
         whole = predict(model, samples, batch_size=2)
         shared = [row for rank in range(3)
                   for row in predict(model, samples, batch_size=2, rank=rank, count=3)]  # fmt: skip
         assert sorted(shared) == sorted(whole)
 
-    def test_the_texts_last_word_matters_and_so_does_their_order(self, reader):
-        model = self.model(reader)
+    def test_the_texts_last_word_matters_and_so_does_their_order(self, text_encoder):
+        model = self.model(text_encoder)
         rows = [["the cat", "a dog"], ["the cat", "a mat"], ["a dog", "the cat"]]
-        outputs = [output for _, output in sorted(predict(model, RowFormat(reader)(rows),
+        outputs = [output for _, output in sorted(predict(model, RowFormat(text_encoder)(rows),
                                                           batch_size=8))]  # fmt: skip
         assert outputs[0] != pytest.approx(outputs[1], abs=1e-6)
         assert outputs[0] != pytest.approx(outputs[2], abs=1e-6)
 
     @pytest.mark.parametrize("kind", ["classes", "score", "span"])
-    def test_every_weight_that_takes_part_learns(self, reader, kind):
-        model = self.model(reader, kind)
+    def test_every_weight_that_takes_part_learns(self, text_encoder, kind):
+        model = self.model(text_encoder, kind)
         if kind == "span":
-            windows = TestWindows().windows(reader, train=True)
+            windows = TestWindows().windows(text_encoder, train=True)
             samples = [windows[0], windows[-1]]
         else:
-            samples = RowFormat(reader)([["the cat", "a dog"], ["a", "no"]], [0, 1])
+            samples = RowFormat(text_encoder)([["the cat", "a dog"], ["a", "no"]], [0, 1])
         tokens, mask, kinds = model.batch(samples, torch.device("cpu"))
         labels = model.labels(samples, torch.device("cpu"))
         loss = summed_task_loss(kind, model(tokens, mask, kinds), labels, mask)
@@ -502,11 +499,11 @@ class TestTaskModel:
         assert torch.equal(first.model.state_dict()[word], second.model.state_dict()[word])
         assert not torch.equal(first.model.state_dict()[word], bert.model.state_dict()[word])
 
-    def test_no_answer_is_told_where_everything_was_read(self, reader):
-        model = self.model(reader, "span")
-        window = TestWindows().windows(reader, train=True)[0]
+    def test_no_answer_is_told_where_everything_was_read(self, text_encoder):
+        model = self.model(text_encoder, "span")
+        window = TestWindows().windows(text_encoder, train=True)[0]
         assert window.label == (-1, -1)
-        place = len(window.input_ids) - 1 if reader.causal else 0
+        place = len(window.input_ids) - 1 if text_encoder.causal else 0
         assert model.labels([window], torch.device("cpu")).tolist() == [[place, place]]
 
     def test_padding_is_no_answer(self, bert):
@@ -570,10 +567,10 @@ class TestProbes:
             found = probe((features[:200], labels[:200].tolist()), features[200:], 3)
             assert low <= float((torch.tensor(found) == labels[200:]).float().mean()) <= high
 
-    def test_states_do_not_depend_on_their_batch(self, reader):
+    def test_states_do_not_depend_on_their_batch(self, text_encoder):
         texts = [ProbeText("the cat", 0), ProbeText("a dog ran home", 0, (2, 5))]
-        together = text_states(reader, texts, "mean")
-        alone = torch.cat([text_states(reader, [text], "mean") for text in texts])
+        together = text_states(text_encoder, texts, "mean")
+        alone = torch.cat([text_states(text_encoder, [text], "mean") for text in texts])
         torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
 
     def test_counts_are_of_places_where_these_are_asked(self, bert):
@@ -589,15 +586,15 @@ class TestProbes:
         asked = caption_questions(name, 60, seed=1)
         assert asked == caption_questions(name, 60, seed=1)
         assert asked != caption_questions(name, 60, seed=2)
-        assert {question.answer for question in asked} <= set(range(len(QUESTIONS[name])))
-        assert len({question.answer for question in asked}) >= 2
+        assert {question.label for question in asked} <= set(range(len(QUESTIONS[name])))
+        assert len({question.label for question in asked}) >= 2
         for question in asked:
             assert (question.place is not None) == name.endswith("_at_shape")
 
     @pytest.mark.parametrize("name", ["bound_color", "color_at_shape", "order"])
     def test_answers_of_two_objects_are_those_that_the_caption_gives(self, name):
         for question in caption_questions(name, 60, seed=0):
-            text, told = question.text.lower(), QUESTIONS[name][question.answer]
+            text, told = question.text.lower(), QUESTIONS[name][question.label]
             places = {
                 shape: found.start()
                 for shape, words in SHAPE_WORDS.items()

@@ -9,14 +9,23 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vidtwin_lab.language.tasks import METRICS, evaluate_v1, evaluate_v2, over_seeds
-from vidtwin_lab.language.tasks.metrics import f1, matthews, mean_ranks, pearson, spearman
+from vidtwin_lab.language.tasks.metrics import (
+    METRICS,
+    f1,
+    matthews,
+    mean_ranks,
+    over_seeds,
+    pearson,
+    spearman,
+)
 from vidtwin_lab.language.tasks.squad import (
     Answer,
     Question,
     WindowSpans,
     best_answers,
     best_threshold,
+    evaluate_v1,
+    evaluate_v2,
     exact_match,
     normalized,
     question_scores,

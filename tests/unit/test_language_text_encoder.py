@@ -36,7 +36,8 @@ from transformers import (
 )
 
 from diffusion.text_encoder import CachedTextEncoder, TextEncoder
-from diffusion.tokenizer import TokenizerConfig, train_tokenizer
+from vidtwin_lab.language.config import TokenizerConfig
+from vidtwin_lab.language.tokenizers import train_tokenizer
 
 SHORT, LONG = "a red circle", "a blue star moves up and down while a red ring stays still"
 TEXTS = ["a red circle moves left", LONG, "one ring, turning", ""]
@@ -202,7 +203,7 @@ class TestEveryFamily:
         assert encoding.truncated == [None] * 3
 
     def test_reads_in_its_direction(self, encoder):
-        """Token i of a one-way reader must not change when token i + 1 does, others' must."""
+        """Token i of a causal text encoder must not change when token i + 1 does, others' must."""
         one_way = family_of(encoder) in ONE_WAY
         rows, _ = encoder.tokenize(["a red circle moves left", "a red circle moves up"])
         first, second = rows
@@ -368,9 +369,9 @@ class TestBadInput:
 
     @pytest.mark.parametrize("prompts", [[], [SHORT, None], [3], [b"red"]])
     def test_prompts(self, bert_encoder, prompts):
-        for reader in (bert_encoder, CachedTextEncoder(bert_encoder)):
+        for text_encoder in (bert_encoder, CachedTextEncoder(bert_encoder)):
             with pytest.raises(ValueError, match="prompt"):
-                reader(prompts)
+                text_encoder(prompts)
 
     def test_tokenizer_of_another_model(self, bert_encoder):
         with pytest.raises(ValueError, match=r"has 30\d tokens and the model embeds"):

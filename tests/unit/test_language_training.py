@@ -11,13 +11,21 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
-from vidtwin_lab.language.corpus import CorpusConfig, DocumentCorpus, read_texts
-from vidtwin_lab.language.models import LanguageModelConfig, build_language_model
-from vidtwin_lab.language.objectives import ObjectiveConfig, build_objective
+from diffusion.text_loading import load_tokenizer
+from vidtwin_lab.language.config import (
+    CorpusConfig,
+    LanguageModelConfig,
+    ObjectiveConfig,
+    ShapesCaptionsConfig,
+    TokenizerConfig,
+)
+from vidtwin_lab.language.corpus import DocumentCorpus, read_texts
+from vidtwin_lab.language.models import build_language_model
+from vidtwin_lab.language.objectives import build_objective
+from vidtwin_lab.language.objectives.base import IGNORED
 from vidtwin_lab.language.samples import TokenizedCorpus
-from vidtwin_lab.language.terms import IGNORED
-from vidtwin_lab.language.validation import mean_measures, measure_language_model
+from vidtwin_lab.language.tokenizers import train_tokenizer
+from vidtwin_lab.language.training import mean_measures, measure_language_model
 
 LINES = [f"{a} {b} {c}" for a in ("a", "one") for b in ("red", "blue", "naïve", "five-sided")
          for c in ("circle", "star", "ring moves left", "Square.")]  # fmt: skip
@@ -172,14 +180,19 @@ class TestFiles:
                 "`source` must be one of shapes, text, csv, captions, datasets; got 'web'",
             ),
             ({"source": "text"}, "`path` or `files` is required"),
-            ({"shapes_pair_fraction": 1.5}, "shapes_pair_fraction"),
+            ({"shapes": {"pair_fraction": 1.5}}, "pair_fraction"),
             ({"validation_fraction": 0.0}, "validation_fraction"),
-            ({"shapes_size": 0}, "shapes_size"),
+            ({"shapes": {"size": 0}}, "size"),
         ],
     )
     def test_bad_config(self, options, message):
         with pytest.raises(ValueError, match=message):
-            CorpusConfig(**options)
+            CorpusConfig(
+                **{
+                    name: ShapesCaptionsConfig(**value) if name == "shapes" else value
+                    for name, value in options.items()
+                }
+            )
 
 
 class TestSamples:

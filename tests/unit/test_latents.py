@@ -54,6 +54,31 @@ class TestLatents:
         assert equal(latents.to("cpu"), latents)
         assert {tensor.device.type for tensor in latents.to("meta").tensors()} == {"meta"}
 
+    def test_names(self) -> None:
+        latents = random_latents()
+        assert VidTwinLatents.names == ("structure", "dynamics_x", "dynamics_y")
+        assert [name for name, _ in latents.items()] == list(VidTwinLatents.names)
+        assert all(getattr(latents, name) is tensor for name, tensor in latents.items())
+
+    def test_functions_of_each_latent(self) -> None:
+        first, second = random_latents(seed=0), random_latents(seed=1)
+        assert equal(first.map(torch.neg), VidTwinLatents(*(-t for t in first.tensors())))
+        mixed = VidTwinLatents.combine(lambda a, b: a + 2 * b, first, second)
+        assert torch.equal(mixed.structure, first.structure + 2 * second.structure)
+        assert torch.equal(mixed.dynamics_x, first.dynamics_x + 2 * second.dynamics_x)
+        assert torch.equal(mixed.dynamics_y, first.dynamics_y + 2 * second.dynamics_y)
+
+    def test_packing(self) -> None:
+        latents, other = random_latents(seed=0), random_latents(seed=1)
+        flat = latents.pack()
+        assert flat.shape == (4, CONFIG.numel_per_clip)
+        assert torch.equal(flat[:, : latents.structure[0].numel()], latents.structure.flatten(1))
+        assert equal(VidTwinLatents.unpack(flat, other), latents)
+        # Some of them: the others are those of `like`, and the order is that of the names.
+        some = {"dynamics_y", "dynamics_x"}
+        mixed = VidTwinLatents.unpack(latents.pack(some), other, some)
+        assert equal(mixed, latents.with_structure(other))
+
     def test_slices_are_batches(self) -> None:
         latents = random_latents(4)
         part = latents[1:3]

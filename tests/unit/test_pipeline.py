@@ -23,13 +23,12 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch.testing import assert_close
 
 from diffusion import LatentStats, VidTwinPipeline
-from diffusion.inputs import draw_latent_noise, generators_of
-from diffusion.schedulers import SCHEDULERS as SCHEDULER_CLASSES
+from diffusion.config import SCHEDULER_NAMES
+from diffusion.sampling import generators_of
 from diffusion.schedulers import LatentSolver, build_scheduler, scheduler_names
-from vidtwin import VidTwinLatents, draw_noise
+from vidtwin import VidTwinLatents, draw_noise, standard_normal_latents
 
 PROMPTS = ["a red circle", "a blue square turns left"]
-NAMES = ("structure", "dynamics_x", "dynamics_y")
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 SCHEDULERS: dict[str, Callable[[], Any]] = {
     "flow euler": FlowMatchEulerDiscreteScheduler,
@@ -92,7 +91,7 @@ class TestWhatComesOut:
         assert out.videos.dtype == torch.float32
         assert 0 <= out.videos.min() < out.videos.max() <= 1
         sizes = text_pipeline.autoencoder.sizes
-        for name, tensor in zip(NAMES, out.latents.tensors(), strict=True):
+        for name, tensor in out.latents.items():
             assert tensor.shape == (4, *getattr(sizes, f"{name}_shape"))
         decoded = text_pipeline.autoencoder.decode(out.latents).detach()
         assert_close(out.videos, ((decoded + 1) / 2).clamp(0, 1), rtol=0, atol=1e-5)
@@ -125,9 +124,8 @@ class TestWhatComesOut:
 class TestSeeds:
     def test_noise_is_each_samples_own(self, text_pipeline) -> None:
         sizes = text_pipeline.autoencoder.sizes
-        shapes = {name: getattr(sizes, f"{name}_shape") for name in NAMES}
         device = torch.device("cpu")
-        drawn = draw_latent_noise(shapes, 3, generators_of(7, None, 3), device)
+        drawn = standard_normal_latents(sizes, 3, generators_of(7, None, 3), device)
         expected = draw_noise(sizes, [7, 8, 9])
         for name, tensor in drawn.items():
             assert torch.equal(tensor, getattr(expected, name))
@@ -168,7 +166,7 @@ class TestSeeds:
 
 class TestSchedulers:
     @pytest.mark.parametrize("kind", ["velocity", "epsilon", "v_prediction"])
-    @pytest.mark.parametrize("name", SCHEDULER_CLASSES)
+    @pytest.mark.parametrize("name", SCHEDULER_NAMES)
     def test_the_exact_model_of_a_gaussian_samples_it(self, name, kind) -> None:
         """Latents N(3, 0.5^2) have a known best prediction; noise eps must become 3 + 0.5 eps."""
         like: Any = FlowMatchEulerDiscreteScheduler()
@@ -286,7 +284,7 @@ class TestGuidance:
         assert not torch.allclose(off.structure, on.structure, atol=1e-3)
 
     @pytest.mark.parametrize("held", ["structure", "dynamics"])
-    def test_by_what_is_held(self, text_pipeline, held) -> None:
+    def test_by_what_is_given(self, text_pipeline, held) -> None:
         """One step from noise: as the formula says, from the model's own predictions."""
         given = ask(text_pipeline, seed=5).latents
         asked = {held: given, "num_inference_steps": 1, "output_type": "latent", "seed": 3}
@@ -306,7 +304,7 @@ class TestGuidance:
         assert_close(getattr(on, sampled), expected, rtol=1e-4, atol=1e-4)
         assert not torch.allclose(getattr(on, sampled), getattr(off, sampled), atol=1e-3)
 
-    def test_by_what_is_held_and_a_prompt(self, text_pipeline) -> None:
+    def test_by_what_is_given_and_a_prompt(self, text_pipeline) -> None:
         given = ask(text_pipeline, seed=5).latents
         asked = {"prompt": PROMPTS[0], "structure": given, "given_guidance_scale": 2.0}
         with CountedRows(text_pipeline) as counted:
@@ -335,7 +333,7 @@ class TestGuidance:
         assert counted.calls == [2] * 3 + [6] * 3
 
 
-class TestHeld:
+class TestGiven:
     def test_structure_stays_exactly(self, text_pipeline) -> None:
         video = torch.rand(1, 3, 8, 16, 24) * 2 - 1
         given = text_pipeline.autoencoder.encode(video).mode()
@@ -357,7 +355,7 @@ class TestHeld:
             assert torch.equal(getattr(made, name), value.repeat_interleave(2, dim=0))
         assert not torch.allclose(made.structure[:1], made.structure[1:2])
 
-    def test_what_is_held_is_seen_scaled(self, text_pipeline) -> None:
+    def test_what_is_given_is_seen_scaled(self, text_pipeline) -> None:
         seen: list[torch.Tensor] = []
         hook = text_pipeline.transformer.register_forward_pre_hook(
             lambda module, inputs: seen.append(inputs[0].clone())
@@ -377,7 +375,7 @@ class TestHeld:
             (dict.fromkeys(("structure", "dynamics"), torch.zeros(3, 8, 16, 24)), "both given"),
         ],
     )
-    def test_what_can_not_be_held(self, text_pipeline, held, reason) -> None:
+    def test_what_can_not_be_given(self, text_pipeline, held, reason) -> None:
         with pytest.raises(ValueError, match=reason):
             ask(text_pipeline, prompt=PROMPTS, **held)
 
@@ -410,7 +408,7 @@ class TestLongVideos:
         assert errors[-1] < 0.5 * errors[0]
         assert made.dynamics_x.shape[2] == 14
 
-    def test_held_structure(self, text_pipeline) -> None:
+    def test_given_structure(self, text_pipeline) -> None:
         given = draw_noise(text_pipeline.autoencoder.sizes, [1])
         made = ask(text_pipeline, structure=given, num_frames=12).latents
         assert torch.equal(made.structure, given.structure)
@@ -517,7 +515,7 @@ class TestCallback:
         with pytest.raises(ValueError, match=reason):
             ask(text_pipeline, callback_on_step_end=lambda *arguments: returned)
 
-    def test_what_is_held_is_not_its_to_change(self, text_pipeline) -> None:
+    def test_what_is_given_is_not_its_to_change(self, text_pipeline) -> None:
         held = ask(text_pipeline).latents
         options = {"structure": held, "callback_on_step_end_tensor_inputs": ["structure"]}
         made = ask(text_pipeline, callback_on_step_end=lambda *given: given[-1], **options)

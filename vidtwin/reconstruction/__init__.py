@@ -1,4 +1,4 @@
-"""Video files through the autoencoder and back: jobs, streams, results, numbers."""
+"""Reconstruction of video files, and the latents of whole videos in files."""
 
 from vidtwin.lazy import attach_stub
 

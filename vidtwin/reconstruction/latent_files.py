@@ -26,7 +26,7 @@ def save_windows(
 ) -> Path:
     """Writes the latents of one video, whole or not at all.
 
-    The file holds `structure` (N, C_s, Q, h', w'), `dynamics_x` (N, C_d, T, w'), `dynamics_y`
+    The file contains `structure` (N, C_s, Q, h', w'), `dynamics_x` (N, C_d, T, w'), `dynamics_y`
     (N, C_d, T, h'), raw (not whitened), and `start` and `size` (N, 3) in frames, rows, columns.
 
     Args:
@@ -36,7 +36,7 @@ def save_windows(
     Returns:
         Path: the file.
     Raises:
-        ValueError: without windows, or if they hold more than one video.
+        ValueError: without windows, or if they are of more than one video.
     """
     if not windows or any(window.latents.batch_size != 1 for window in windows):
         raise ValueError(
@@ -53,12 +53,12 @@ def save_windows(
 
 
 def load_windows(path: str | Path) -> tuple[list[LatentWindow], dict[str, str]]:
-    """What `save_windows` wrote: `decode_windows(model, windows)` is the video again.
+    """What `save_windows` wrote; `decode_windows(model, windows)` reconstructs the video.
 
     Args:
         path: the file.
     Returns:
-        The windows and the metadata.
+        The windows, and the metadata.
     Raises:
         ValueError: if the file is not a safetensors file of latents.
     """

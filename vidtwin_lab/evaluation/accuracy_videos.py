@@ -14,9 +14,9 @@ from torch import Tensor
 from diffusion import VidTwinPipeline
 from vidtwin import VidTwinAutoencoder, VidTwinLatents, load_autoencoder
 from vidtwin.data import Factors, SkippedFile, VideoDataset
-from vidtwin_lab.evaluation.generated_videos import load_pipeline, parts_digests
 from vidtwin_lab.evaluation.judges.classifier_judge import UNKNOWN
 from vidtwin_lab.evaluation.measurement_configs import SHOWN
+from vidtwin_lab.evaluation.pipelines import load_pipeline, parts_digests
 from vidtwin_lab.evaluation.videos import DataVideos, Video, VideoSource
 
 __all__ = ["Labels", "ModelVideos", "asked_labels", "given_labels"]

@@ -32,10 +32,10 @@ from vidtwin.data.synthetic.shapes import (
 )
 from vidtwin.media import contact_sheet, from_uint8, to_uint8
 from vidtwin.reconstruction import load_autoencoder
-from vidtwin_lab.evaluation.generated_videos import load_pipeline, parts_digests
 from vidtwin_lab.evaluation.intervals import share_interval
 from vidtwin_lab.evaluation.judges.shapes_judge import Judgement, judge_video
 from vidtwin_lab.evaluation.measurement_configs import OBJECT, AdherenceConfig
+from vidtwin_lab.evaluation.pipelines import load_pipeline, parts_digests
 from vidtwin_lab.evaluation.report import (
     COLORS,
     Processes,

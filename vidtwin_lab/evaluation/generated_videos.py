@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusion import VidTwinPipeline
 from diffusion.schedulers import build_scheduler
-from vidtwin import decode_windows, load_autoencoder, weights_digest
+from vidtwin import decode_windows, load_autoencoder
 from vidtwin.data import BadFileLog, DataConfig, FileDataset, SkippedFile
 from vidtwin.reconstruction.latent_files import load_windows
 from vidtwin_lab.evaluation.config import Sizes, VideosConfig, autoencoder_path
+from vidtwin_lab.evaluation.pipelines import load_pipeline, parts_digests
 from vidtwin_lab.evaluation.report import model_protocol
 from vidtwin_lab.evaluation.videos import DataVideos, Video, VideoSource
 
@@ -30,42 +30,11 @@ __all__ = [
     "PipelineVideos",
     "build_generated",
     "build_real",
-    "load_pipeline",
-    "parts_digests",
 ]
 
+logger = logging.getLogger(__name__)
 
-def load_pipeline(
-    path: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> VidTwinPipeline:
-    """A pipeline on its device, that draws no bars.
-
-    Args:
-        path: a folder of `save_pretrained`, or a hub id.
-        device: of all its parts.
-        dtype: of all its parts.
-    Raises:
-        ValueError: naming the part that is missing, or does not belong.
-    """
-    pipeline = VidTwinPipeline.from_pretrained(path, torch_dtype=dtype)
-    pipeline.to(device)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def parts_digests(parts: Mapping[str, Any]) -> dict[str, str]:
-    """Part -> digest of its weights; parts without weights are left out.
-
-    Args:
-        parts: by name, such as the `components` of a pipeline.
-    """
-    return {
-        name: weights_digest(part)
-        for name, part in parts.items()
-        if isinstance(part, torch.nn.Module)
-    }
-
-
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LATENTS_SUFFIX = ".latents.safetensors"
 
 
@@ -250,9 +219,6 @@ def read_sample_labels(folder: Path, label_names: Sequence[str] = ()) -> dict[st
             if file_name.endswith(".mp4"):
                 found[Path(file_name).name] = (-1 if label is None else int(label), asked)
     return found
-
-
-logger = logging.getLogger(__name__)
 
 
 class PipelineVideos(VideoSource):
@@ -445,6 +411,3 @@ def build_generated(
             f"data.width={source.sizes[2]}"
         )
     return source
-
-
-TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

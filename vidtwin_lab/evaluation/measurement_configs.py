@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from diffusion.config import GIVEN_GUIDANCE_SCALE, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+from diffusion.config import (
+    GIVEN_GUIDANCE_SCALE,
+    GUIDANCE_SCALE,
+    NUM_INFERENCE_STEPS,
+    GuidanceScales,
+)
 from vidtwin.config import LPIPS_NETS, AutoencoderConfig
 from vidtwin.data import DataConfig, ShapesOptions
 from vidtwin.data.synthetic.shapes import SPLITS, WORDINGS
@@ -14,7 +19,6 @@ from vidtwin_lab.evaluation.config import (
     FeaturesConfig,
     VideosConfig,
     check_choice,
-    check_guidance_scales,
     check_least,
     crf_of,
 )
@@ -83,7 +87,7 @@ class AdherenceConfig:
         for name, allowed in choices.items():
             check_choice(name, getattr(self, name), allowed)
         check_least(self, samples=1, steps=1, batch_size=1, seed=0)
-        check_guidance_scales(self, "guidance_scale", "given_guidance_scale")
+        GuidanceScales(text=self.guidance_scale, given=self.given_guidance_scale)
         if self.max_objects not in (1, 2):
             raise ValueError(f"max_objects must be 1 or 2, got {self.max_objects}")
         if self.without_background and self.mode != "prompt":
@@ -349,7 +353,7 @@ class AccuracyConfig:
     def __post_init__(self) -> None:
         check_choice("`videos`", self.videos, VIDEOS)
         check_least(self, batch_size=1, num_inference_steps=1, threads=1, number=1, seed=0)
-        check_guidance_scales(self, "given_guidance_scale")
+        GuidanceScales(given=self.given_guidance_scale)
         needs_model = self.videos not in ("real", "generated")
         if needs_model != (self.model is not None):
             what = "a pipeline" if self.videos in ("dynamics", "structure") else "an autoencoder"

@@ -18,7 +18,7 @@ from vidtwin import VidTwinAutoencoder, VidTwinLatents
 from vidtwin.data import DataConfig
 from vidtwin.media import from_uint8, to_uint8
 from vidtwin.metrics import Lpips, psnr, ssim
-from vidtwin.reconstruction import METRICS, PARTS
+from vidtwin.reconstruction import DECODED_PARTS, METRICS
 from vidtwin_lab.evaluation.codec import (
     curve_at,
     decode_h264,
@@ -136,7 +136,7 @@ class WindowMeter:
         latents = self.model.encode(video).mode()
         made: dict[str, Tensor] = {}
         for name, ending in ENDINGS.items():
-            made[ending] = self.model.decode(latents, PARTS[name]).float()
+            made[ending] = self.model.decode(latents, DECODED_PARTS[name]).float()
             check_finite(made[ending], batch["path"], "reconstructions")
             for metric, values in self.metrics.of(video, made[ending], METRICS).items():
                 columns[metric + ending] = values

@@ -1,4 +1,4 @@
-"""Whether readers that are compared were treated alike, but for what is compared."""
+"""Whether text encoders that are compared were treated alike, but for what is compared."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ FREE = {
         *("output", "model.family", "objective.*", "corpus.path", "corpus.files*", "accumulation"),
         *("*_every", "num_workers", "validation_batch_size", "keep_checkpoints"),
     ),
-    "glue": ("reader.*", "made_by.*", "*.path", "task.texts.*"),
+    "glue": ("text_encoder.*", "made_by.*", "*.path", "task.texts.*"),
     "squad": (
-        *("reader.*", "made_by.*", "*.path", "task.texts.*", "task.no_answer_token"),
+        *("text_encoder.*", "made_by.*", "*.path", "task.texts.*", "task.no_answer_token"),
         *("settings.data.train*", "settings.data.dev", "settings.data.article_split"),
     ),
-    "probe": ("reader.*", "seeds*", "software.*", "device"),
+    "probe": ("text_encoder.*", "seeds*", "software.*", "device"),
     "diffusion": (
         *("output", "text_encoder", "init_from", "seed", "cache", "autoencoder", "accumulation"),
         *("*_every", "num_workers", "validation_batch_size", "keep_checkpoints"),
@@ -51,7 +51,7 @@ def check_alike(stage: str, given: Mapping[str, Any]) -> None:
         if differing:
             raise ValueError(
                 f"{stage} of {names[0]} and of {name} differ in {', '.join(differing[:5])}; "
-                "treat readers alike that are compared"
+                "treat text encoders alike that are compared"
             )
 
 

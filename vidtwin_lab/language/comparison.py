@@ -1,7 +1,7 @@
-"""One table of readers that were trained alike: what each stage of the comparison has left.
+"""The table of a comparison of text encoders, from what its stages have written.
 
 Medians and spreads over seeds stand beside published figures, which are read from the page that
-has their sources. What is not finished is said to be missing.
+has their sources. What is not finished is listed as missing.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from vidtwin_lab.evaluation.report import (
     write_report,
 )
 from vidtwin_lab.language.alike import check_alike, told_once
-from vidtwin_lab.language.caption_questions import QUESTIONS
+from vidtwin_lab.language.comparison_config import BASELINE
 from vidtwin_lab.language.published import Published, read_published
-from vidtwin_lab.language.tasks import GLUE_TASKS, over_seeds
+from vidtwin_lab.language.tasks.caption_questions import QUESTIONS
+from vidtwin_lab.language.tasks.glue import GLUE_TASKS
+from vidtwin_lab.language.tasks.metrics import over_seeds
 
-__all__ = ["FLOOR", "Comparison", "Wanted", "collect", "write_comparison"]
+__all__ = ["Comparison", "Wanted", "collect", "write_comparison"]
 
-FLOOR = "random_"
 NAME = "compare_text_encoders"
 MISSING = "not run"
 METRICS = {"f1": "F1", "exact": "exact match", "matthews": "Matthews", "pearson": "Pearson",
@@ -52,20 +53,20 @@ class Wanted:
     """What the table shall have, whether or not it is finished.
 
     Args:
-        readers: names; those of random_baselines begin with "random_".
+        text encoders: names; those of random_baselines begin with "random_".
         seeds: of every stage.
         tasks: of GLUE.
         squad: whether it is asked for.
         questions: of probes; ("all",) for all.
-        heard: readers that video models are asked to hear through.
+        heard: text encoders that video models are conditioned on.
     """
 
-    readers: tuple[str, ...]
+    encoders: tuple[str, ...]
     seeds: tuple[int, ...]
     tasks: tuple[str, ...] = ()
     squad: bool = False
     questions: tuple[str, ...] = ()
-    heard: tuple[str, ...] = ()
+    conditioned: tuple[str, ...] = ()
 
     def measures(self) -> list[str]:
         """STAGE/TASK/NAME of everything."""
@@ -74,12 +75,12 @@ class Wanted:
             *(f"glue/{task}/{metric}" for task in self.tasks for metric in _metrics(task)),
             *(f"squad/squad1/{name}" for name in SQUAD if self.squad),
             *(f"probe/{name}/accuracy" for name in questions),
-            *(f"adherence/prompt/{name}" for name in PROMPTED if self.heard),
+            *(f"adherence/prompt/{name}" for name in PROMPTED if self.conditioned),
         ]
 
-    def asks(self, measure: str, reader: str) -> bool:
-        """Whether a reader shall be measured so."""
-        return not measure.startswith("adherence/") or reader in self.heard
+    def asks(self, measure: str, encoder: str) -> bool:
+        """Whether a text encoder shall be measured so."""
+        return not measure.startswith("adherence/") or encoder in self.conditioned
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,11 @@ class Comparison:
     """What was found.
 
     Args:
-        values: measure -> reader -> seed -> value; a measure is STAGE/TASK/NAME.
-        pretraining: reader -> how it was pretrained.
+        values: measure -> text encoder -> seed -> value; a measure is STAGE/TASK/NAME.
+        pretraining: text encoder -> how it was pretrained.
         protocols: stage -> READER_seedN -> task -> what its figures follow from.
         words_alone: probe -> seed -> what the words give without their order, the same for all
-            readers.
+            text encoders.
     """
 
     values: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)
@@ -99,13 +100,13 @@ class Comparison:
     protocols: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     words_alone: dict[str, dict[int, float]] = field(default_factory=dict)
 
-    def add(self, measure: str, reader: str, seed: int, value: float) -> None:
+    def add(self, measure: str, encoder: str, seed: int, value: float) -> None:
         """Takes a value."""
-        self.values.setdefault(measure, {}).setdefault(reader, {})[seed] = value
+        self.values.setdefault(measure, {}).setdefault(encoder, {})[seed] = value
 
-    def summary(self, measure: str, reader: str, seeds: Sequence[int]) -> dict[str, Any] | None:
+    def summary(self, measure: str, encoder: str, seeds: Sequence[int]) -> dict[str, Any] | None:
         """Median, low, high and values over the seeds that are finished, and which; or None."""
-        own = self.values.get(measure, {}).get(reader, {})
+        own = self.values.get(measure, {}).get(encoder, {})
         finished = [seed for seed in seeds if seed in own]
         if not finished:
             return None
@@ -121,7 +122,7 @@ def write_comparison(folder: Path, wanted: Wanted, published: Path) -> str:
     Returns:
         str: the Markdown.
     Raises:
-        ValueError: if readers were not treated alike; says in what.
+        ValueError: if text encoders were not treated alike; says in what.
     """
     found = collect(folder, wanted)
     rows = measures(found, wanted)
@@ -130,7 +131,7 @@ def write_comparison(folder: Path, wanted: Wanted, published: Path) -> str:
     report = Report(
         name=NAME,
         protocol={
-            "readers": list(wanted.readers),
+            "text_encoders": list(wanted.encoders),
             "seeds": list(wanted.seeds),
             "pretraining": found.pretraining,
             "stages": {stage: told_once(own) for stage, own in found.protocols.items()},
@@ -139,9 +140,9 @@ def write_comparison(folder: Path, wanted: Wanted, published: Path) -> str:
             },
         },
         found={
-            "readers": {
-                reader: {row: found.summary(row, reader, wanted.seeds) for row in rows}
-                for reader in wanted.readers
+            "text_encoders": {
+                encoder: {row: found.summary(row, encoder, wanted.seeds) for row in rows}
+                for encoder in wanted.encoders
             },
             "missing": missing(found, wanted),
             "published": {
@@ -150,10 +151,10 @@ def write_comparison(folder: Path, wanted: Wanted, published: Path) -> str:
             },
         },
         rows=[
-            {"measure": row, "reader": reader, "seed": seed, "value": value}
+            {"measure": row, "text_encoder": encoder, "seed": seed, "value": value}
             for row in rows
-            for reader in wanted.readers
-            for seed, value in sorted(found.values.get(row, {}).get(reader, {}).items())
+            for encoder in wanted.encoders
+            for seed, value in sorted(found.values.get(row, {}).get(encoder, {}).items())
             if seed in wanted.seeds
         ],
         draw=lambda path: draw(found, wanted, rows, known, path),
@@ -165,22 +166,22 @@ def write_comparison(folder: Path, wanted: Wanted, published: Path) -> str:
 
 
 def collect(folder: Path, wanted: Wanted) -> Comparison:
-    """Everything that is finished of the wanted readers and seeds.
+    """Everything that is finished of the wanted text encoders and seeds.
 
     Raises:
-        ValueError: if readers were not treated alike.
+        ValueError: if text encoders were not treated alike.
     """
     found = Comparison()
-    for reader in wanted.readers:
-        pretrained = _pretraining(folder / "pretrain" / reader)
+    for encoder in wanted.encoders:
+        pretrained = _pretraining(folder / "pretrain" / encoder)
         if pretrained is not None:
-            found.pretraining[reader] = pretrained
-    for reader in wanted.readers:
+            found.pretraining[encoder] = pretrained
+    for encoder in wanted.encoders:
         for seed in wanted.seeds:
-            _collect_run(found, folder, reader, seed)
+            _collect_run(found, folder, encoder, seed)
     check_alike("pretrain", {
-        reader: {**own["config"], "tokenizer": own["tokenizer"]}
-        for reader, own in found.pretraining.items() if "config" in own
+        encoder: {**own["config"], "tokenizer": own["tokenizer"]}
+        for encoder, own in found.pretraining.items() if "config" in own
     })  # fmt: skip
     for stage, protocols in found.protocols.items():
         for task in dict.fromkeys(name for own in protocols.values() for name in own):
@@ -209,43 +210,43 @@ def called(measure: str) -> str:
     return f"{folder} {METRICS.get(name, name)}"
 
 
-def title(reader: str) -> str:
-    """A reader as the table calls it."""
-    name = reader.removeprefix(FLOOR)
+def title(encoder: str) -> str:
+    """A text encoder as the table calls it."""
+    name = encoder.removeprefix(BASELINE)
     called = TITLES.get(name, name)
-    return f"random weights ({called})" if reader.startswith(FLOOR) else f"{called} ({name})"
+    return f"random weights ({called})" if encoder.startswith(BASELINE) else f"{called} ({name})"
 
 
 def missing(found: Comparison, wanted: Wanted) -> list[str]:
     """READER_seedN MEASURE of everything that is asked for and not finished."""
     return [
-        f"{reader}_seed{seed} {row}"
+        f"{encoder}_seed{seed} {row}"
         for row in wanted.measures()
-        for reader in wanted.readers
+        for encoder in wanted.encoders
         for seed in wanted.seeds
-        if wanted.asks(row, reader) and seed not in found.values.get(row, {}).get(reader, {})
+        if wanted.asks(row, encoder) and seed not in found.values.get(row, {}).get(encoder, {})
     ]
 
 
 def markdown(
     found: Comparison, wanted: Wanted, rows: Mapping[str, str], known: Sequence[Published]
 ) -> str:
-    """The table: a row for each measure, a column for each reader and each published model."""
+    """A row for each measure, a column for each text encoder and each published model."""
     shown = [model for model in known if any(row in model.figures for row in rows)]
     lines = []
     for name, about in _about(found, wanted).items():
-        own = [(title(reader), about[reader]) for reader in wanted.readers]
+        own = [(title(encoder), about[encoder]) for encoder in wanted.encoders]
         lines.append([("measured, %", name), *own, *((model.title, "") for model in shown)])
     for row, text in rows.items():
-        own = [(title(reader), cell(found, wanted, row, reader)) for reader in wanted.readers]
+        own = [(title(encoder), cell(found, wanted, row, encoder)) for encoder in wanted.encoders]
         figures = [(model.title, model.figures.get(row, "")) for model in shown]
         alone = [found.words_alone.get(row, {}).get(seed) for seed in wanted.seeds]
         if known_alone := [value for value in alone if value is not None]:
             text += f" (words alone: {100 * statistics.median(known_alone):.1f})"
         lines.append([("measured, %", text), *own, *figures])
     notes = [
-        f"Medians of {len(wanted.seeds)} seeds, with the lowest and the highest; each reader was "
-        "pretrained once, and one of random weights is new in each fine-tuning.",
+        f"Medians of {len(wanted.seeds)} seeds, with the lowest and the highest; each text encoder "
+        "was pretrained once, and one of random weights is new in each fine-tuning.",
         "Columns that name a dev or test set are published figures of far larger models, which "
         "have their sources in published_language.md.",
     ]
@@ -255,11 +256,11 @@ def markdown(
     return f"{markdown_table(lines)}\n{' '.join(notes)}\n"
 
 
-def cell(found: Comparison, wanted: Wanted, measure: str, reader: str) -> str:
+def cell(found: Comparison, wanted: Wanted, measure: str, encoder: str) -> str:
     """Median and spread in percent, and how many seeds lack."""
-    known = found.summary(measure, reader, wanted.seeds)
+    known = found.summary(measure, encoder, wanted.seeds)
     if known is None:
-        return MISSING if wanted.asks(measure, reader) else ""
+        return MISSING if wanted.asks(measure, encoder) else ""
     text = f"{100 * known['median']:.1f}"
     count = len(known["seeds"])
     if count > 1:
@@ -286,7 +287,7 @@ def draw(
     panels = {title: own for title, own in panels.items() if own} or {"nothing is finished": []}
     figure, axes = new_figure(len(panels), 1, size=(9.0, 3.2))
     for panel, (kind, own) in zip(axes, panels.items(), strict=True):
-        _draw_readers(panel, found, wanted, own)
+        _draw_text_encoders(panel, found, wanted, own)
         figures = [
             (place, float(model.figures[row]))
             for place, row in enumerate(own)
@@ -306,12 +307,12 @@ def draw(
     save_figure(figure, path)
 
 
-def _draw_readers(panel: Any, found: Comparison, wanted: Wanted, rows: Sequence[str]) -> None:
-    """Beside one another a point for each reader, with its spread over the seeds."""
-    width = 0.8 / len(wanted.readers)
-    for number, reader in enumerate(wanted.readers):
+def _draw_text_encoders(panel: Any, found: Comparison, wanted: Wanted, rows: Sequence[str]) -> None:
+    """Beside one another a point for each text encoder, with its spread over the seeds."""
+    width = 0.8 / len(wanted.encoders)
+    for number, encoder in enumerate(wanted.encoders):
         points = [
-            (place + (number + 0.5) * width - 0.4, found.summary(row, reader, wanted.seeds))
+            (place + (number + 0.5) * width - 0.4, found.summary(row, encoder, wanted.seeds))
             for place, row in enumerate(rows)
         ]
         there = [(x, value) for x, value in points if value is not None]
@@ -326,37 +327,38 @@ def _draw_readers(panel: Any, found: Comparison, wanted: Wanted, rows: Sequence[
                 yerr=errors,
                 capsize=2,
                 linestyle="none",
-                marker="x" if reader.startswith(FLOOR) else "o",
+                marker="x" if encoder.startswith(BASELINE) else "o",
                 markersize=4,
                 color=COLORS[number % len(COLORS)],
-                label=title(reader),
+                label=title(encoder),
             )
 
 
 def _about(found: Comparison, wanted: Wanted) -> dict[str, dict[str, str]]:
-    """Rows that say what the readers are: name -> reader -> text."""
+    """Rows that say what the text encoders are: name -> text encoder -> text."""
     texts: dict[str, dict[str, str]] = {}
-    for reader in wanted.readers:
-        own = found.pretraining.get(reader, {})
+    for encoder in wanted.encoders:
+        own = found.pretraining.get(encoder, {})
         described: dict[str, Any] = next(
             (
-                tasks[task]["reader"]
+                tasks[task]["text_encoder"]
                 for stage in ("glue", "squad", "probe")
                 for run, tasks in found.protocols.get(stage, {}).items()
-                if run.rpartition("_seed")[0] == reader
+                if run.rpartition("_seed")[0] == encoder
                 for task in tasks
             ),
             {},
         )
+        attention = "causal" if described.get("causal") else "bidirectional"
         shown = {
-            "reads": "one way" if described.get("one_way") else "both ways" if described else "",
+            "attention": attention if described else "",
             "parameters, million": _scaled(described.get("parameters"), 1e6),
             "steps": _of(own.get("steps", 0), own.get("config", {}).get("steps")),
             "tokens read, million": _scaled(own.get("tokens", 0), 1e6),
             "minutes of pretraining": _scaled(own.get("seconds", 0), 60),
         }
         for name, text in shown.items():
-            texts.setdefault(name, {})[reader] = text
+            texts.setdefault(name, {})[encoder] = text
     return texts
 
 
@@ -375,7 +377,7 @@ def _metrics(task: str) -> tuple[str, ...]:
 
 
 def _pretraining(folder: Path) -> dict[str, Any] | None:
-    """Steps, tokens, seconds and the last validation of a reader; None if it is not there."""
+    """Steps, tokens, seconds and the last validation of a text encoder; None if it is not there."""
     tokenizer = folder / "language_model" / "tokenizer.json"
     if not tokenizer.is_file():
         return None
@@ -408,9 +410,9 @@ def _pretraining(folder: Path) -> dict[str, Any] | None:
     }
 
 
-def _collect_run(found: Comparison, folder: Path, reader: str, seed: int) -> None:
-    """What the stages after pretraining have left of a reader and a seed."""
-    run = f"{reader}_seed{seed}"
+def _collect_run(found: Comparison, folder: Path, encoder: str, seed: int) -> None:
+    """What the stages after pretraining have left of a text encoder and a seed."""
+    run = f"{encoder}_seed{seed}"
 
     def keep(stage: str, task: str, protocol: dict[str, Any]) -> None:
         found.protocols.setdefault(stage, {}).setdefault(run, {})[task] = protocol
@@ -421,14 +423,14 @@ def _collect_run(found: Comparison, folder: Path, reader: str, seed: int) -> Non
             keep(stage, task, {**content["identity"], "made_by": content["made_by"]})
             for metric, value in content["measures"].items():
                 if not metric.endswith("_threshold"):
-                    found.add(f"{stage}/{task}/{metric}", reader, seed, value)
+                    found.add(f"{stage}/{task}/{metric}", encoder, seed, value)
     probed, shown = (folder / stage / run / f"{stage}.json" for stage in ("probe", "adherence"))
     if probed.is_file():
         content = _json(probed)
         keep("probe", "captions", content["protocol"])
         for question, known in content["found"].items():
             measure = f"probe/{question}/accuracy"
-            found.add(measure, reader, seed, known["accuracy"]["median"])
+            found.add(measure, encoder, seed, known["accuracy"]["median"])
             found.words_alone.setdefault(measure, {})[seed] = known["words_alone"]["median"]
     if shown.is_file():
         content = _json(shown)
@@ -436,7 +438,7 @@ def _collect_run(found: Comparison, folder: Path, reader: str, seed: int) -> Non
         for name in PROMPTED:
             if name in content["found"]["all_videos"]:
                 value = content["found"]["all_videos"][name]["value"]
-                found.add(f"adherence/prompt/{name}", reader, seed, value)
+                found.add(f"adherence/prompt/{name}", encoder, seed, value)
         config = folder / "diffusion" / run / "config.yaml"
         if config.is_file():
             keep("diffusion", "training", yaml.safe_load(config.read_text(encoding="utf-8")))

@@ -1,27 +1,26 @@
-"""Texts to train a reader on: files, captions of a data set, a named data set; in documents."""
+"""Texts to train on, by source: shapes' captions, files, captions of videos, a named data set."""
 
 from __future__ import annotations
 
 import csv
-import dataclasses
 import glob
 import hashlib
 import itertools
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from diffusion.text_loading import load_data_set
-from vidtwin import DataConfig, build_dataset, nearest_name
+import numpy as np
+
+from vidtwin import build_dataset, nearest_name
+from vidtwin.data.synthetic.shapes import ShapesAttributes, caption, draw_attributes
+from vidtwin_lab.language.config import CorpusConfig, ShapesCaptionsConfig, TrainConfig
+from vidtwin_lab.language.hub import load_data_set
 
 logger = logging.getLogger(__name__)
 
-SOURCES = ("shapes", "text", "csv", "captions", "datasets")
-DOCUMENTS = ("line", "blank", "heading", "file")
-SENTENCES = ("line", "split")
-PACKINGS = ("none", "full", "document")
 # What the seeds of samples, of their cuts and of their masks are mixed with.
 TEXT_STREAM, WINDOW_STREAM, MASK_STREAM, PAIR_STREAM = 0, 1, 2, 3
 # The end of a sentence: a stop and what closes with it, before a letter that can begin one, and
@@ -34,96 +33,6 @@ _STOP = re.compile(
 _TITLE = re.compile(r"= [^=].*[^=] =")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CorpusConfig:
-    """Which texts, and how they are divided.
-
-    Args:
-        source: "shapes" for captions of moving shapes, made as they are needed; "text" for text
-            files; "csv" for a column of CSV files; "captions" for those of a video data set;
-            "datasets" for a data set of the optional library of that name.
-        path: of "text" and "csv": a file, or a folder of .txt or .csv files; of "datasets": its
-            name.
-        files: of "text" and "csv", instead of `path`: several files, folders or patterns.
-        column: of "csv" and "datasets".
-        subset, split, validation_split: of "datasets"; without a validation split, texts are held
-            out.
-        data: of "captions": the data set, as in `train_ae.py`.
-        validation_path: what to validate on; None holds out `validation_fraction` of the
-            documents, the same ones always, so that none is ever in both parts.
-        documents: of "text": each "line" is one; or they are divided by "blank" lines; or begin
-            at a "heading" as WikiText has them ("= Title ="); or each "file" is one. A cell of a
-            CSV file, a caption and a row of a data set is one always.
-        sentences: each "line" of a document is one, or they are "split" at stops; matters where
-            sentences are packed or paired.
-        packing: "none": a sample is one document, or a window of it; "full": as many sentences as
-            fit, going on with the next document (RoBERTa's); "document": the same inside of
-            documents.
-        shapes_size: number of captions in an epoch.
-        shapes_wordings: "train", "test" or "all".
-        shapes_pair_fraction: share of the samples that are two captions of one clip in different
-            words: to fill a gap in one of them a reader must find the same thing in the other.
-        shapes_two_object_fraction: share of the captions with two objects.
-    """
-
-    source: str = "shapes"
-    path: str | None = None
-    files: tuple[str, ...] = ()
-    column: str = "caption"
-    subset: str | None = None
-    split: str = "train"
-    validation_split: str | None = None
-    data: DataConfig | None = None
-    validation_path: str | None = None
-    validation_fraction: float = 0.02
-    documents: str = "line"
-    sentences: str = "line"
-    packing: str = "none"
-    shapes_size: int = 100_000
-    shapes_wordings: str = "all"
-    shapes_pair_fraction: float = 0.0
-    shapes_two_object_fraction: float = 0.25
-
-    def __post_init__(self) -> None:
-        choices = {
-            "source": SOURCES,
-            "documents": DOCUMENTS,
-            "sentences": SENTENCES,
-            "packing": PACKINGS,
-        }
-        for name, known in choices.items():
-            value = getattr(self, name)
-            if value not in known:
-                raise ValueError(f"`{name}` must be one of {', '.join(known)}; got {value!r}")
-        self._check_place()
-        if self.source == "shapes" and self.packing != "none":
-            raise ValueError(
-                f"`packing` must be none for source=shapes, whose captions have no end, "
-                f"got {self.packing}"
-            )
-        if self.shapes_size < 1:
-            raise ValueError(f"`shapes_size` must be at least 1, got {self.shapes_size}")
-        for name in ("shapes_pair_fraction", "shapes_two_object_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}")
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(
-                f"`validation_fraction` must be in (0, 1), got {self.validation_fraction}"
-            )
-
-    def _check_place(self) -> None:
-        """Of where the texts lie."""
-        if self.source in ("text", "csv") and (self.path is None) == (not self.files):
-            raise ValueError(
-                f"`path` or `files` is required for source={self.source}, one of the two; got "
-                f"path={self.path} and files={list(self.files)}"
-            )
-        if self.source == "datasets" and self.path is None:
-            raise ValueError("`path` is required for source=datasets: the name of the data set")
-        if self.source == "captions" and self.data is None:
-            raise ValueError("`data` is required for source=captions: set corpus.data.source=...")
-
-
 class Corpus(Protocol):
     """Texts by number; a sample is one text, or two that are read together.
 
@@ -133,6 +42,33 @@ class Corpus(Protocol):
     def __len__(self) -> int: ...
 
     def texts(self, index: int, epoch: int) -> tuple[str, ...]: ...
+
+
+class ShapesCaptions:
+    """Captions of random moving shapes; sample (epoch, index) depends on these and the seed alone.
+
+    Args:
+        part: "train" or "validation".
+        size: samples in an epoch.
+    """
+
+    def __init__(self, config: ShapesCaptionsConfig, seed: int, part: str, size: int) -> None:
+        self.config, self.size = config, size
+        self.stream = [seed, TEXT_STREAM, ("train", "validation").index(part)]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def texts(self, index: int, epoch: int) -> tuple[str, ...]:
+        """One caption, or two of the same clip in which the objects' order may differ."""
+        rng = np.random.default_rng([*self.stream, epoch, index])
+        shown = draw_attributes(rng, "all", self.config.two_object_fraction)
+        first = caption(shown, rng, self.config.wordings)
+        if rng.random() >= self.config.pair_fraction:
+            return (first,)
+        if rng.random() < 0.5:
+            shown = ShapesAttributes(shown.objects[::-1], shown.background, shown.texture)
+        return first, caption(shown, rng, self.config.wordings)
 
 
 class DocumentCorpus:
@@ -168,6 +104,15 @@ class DocumentCorpus:
         return (" ".join(self.documents[index]),)
 
 
+def build_corpus(config: TrainConfig, part: str) -> Corpus:
+    """The texts of "train" or "validation"."""
+    corpus = config.corpus
+    if corpus.source != "shapes":
+        return DocumentCorpus(corpus, part)
+    size = corpus.shapes.size if part == "train" else max(1, config.validation_samples)
+    return ShapesCaptions(corpus.shapes, config.seed, part, size)
+
+
 def read_texts(corpus: Corpus, count: int) -> Iterator[str]:
     """The texts of the first `count` samples of epoch 0, for a tokenizer to be trained on."""
     for index in range(min(count, len(corpus))):
@@ -201,18 +146,15 @@ def _sentences(lines: list[str], how: str) -> list[str]:
 
 
 def _documents(config: CorpusConfig, held_out: bool) -> Iterator[list[str]]:
-    """The lines of each document of a part, before a part of them is held out."""
-    if config.source == "captions":
-        yield from ([text] for text in _captions(config))
-    elif config.source == "datasets":
-        split = config.validation_split if held_out and config.validation_split else config.split
-        for text in _rows_of_data_set(config, split):
-            yield [line.strip() for line in text.split("\n") if line.strip()]
-    else:
-        own = held_out and config.validation_path is not None
-        places = [config.validation_path] if own else [config.path] if config.path else config.files
-        for file in _files([str(place) for place in places], config.source):
-            yield from _documents_in(file, config)
+    """The lines of each document of a part, before a fraction of them is held out."""
+    return DOCUMENT_SOURCES[config.source](config, held_out)
+
+
+def _documents_of_files(config: CorpusConfig, held_out: bool) -> Iterator[list[str]]:
+    own = held_out and config.validation_path is not None
+    places = [config.validation_path] if own else [config.path] if config.path else config.files
+    for file in _files([str(place) for place in places], config.source):
+        yield from _documents_in(file, config)
 
 
 def _documents_in(file: Path, config: CorpusConfig) -> Iterator[list[str]]:
@@ -285,7 +227,7 @@ def _check_column(column: str, names: Sequence[str], place: str) -> None:
         raise ValueError(f"{place} has no column {column!r}{hint}; set corpus.column")
 
 
-def _captions(config: CorpusConfig) -> Iterator[str]:
+def _captions(config: CorpusConfig, held_out: bool) -> Iterator[list[str]]:
     """The captions of a video data set, without reading its videos."""
     assert config.data is not None
     dataset = build_dataset(config.data)
@@ -293,16 +235,17 @@ def _captions(config: CorpusConfig) -> Iterator[str]:
     for index in range(len(dataset)):
         caption = dataset.captions(index, 1)[0].strip()
         if caption:
-            yield caption
+            yield [caption]
         else:
             without += 1
     if without:
         logger.warning("%d of %d clips have no caption", without, len(dataset))
 
 
-def _rows_of_data_set(config: CorpusConfig, split: str) -> Iterator[str]:
+def _rows_of_data_set(config: CorpusConfig, held_out: bool) -> Iterator[list[str]]:
     """The texts of a data set of the library `datasets`, without the empty ones."""
     assert config.path is not None
+    split = config.validation_split if held_out and config.validation_split else config.split
     rows = load_data_set(config.path, config.subset, split)
     _check_column(config.column, rows.column_names, f"data set {config.path}")
     for row in rows:
@@ -313,7 +256,16 @@ def _rows_of_data_set(config: CorpusConfig, split: str) -> Iterator[str]:
                 f"{type(value).__name__}; set corpus.column"
             )
         if value.strip():
-            yield value.strip()
+            yield [line.strip() for line in value.strip().split("\n") if line.strip()]
+
+
+# Source of fixed documents -> what reads the lines of each of its documents.
+DOCUMENT_SOURCES: dict[str, Callable[[CorpusConfig, bool], Iterator[list[str]]]] = {
+    "text": _documents_of_files,
+    "csv": _documents_of_files,
+    "captions": _captions,
+    "datasets": _rows_of_data_set,
+}
 
 
 def _is_held_out(lines: list[str], fraction: float) -> bool:

@@ -1,4 +1,4 @@
-"""Which tokens of a sample are hidden, and what stands in their places.
+"""Which tokens of a sample are masked.
 
 Axes: L tokens of a sample.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-
-MASKINGS = ("token", "word", "span")
 
 
 class Hidden(NamedTuple):

@@ -1,4 +1,4 @@
-"""Language models of transformers, by the few sizes that are chosen here."""
+"""Language models as classes of transformers: built, loaded, and saved with their tokenizer."""
 
 from __future__ import annotations
 
@@ -27,81 +27,18 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from diffusion.packaged_encoders import packaged_encoder
-from diffusion.text_encoder import position_table
-from diffusion.text_loading import one_line, quiet
-from vidtwin_lab.language.distillation import build_student
-from vidtwin_lab.language.objectives import OBJECTIVES_OF, ObjectiveConfig
-from vidtwin_lab.language.replaced_tokens import GENERATOR, ReplacedTokenModel, generator_config
-from vidtwin_lab.language.span_boundary import SpanBoundaryModel
+from diffusion.text_loading import one_line, packaged_encoder, position_table, quiet
+from vidtwin_lab.language.config import TOKENIZER_OF, LanguageModelConfig, ObjectiveConfig
+from vidtwin_lab.language.objectives.distillation import build_student
+from vidtwin_lab.language.objectives.masked_tokens import SpanBoundaryModel
+from vidtwin_lab.language.objectives.replaced_tokens import (
+    GENERATOR,
+    ReplacedTokenModel,
+    generator_config,
+)
 
-# Family -> the tokenizer it reads through, unless another is chosen.
-TOKENIZER_KINDS = {
-    "bert": "wordpiece",
-    "roberta": "byte_bpe",
-    "albert": "wordpiece",
-    "distilbert": "wordpiece",
-    "electra": "wordpiece",
-    "gpt2": "byte_bpe",
-}
-assert TOKENIZER_KINDS.keys() == OBJECTIVES_OF.keys()
-# Families whose embeddings may be narrower than their layers, and ALBERT's own width.
-FACTORISED, ALBERT_EMBEDDING = ("albert", "electra"), 128
+ALBERT_EMBEDDING = 128  # width of ALBERT's embeddings, as published
 _POOLER = ".pooler."
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LanguageModelConfig:
-    """Family and sizes of a language model; BERT-base is the default.
-
-    Args:
-        family: "gpt2" reads one way, the others both ways; the layers of "albert" share weights.
-        embedding_size: width of the embeddings of "albert" (None: 128, as published) and "electra"
-            (None: hidden_size); the other families' is hidden_size.
-        max_positions: tokens that the model can read at once.
-        dropout: of hidden states and attention.
-        new_heads: with `init_from`: begin anew what a model for this objective has beside the
-            encoder and the files lack, such as BERT's head for pairs of texts.
-    """
-
-    family: str = "bert"
-    hidden_size: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    intermediate_size: int = 3072
-    embedding_size: int | None = None
-    max_positions: int = 512
-    dropout: float = 0.1
-    new_heads: bool = False
-
-    def __post_init__(self) -> None:
-        if self.family not in TOKENIZER_KINDS:
-            known = ", ".join(TOKENIZER_KINDS)
-            raise ValueError(f"`family` must be one of {known}; got {self.family!r}")
-        for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"`hidden_size` must be a multiple of num_heads={self.num_heads}, "
-                f"got {self.hidden_size}"
-            )
-        if self.embedding_size is not None and self.family not in FACTORISED:
-            raise ValueError(
-                f"`embedding_size` is for {' and '.join(FACTORISED)}, got {self.embedding_size} "
-                f"for {self.family}; set model.embedding_size=null"
-            )
-        if self.embedding_size is not None and self.embedding_size < 1:
-            raise ValueError(f"`embedding_size` must be at least 1, got {self.embedding_size}")
-        if self.max_positions < 8:
-            raise ValueError(f"`max_positions` must be at least 8, got {self.max_positions}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}")
-
-    @property
-    def tokenizer_kind(self) -> str:
-        """What the family reads through: "wordpiece" or "byte_bpe"."""
-        return TOKENIZER_KINDS[self.family]
 
 
 def build_language_model(
@@ -114,15 +51,15 @@ def build_language_model(
     """A model of transformers' own class, for the tokens of this tokenizer.
 
     Args:
-        objective: what it is to be trained with, which decides on its heads.
+        objective: what it is trained with, which decides on its heads.
         init_from: a saved language model's folder or hub id, whose sizes then hold; None for a new
             one.
-        teacher: of "distillation": a new model takes its weights, every few layers.
+        teacher: of "distillation": a new model starts from some of its layers.
     Returns:
         nn.Module: with transformers' `config` and `save_pretrained`; a `ReplacedTokenModel` for
             "rtd", a `SpanBoundaryModel` for the span-boundary objective.
     Raises:
-        ValueError: if `init_from` is no such model, or can't be read as far as the config says.
+        ValueError: if `init_from` is no such model, or has too few positions.
     """
     name = objective.named(config.family)
     kind = _model_class(config.family, name, objective.pairs)
@@ -147,7 +84,7 @@ def build_language_model(
 
 
 def load_teacher(config: LanguageModelConfig, name: str, tokenizer: Any) -> Any:
-    """The model that a student of this config's family is to follow.
+    """The teacher of a student of this config's family.
 
     Raises:
         ValueError: if there is none, or it is of another kind or vocabulary.
@@ -239,7 +176,7 @@ def _generator(
     tokenizer: Any,
     init_from: str | None,
 ) -> Any:
-    """The generator beside a discriminator, from the same files or new."""
+    """The generator of a discriminator, from the same folder or new."""
     folder = None if init_from is None else Path(init_from) / GENERATOR
     if folder is not None and folder.is_dir():
         return _load_language_model(config, ElectraForMaskedLM, tokenizer, str(folder))[0]
@@ -248,11 +185,11 @@ def _generator(
             f"{init_from} has no {GENERATOR} beside its discriminator; set model.new_heads=true "
             "for a new one"
         )
-    return ElectraForMaskedLM(generator_config(discriminator.config, objective.generator_size))
+    return ElectraForMaskedLM(generator_config(discriminator.config, objective.rtd.generator_size))
 
 
 def describe_language_model(model: Any, tokenizer: Any) -> str:
-    """Family, parameters and vocabulary in a line."""
+    """One line of family, number of parameters and vocabulary size."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     family = model.config.model_type
     return f"{family}: {parameters:,} parameters, {len(tokenizer):,} tokens in its vocabulary"
@@ -261,7 +198,7 @@ def describe_language_model(model: Any, tokenizer: Any) -> str:
 def _load_language_model(
     config: LanguageModelConfig, kind: Any, tokenizer: Any, name: str
 ) -> tuple[Any, bool]:
-    """A pretrained model to train on, and whether heads of it are new."""
+    """A pretrained model, and whether heads of it are new."""
     try:
         with quiet():
             model, report = kind.from_pretrained(packaged_encoder(name), output_loading_info=True)
@@ -270,7 +207,7 @@ def _load_language_model(
     if model.config.model_type != config.family:
         raise ValueError(
             f"{name} is of the family {model.config.model_type!r}; set model.family to it "
-            f"(known are {', '.join(TOKENIZER_KINDS)}), got {config.family!r}"
+            f"(known are {', '.join(TOKENIZER_OF)}), got {config.family!r}"
         )
     missing = sorted(report["missing_keys"])
     heads = [key for key in missing if _is_head(key, model.base_model_prefix)]
@@ -297,7 +234,7 @@ def _is_head(key: str, encoder: str) -> bool:
 
 
 class LanguageModelFiles:
-    """A model and its tokenizer as one thing to save, which `TextEncoder` reads again."""
+    """A model and its tokenizer, saved together for `TextEncoder.from_pretrained`."""
 
     def __init__(self, model: nn.Module, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer

@@ -28,7 +28,6 @@ from vidtwin_lab.language.corpus import (
 logger = logging.getLogger(__name__)
 
 Sample = dict[str, Any]
-PAIRS = ("none", "nsp", "sop")
 # Documents that are tokenized at once.
 _CHUNK = 1000
 # Sentences that are tried for the room beside another text, before one is cut.
@@ -316,7 +315,7 @@ class PairedCorpus(Samples):
 
 
 class FirstSamples(Dataset[Sample]):
-    """The first samples, as they are in epoch 0 but for what is hidden; to be learnt by heart."""
+    """The first samples of epoch 0, masked anew in each epoch; for overfitting."""
 
     def __init__(self, samples: Samples, count: int) -> None:
         self.samples, self.count = samples, min(count, len(samples))
@@ -325,7 +324,7 @@ class FirstSamples(Dataset[Sample]):
         return self.count
 
     def __getitem__(self, item: tuple[int, int] | int) -> Sample:
-        """Sample `index`, with the gaps of an epoch."""
+        """Sample `index`, masked as in an epoch."""
         epoch, index = (0, item) if isinstance(item, int) else item
         mask_seed = [self.samples.seed, MASK_STREAM, epoch, index]
         return {**self.samples[0, index], "mask_seed": mask_seed}

@@ -19,11 +19,13 @@ from vidtwin_lab.runtime.checkpoints import RunFolder, find_checkpoint, flush_to
 from vidtwin_lab.runtime.training import ema_weights
 
 
-def mean_over_processes(accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
-    """The function that averages a tensor over all processes."""
+def mean_over_processes(accelerator: Accelerator) -> Callable[[Tensor | float], Tensor]:
+    """The function that averages a tensor or a number over all processes."""
 
-    def mean(value: Tensor) -> Tensor:
-        reduced = accelerator.reduce(torch.as_tensor(value), reduction="mean")
+    def mean(value: Tensor | float) -> Tensor:
+        # NCCL takes tensors of the GPU only; a number would become one of the CPU.
+        local = torch.as_tensor(value, device=accelerator.device)
+        reduced = accelerator.reduce(local, reduction="mean")
         assert isinstance(reduced, Tensor)
         return reduced
 

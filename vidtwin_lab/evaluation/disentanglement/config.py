@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from diffusion.config import GIVEN_GUIDANCE_SCALE, NUM_INFERENCE_STEPS
-from vidtwin.config import AutoencoderConfig
+from diffusion.config import GIVEN_GUIDANCE_SCALE, NUM_INFERENCE_STEPS, GuidanceScales
+from vidtwin import AutoencoderConfig
 from vidtwin.data import DataConfig, ShapesOptions
-from vidtwin_lab.evaluation.config import check_guidance_scales, check_least
+from vidtwin_lab.evaluation.config import check_least
 
 __all__ = ["SHAPES_JUDGE", "DisentanglementConfig", "ProbeConfig", "SamplingConfig"]
 
@@ -71,7 +71,7 @@ class SamplingConfig:
     RENAMED_KEYS: ClassVar[dict[str, str]] = {"held_guidance_scale": "given_guidance_scale"}
 
     def __post_init__(self) -> None:
-        check_guidance_scales(self, "given_guidance_scale")
+        GuidanceScales(given=self.given_guidance_scale)
         check_least(self, "sampling.", clips=1, videos_per_clip=1, steps=1)
 
 

@@ -20,7 +20,6 @@ from vidtwin.data import Factors
 from vidtwin_lab.evaluation.disentanglement.clips import LATENTS, Clips
 from vidtwin_lab.evaluation.disentanglement.config import SamplingConfig
 from vidtwin_lab.evaluation.disentanglement.swaps import HOLDER
-from vidtwin_lab.evaluation.generated_videos import load_pipeline
 from vidtwin_lab.evaluation.intervals import (
     chance_of,
     entropy_bits,
@@ -29,6 +28,7 @@ from vidtwin_lab.evaluation.intervals import (
     share_of,
 )
 from vidtwin_lab.evaluation.judges.choice import Judge
+from vidtwin_lab.evaluation.pipelines import load_pipeline
 from vidtwin_lab.evaluation.report import Processes
 
 __all__ = ["pipeline_of", "sample_videos", "sampling_found", "sampling_rows"]

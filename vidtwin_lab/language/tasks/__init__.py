@@ -1,9 +1,9 @@
-"""Tasks that readers are compared on: GLUE, SQuAD, and linear probes of frozen states.
+"""Tasks that text encoders are compared on: GLUE, SQuAD, and linear probes of frozen states.
 
-glue and squad know files and measures, reading makes rows of tokens, finetuning puts a head on a
-reader, prepared puts these together, probing asks a frozen reader.
+config              what is asked
+glue, squad         files, measures and submissions
+rows, prepared      texts as rows of tokens, and tasks made of them
+finetuning          a text encoder with a head
+probes              linear probes of a frozen one, on captions' questions (caption_questions)
+metrics, results    measures; what is kept of finished runs, and the report of them
 """
-
-from vidtwin.lazy import attach_stub
-
-__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""A reader with a small head, to be fine-tuned on a task.
+"""A text encoder with a small head, to be fine-tuned on a task.
 
 Axes: B batch, L tokens, D width, K outputs.
 """
@@ -6,7 +6,6 @@ Axes: B batch, L tokens, D width, K outputs.
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -19,81 +18,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffusion.text_encoder import TextEncoder
-from vidtwin_lab.language.tasks.reading import Sample, pad_rows
+from vidtwin_lab.language.tasks.rows import Sample, pad_rows
 from vidtwin_lab.language.tasks.squad import WindowSpans
 
-POOLINGS = ("first", "mean", "last")
 KINDS = ("classes", "score", "span")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TextEncoderConfig:
-    """The reader that is fine-tuned or asked.
-
-    Args:
-        name: a folder (`OUTPUT/language_model` of train_language.py, or a pipeline's with its
-            text_encoder and tokenizer), a hub id, or "minilm" where that package is installed.
-        random_weights: take its architecture and tokenizer, and new weights.
-        pooling: which state stands for a text: "first" token's, "mean" of all, or "last" token's;
-            None takes "last" of a one-way reader, whose other tokens have not read all, and
-            "first" of a bidirectional one.
-        max_length: tokens of a row at most; None for all that the reader can read.
-        local_files_only: never ask the hub.
-    """
-
-    name: str = "minilm"
-    random_weights: bool = False
-    pooling: str | None = None
-    max_length: int | None = 128
-    local_files_only: bool = False
-
-    def __post_init__(self) -> None:
-        if self.pooling not in (None, *POOLINGS):
-            raise ValueError(
-                f"`pooling` must be one of {', '.join(POOLINGS)} or null; got {self.pooling!r}"
-            )
-
-    def load(self, layer: int = -1) -> TextEncoder:
-        """The reader, giving this hidden state.
-
-        Raises:
-            ValueError: if there is none, or its tokenizer has other tokens than the model.
-        """
-        return TextEncoder.from_pretrained(self.name, layer, local_files_only=self.local_files_only)
-
-    def pooling_of(self, encoder: TextEncoder, default: str = "first") -> str:
-        """The pooling for this reader.
-
-        Raises:
-            ValueError: if it would pool a token that has not read the text.
-        """
-        pooling = self.pooling or ("last" if encoder.causal else default)
-        if encoder.causal and pooling == "first":
-            raise ValueError(
-                "pooling=first of a one-way reader knows the first token alone; set pooling=last "
-                "or pooling=mean"
-            )
-        return pooling
-
-    def protocol(self, encoder: TextEncoder, pooling: str) -> dict[str, Any]:
-        """Which reader it is and how its states are pooled, for the record."""
-        return {
-            "name": self.name,
-            "family": encoder.model.config.model_type,
-            "parameters": sum(parameter.numel() for parameter in encoder.model.parameters()),
-            "random_weights": self.random_weights,
-            "digest": encoder.digest(),
-            "one_way": encoder.causal,
-            "pooling": pooling,
-        }
-
-
 class TaskModel(nn.Module):
-    """A copy of a reader, and a head that is new.
+    """A copy of a text encoder with a new head.
 
-    Of a text: dropout, a layer of the reader's width, tanh, dropout, K outputs (RoBERTa's head).
-    Of spans: two outputs for each token, first and last of the answer; "no answer" is told at
-    the first token of a bidirectional reader, at the last one of a one-way reader.
+    For texts: dropout, a layer of the encoder's width, tanh, dropout, K outputs (RoBERTa's head).
+    For spans: two outputs for each token, first and last of the answer; "no answer" is predicted
+    at the first token of a bidirectional encoder, at the last one of a causal encoder.
 
     Args:
         encoder: stays as it is.
@@ -101,7 +37,7 @@ class TaskModel(nn.Module):
         outputs: K; 2 for spans.
         pooling: see `TextEncoderConfig`.
         dropout: of the head.
-        random_weights: new weights in the reader too.
+        random_weights: new weights in the text encoder too.
     """
 
     def __init__(
@@ -116,7 +52,7 @@ class TaskModel(nn.Module):
         super().__init__()
         if kind not in KINDS:
             raise ValueError(f"`kind` must be one of {', '.join(KINDS)}; got {kind!r}")
-        self._reader = copy.copy(encoder)
+        self._encoder = copy.copy(encoder)
         own: Any = encoder.model
         # Its own class and config, which says how it is initialized.
         self.model = type(own)(copy.deepcopy(own.config)) if random_weights else copy.deepcopy(own)
@@ -140,7 +76,7 @@ class TaskModel(nn.Module):
         """(B, K) outputs of texts, or (B, L, 2) of spans; arguments as of `pad_rows`."""
         # A model that knows one type alone (GPT-2 takes them for tokens) is given none.
         kinds = types if self._typed else None
-        inputs = self._reader.model_inputs(tokens, mask, kinds)
+        inputs = self._encoder.model_inputs(tokens, mask, kinds)
         hidden = self.model(**inputs, return_dict=True).last_hidden_state
         return self.head(hidden if self.kind == "span" else pool(hidden, mask, self.pooling))
 
@@ -160,7 +96,7 @@ class TaskModel(nn.Module):
         return torch.tensor(labels, dtype=dtype, device=device)
 
     def null_place(self, sample: Sample) -> int:
-        """The token at which "no answer" is told."""
+        """The token at which "no answer" is predicted."""
         return len(sample.input_ids) - 1 if self.null_last else 0
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidtwin import file_digest, nearest_name
-from vidtwin_lab.language.tasks.hub import load_split
+from vidtwin_lab.language.hub import load_rows
 from vidtwin_lab.language.tasks.metrics import METRICS
 
 logger = logging.getLogger(__name__)
@@ -327,7 +327,7 @@ def _label(task: GlueTask, cell: str, where: str) -> float:
 
 
 def _read_hub(task: GlueTask, name: str, split: str, labelled: bool) -> GlueSplit:
-    rows, digest = load_split(name, task.name, split)
+    rows, digest = load_rows(name, task.name, split)
     examples = []
     for number, row in enumerate(rows):
         where = f"{name} {task.name} {split}, row {number}"

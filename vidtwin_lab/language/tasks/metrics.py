@@ -27,7 +27,7 @@ def f1(predicted: ArrayLike, wanted: ArrayLike, positive: int = 1) -> float:
 
 
 def matthews(predicted: ArrayLike, wanted: ArrayLike) -> float:
-    """Matthews correlation of (N,) classes, of any number; 0 if all are told or wanted alike.
+    """Matthews correlation of (N,) classes, of any number; 0 if either is constant.
 
     Source: Gorodkin, "Comparing two K-category assignments by a K-category correlation
     coefficient" (2004), Eq. 8; of two classes it is Matthews's own.

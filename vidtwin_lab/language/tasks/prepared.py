@@ -1,4 +1,4 @@
-"""Tasks made ready for a reader: what it is trained on, what it is asked, how that is measured."""
+"""Tasks ready for fine-tuning: samples to train on, samples to predict, and the measures."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from diffusion.text_encoder import TextEncoder
 from vidtwin import file_digest
+from vidtwin_lab.language.tasks.config import GlueData, SquadData
 from vidtwin_lab.language.tasks.glue import (
     GLUE_TASKS,
     HUB_NAME,
@@ -22,7 +23,7 @@ from vidtwin_lab.language.tasks.glue import (
     find_task,
     read_glue,
 )
-from vidtwin_lab.language.tasks.reading import RowFormat, Sample, length_batches
+from vidtwin_lab.language.tasks.rows import RowFormat, Sample, length_batches
 from vidtwin_lab.language.tasks.squad import (
     Question,
     SquadFile,
@@ -37,7 +38,6 @@ from vidtwin_lab.language.tasks.squad import (
 
 logger = logging.getLogger(__name__)
 
-SOURCES = ("files", "datasets")
 _SUBSET_SEED = 0  # one subset for all seeds of a task
 
 
@@ -50,7 +50,7 @@ class TaskResult(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreparedTask:
-    """A task as a reader gets it.
+    """A task in the tokens of a text encoder.
 
     Args:
         kind, outputs: of `TaskModel`.
@@ -98,85 +98,13 @@ class PreparedTask:
             yield from length_batches(lengths, batch_size, seed, epoch)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GlueData:
-    """Which tasks of GLUE, and from where.
-
-    Args:
-        tasks: names such as "sst2" or "SST-2"; "all" for those whose files are there.
-        source: "files" as published, or "datasets" by that library.
-        path: the folder with CoLA/, SST-2/, ... in it; null takes nyu-mll/glue of `datasets`.
-        max_train: at most so many rows to train on, drawn once; null for all.
-    """
-
-    tasks: tuple[str, ...] = ("all",)
-    source: str = "files"
-    path: str | None = None
-    max_train: int | None = None
-
-    def __post_init__(self) -> None:
-        _check_source(self.source, self.path, "path")
-        if not self.tasks:
-            raise ValueError("`tasks` must name a task, or be [all]")
-        names = [] if self.all else [find_task(name).name for name in self.tasks]
-        if len(set(names)) < len(names):
-            raise ValueError(f"`tasks` must name each task once, got {', '.join(self.tasks)}")
-        _check_max_train(self.max_train)
-
-    @property
-    def all(self) -> bool:
-        """Whether every task is taken whose files are there."""
-        return tuple(self.tasks) == ("all",)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SquadData:
-    """Which files in SQuAD's JSON, and how answers are looked for.
-
-    Args:
-        source: "files", or "datasets" by that library, where `train` and `dev` are names of data
-            sets such as rajpurkar/squad.
-        train: files to train on; all of them are read.
-        dev: the file to measure on.
-        article_split: a JSON with lists of titles "train" and "test", of which no article is in
-            both: then the articles "test" of `dev` are measured, and its articles "train" are
-            trained on too.
-        stride: tokens from the start of one window of a context to that of the next.
-        max_question: tokens of a question.
-        max_answer: tokens of an answer.
-        n_best: answers that are weighed, and kept in the file of the n best.
-        null_threshold: v2.0: no answer where its odds are above this.
-        max_train: at most so many questions to train on, drawn once; null for all.
-    """
-
-    source: str = "files"
-    train: tuple[str, ...] = ()
-    dev: str | None = None
-    article_split: str | None = None
-    stride: int = 128
-    max_question: int = 64
-    max_answer: int = 30
-    n_best: int = 20
-    null_threshold: float = 0.0
-    max_train: int | None = None
-
-    def __post_init__(self) -> None:
-        _check_source(self.source, self.dev, "dev")
-        for name in ("stride", "max_question", "max_answer", "n_best"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        if not self.train and self.article_split is None:
-            raise ValueError("`train` must name a file to train on, or set `article_split`")
-        _check_max_train(self.max_train)
-
-
 def prepare_glue(
     data: GlueData, encoder: TextEncoder, max_length: int | None
 ) -> tuple[list[PreparedTask], list[dict[str, str]]]:
     """(tasks, those left out because their files are not there; only where all are asked for).
 
     Raises:
-        ValueError: if a file is not there or not in its format, or a reader can't read it.
+        ValueError: if a file is not there or not in its format, or a text encoder can't read it.
     """
     tasks, absent = [], []
     for task in GLUE_TASKS.values() if data.all else map(find_task, data.tasks):
@@ -261,7 +189,7 @@ def prepare_squad(data: SquadData, encoder: TextEncoder, max_length: int | None)
 
     Raises:
         ValueError: if a file is not in SQuAD's format, has no answers to measure against, or the
-            reader can't read it.
+            text encoder can't read it.
     """
     dev = _squad_file(data, str(data.dev), "validation")
     files = {"dev": dev}
@@ -362,15 +290,3 @@ def _subset(rows: Sequence[Any], most: int | None) -> list[Any]:
         return list(rows)
     chosen = np.random.default_rng(_SUBSET_SEED).choice(len(rows), most, replace=False)
     return [rows[index] for index in sorted(chosen.tolist())]
-
-
-def _check_source(source: str, place: str | None, name: str) -> None:
-    if source not in SOURCES:
-        raise ValueError(f"`source` must be one of {', '.join(SOURCES)}; got {source!r}")
-    if source == "files" and place is None:
-        raise ValueError(f"`{name}` is required for source=files")
-
-
-def _check_max_train(most: int | None) -> None:
-    if most is not None and most < 1:
-        raise ValueError(f"`max_train` must be at least 1 or null, got {most}")

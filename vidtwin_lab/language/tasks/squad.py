@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vidtwin import file_digest
-from vidtwin_lab.language.tasks.hub import load_split
+from vidtwin_lab.language.hub import load_rows
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def read_squad(path: str) -> SquadFile:
 
 def read_hub_squad(name: str, split: str) -> SquadFile:
     """The questions of a data set of `datasets`, such as rajpurkar/squad, in its columns."""
-    rows, digest = load_split(name, None, split)
+    rows, digest = load_rows(name, None, split)
     questions = []
     for number, row in enumerate(rows):
         try:
@@ -256,7 +256,7 @@ def best_threshold(
 
 @dataclasses.dataclass(frozen=True)
 class WindowSpans:
-    """What a reader says about one window of a question's context.
+    """What a text encoder says about one window of a question's context.
 
     null: the score of no answer; spans: (score, first, behind) in characters of the context, the
     best first.

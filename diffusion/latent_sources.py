@@ -1,0 +1,231 @@
+"""Where training takes its latents from: a cache on disk, or clips that are encoded as they come.
+
+Axes: B batch, C channels, T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion.cache import LatentCache, build_latent_loader, iterate_latents
+from diffusion.cache_format import lasting
+from diffusion.latent_stats import LatentStats
+from vidtwin import (
+    DataConfig,
+    VidTwinAutoencoder,
+    VidTwinLatents,
+    build_dataset,
+    build_evaluation_loader,
+    build_loader,
+    draw_noise,
+    weights_digest,
+)
+
+__all__ = ["CachedLatents", "EncodedClips", "LatentSource", "open_source"]
+
+DEFAULT_FPS = 8.0
+
+
+class LatentSource(ABC):
+    """The clips of a run and their raw latents.
+
+    Args:
+        autoencoder: frozen; gives the latents.
+        data: the clips.
+        dataset: them, opened.
+        held_out: the clips of validation, opened; None for a run that does not validate.
+    """
+
+    def __init__(
+        self, autoencoder: VidTwinAutoencoder, data: DataConfig, dataset: Any, held_out: Any
+    ) -> None:
+        self.autoencoder, self.data = autoencoder, data
+        self.dataset, self.held_out = dataset, held_out
+        self.label_names: list[str] = list(dataset.label_names)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of the clips; 8 where each keeps its own rate."""
+        return self.data.fps or DEFAULT_FPS
+
+    @property
+    def device(self) -> torch.device:
+        """Of the latents."""
+        return self.autoencoder.device
+
+    def digests(self) -> dict[str, str | None]:
+        """Of what the latents follow from, by the config key that names it."""
+        return {"autoencoder": weights_digest(self.autoencoder), "cache": None}
+
+    @abstractmethod
+    def has_captions(self) -> bool:
+        """Whether any clip has one."""
+
+    def all_captions(self) -> list[str]:
+        """Every caption once, if they are known in advance."""
+        return []
+
+    @abstractmethod
+    def train_batches(self, **settings: Any) -> Iterable[dict[str, Any]]:
+        """This rank's endless batches; settings as of `vidtwin.build_loader`."""
+
+    @abstractmethod
+    def held_out_batches(self, **settings: Any) -> Iterable[dict[str, Any]]:
+        """This rank's validation clips once; settings as of `vidtwin.build_evaluation_loader`."""
+
+    @abstractmethod
+    def stats(self, num_clips: int, batch_size: int) -> LatentStats:
+        """The statistics of the latents, measured on as many clips if they are not known."""
+
+    @abstractmethod
+    def latents(self, batch: Mapping[str, Any]) -> VidTwinLatents:
+        """The raw latents of a batch, drawn from the posterior by each sample's noise_seed."""
+
+
+class EncodedClips(LatentSource):
+    """Videos, encoded at every step.
+
+    Args:
+        autoencoder: encodes them.
+        data: the clips; its sizes follow the autoencoder's.
+        overfit: take the first N clips alone, for validation as well.
+        validates: whether validation clips are wanted.
+    """
+
+    def __init__(
+        self,
+        autoencoder: VidTwinAutoencoder,
+        data: DataConfig,
+        overfit: int | None = None,
+        validates: bool = True,
+    ) -> None:
+        sizes = autoencoder.sizes
+        data = data.first(overfit) if overfit else data
+        data = data.sized(sizes.num_frames, sizes.height, sizes.width)
+        dataset = build_dataset(data)
+        part = data.part if overfit else "validation"
+        held_out = build_dataset(replace(data.centered(), part=part)) if validates else None
+        super().__init__(autoencoder, data, dataset, held_out)
+
+    def has_captions(self) -> bool:
+        """Whether any clip has one."""
+        return any(self.dataset.captions(index, 1)[0] for index in range(len(self.dataset)))
+
+    def train_batches(self, **settings: Any) -> Iterable[dict[str, Any]]:
+        """Batches with `video`."""
+        return build_loader(self.dataset, **settings)
+
+    def held_out_batches(self, **settings: Any) -> Iterable[dict[str, Any]]:
+        """The same of the validation clips."""
+        return build_evaluation_loader(self.held_out, **settings)
+
+    @torch.no_grad()
+    def stats(self, num_clips: int, batch_size: int) -> LatentStats:
+        """Of the first clips."""
+        dataset = build_dataset(self.data.centered())
+        loader = build_evaluation_loader(dataset, batch_size=batch_size, max_samples=num_clips)
+        return LatentStats.measure(
+            self.autoencoder.encode(batch["video"].to(self.device)) for batch in loader
+        )
+
+    @torch.no_grad()
+    def latents(self, batch: Mapping[str, Any]) -> VidTwinLatents:
+        """Drawn from the posteriors of the videos."""
+        posterior = self.autoencoder.encode(batch["video"].to(self.device))
+        noise = draw_noise(self.autoencoder.sizes, batch["noise_seed"].tolist())
+        return posterior.sample(noise=noise.to(self.device))
+
+
+class CachedLatents(LatentSource):
+    """Latents that encode.py has written.
+
+    Args:
+        folder: with `train` and, for validation, `validation` in it.
+        autoencoder: which must have encoded them.
+        data: what it says beyond the defaults must be what was encoded.
+        overfit: take the first N clips alone, for validation as well.
+        validates: whether validation clips are wanted.
+    Raises:
+        ValueError: if the cache is missing or damaged, or was made from something else.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        autoencoder: VidTwinAutoencoder,
+        data: DataConfig,
+        overfit: int | None = None,
+        validates: bool = True,
+    ) -> None:
+        folder = Path(folder).expanduser()
+        # All weights are read for it, so once for both parts.
+        digest = weights_digest(autoencoder.encoder_parts())
+
+        def opened(part: str) -> LatentCache:
+            cache = LatentCache(folder / part)
+            cache.check(digest, autoencoder.sizes)
+            return cache
+
+        whole = opened("train")
+        whole.check(data=asked_of(data))
+        dataset = whole.first(overfit) if overfit else whole
+        held_out = None
+        if validates:
+            held_out = dataset if overfit else opened("validation")
+        data = DataConfig.from_dict(whole.manifest["data"])
+        super().__init__(autoencoder, data, dataset, held_out)
+
+    def digests(self) -> dict[str, str | None]:
+        """Of the autoencoder, and of what was encoded."""
+        return super().digests() | {"cache": self.dataset.digest()}
+
+    def has_captions(self) -> bool:
+        """Whether any clip has one."""
+        return any(self.all_captions())
+
+    def all_captions(self) -> list[str]:
+        """Every caption once, sorted."""
+        return self.dataset.all_captions()
+
+    def train_batches(self, **settings: Any) -> Iterable[dict[str, Any]]:
+        """Batches with `structure`, `dynamics_x` and `dynamics_y`."""
+        return build_latent_loader(self.dataset, **settings)
+
+    def held_out_batches(self, **settings: Any) -> Iterable[dict[str, Any]]:
+        """The same of the validation clips."""
+        return iterate_latents(self.held_out, **settings)
+
+    def stats(self, num_clips: int, batch_size: int) -> LatentStats:
+        """Of the whole cache."""
+        return self.dataset.stats
+
+    def latents(self, batch: Mapping[str, Any]) -> VidTwinLatents:
+        """As the cache gives them."""
+        return VidTwinLatents(*(batch[name].to(self.device) for name in VidTwinLatents.names))
+
+
+def open_source(
+    autoencoder: VidTwinAutoencoder,
+    cache: str | Path | None,
+    data: DataConfig,
+    overfit: int | None = None,
+    validates: bool = True,
+) -> LatentSource:
+    """The latents of a cache, or those of clips if there is none; arguments as of the classes."""
+    if cache is None:
+        return EncodedClips(autoencoder, data, overfit, validates)
+    return CachedLatents(cache, autoencoder, data, overfit, validates)
+
+
+def asked_of(data: DataConfig) -> dict[str, Any]:
+    """What a config says of the clips beyond the defaults, but for where they lie now."""
+    return {name: value for name, value in lasting(data.changed()).items() if name != "part"}

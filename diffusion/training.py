@@ -1,0 +1,308 @@
+"""What a training of the transformer needs beside its loop: the model, its batches, its losses.
+
+Everything random about a sample follows from its own seed, so a batch means the same on one
+process and on many.
+
+Axes: B batch, C channels, T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion.conditions import ClassEmbedder, ConditionEmbedder, Conditions, TextEmbedder
+from diffusion.config import DiTConfig, InputsConfig, TransformerConfig
+from diffusion.dit import TwinDiT
+from diffusion.flow import (
+    NUM_UNIFORMS,
+    FlowLosses,
+    FlowObjective,
+    Levels,
+    draw_uniforms,
+    quantile,
+)
+from diffusion.latent_sources import LatentSource, open_source
+from diffusion.latent_stats import LatentStats
+from diffusion.pipeline import VidTwinPipeline
+from diffusion.text_encoder import CachedTextEncoder, TextEncoder
+from vidtwin import VidTwinLatents, draw_noise, load_autoencoder
+
+__all__ = [
+    "TrainingBatch",
+    "TrainingInputs",
+    "build_inputs",
+    "build_transformer",
+    "describe_transformer",
+    "losses_of",
+    "measure_losses",
+]
+
+# The sample's seed itself draws the posterior's noise; these keep the other draws apart from it.
+NOISE_STREAM = 0x2545F4914F6CDD1D
+LEVELS_STREAM = 1
+DROPOUT_STREAM = 2
+QUANTILES = 4
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Scaled latents, the noise and levels they are mixed by, and what is asked of them."""
+
+    latents: VidTwinLatents
+    noise: VidTwinLatents
+    levels: Levels
+    conditions: Conditions
+
+
+class TrainingInputs:
+    """The frozen parts of a run, and the training batches that they make.
+
+    Args:
+        source: of raw latents.
+        objective: draws the noise levels.
+        embedders: make the conditions; in training, each is left out by its own dropout.
+        given_dropout: the least share of leaving out each condition where a latent is given
+            clean: what structure or dynamics of another video are continued with mostly comes
+            without a prompt.
+    """
+
+    def __init__(
+        self,
+        source: LatentSource,
+        objective: FlowObjective,
+        embedders: Sequence[ConditionEmbedder] = (),
+        given_dropout: float = 0.5,
+    ) -> None:
+        self.source, self.objective = source, objective
+        self.embedders, self.given_dropout = list(embedders), given_dropout
+        self.device = source.device
+        sizes = source.autoencoder.sizes
+        # Until they are measured, or come with a checkpoint.
+        stats = LatentStats(sizes.structure_channels, sizes.dynamics_channels)
+        self.stats = stats.to(self.device)
+        self.digests = source.digests()
+        for embedder in self.embedders:
+            self.digests |= embedder.digests()
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes that are a condition; none for a run without them."""
+        found = [e.class_names for e in self.embedders if isinstance(e, ClassEmbedder)]
+        return found[0] if found else []
+
+    def transformer_sizes(self, config: TransformerConfig) -> DiTConfig:
+        """The sizes of the run's transformer; they follow from latents and conditions."""
+        of_conditions = {k: value for e in self.embedders for k, value in e.sizes().items()}
+        return config.sizes(self.source.autoencoder.sizes, of_conditions)
+
+    def train_batches(self, **settings: Any) -> Iterable[dict[str, Any]]:
+        """This rank's endless batches; settings as of `vidtwin.build_loader`."""
+        for embedder in self.embedders:
+            if isinstance(embedder, TextEmbedder):
+                embedder.read_ahead(self.source.all_captions())
+        return self.source.train_batches(**settings)
+
+    def read(self, batch: Mapping[str, Any], part: slice = slice(None)) -> TrainingBatch:
+        """Some samples of a batch.
+
+        Args:
+            batch: of the source's loader.
+            part: which samples.
+        """
+        batch = {name: values[part] for name, values in batch.items()}
+        seeds = batch["noise_seed"].tolist()
+        uniforms = draw_uniforms(seeds, NUM_UNIFORMS, LEVELS_STREAM)
+        levels = self.objective.draw_levels(uniforms.to(self.device, torch.float32))
+        given = (levels.structure == 0) | (levels.dynamics == 0)
+        dropout = {
+            embedder.condition.name: torch.where(
+                given, max(self.given_dropout, embedder.dropout), embedder.dropout
+            )
+            for embedder in self.embedders
+        }
+        columns = 1 + max([e.condition.dropout_column for e in self.embedders], default=0)
+        uniforms = draw_uniforms(seeds, columns, DROPOUT_STREAM).to(self.device, torch.float32)
+        conditions = self.conditions(batch).drop(uniforms, dropout)
+        return TrainingBatch(self.latents(batch), self.noise(seeds), levels, conditions)
+
+    def latents(self, batch: Mapping[str, Any]) -> VidTwinLatents:
+        """The scaled latents of a batch."""
+        with torch.no_grad():
+            return self.stats.scale(self.source.latents(batch))
+
+    def noise(self, seeds: Sequence[int]) -> VidTwinLatents:
+        """Each sample's noise from its own seed."""
+        seeds = [seed ^ NOISE_STREAM for seed in seeds]
+        return draw_noise(self.source.autoencoder.sizes, seeds).to(self.device)
+
+    def conditions(self, batch: Mapping[str, Any]) -> Conditions:
+        """The conditions of a batch, none left out."""
+        found = Conditions(embedder.embed(batch[embedder.column]) for embedder in self.embedders)
+        return found.to(self.device)
+
+    def measure_stats(self, num_clips: int, batch_size: int) -> None:
+        """Sets the statistics of the latents, see `LatentSource.stats`."""
+        self.stats.load_state_dict(self.source.stats(num_clips, batch_size).state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the statistics, and what gave latents and conditions."""
+        return {"stats": self.stats.state_dict(), "digests": self.digests}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the statistics of a checkpoint.
+
+        Raises:
+            ValueError: if it was trained with another autoencoder, text encoder or cache.
+        """
+        for name in sorted(self.digests.keys() | state["digests"].keys()):
+            saved, now = state["digests"].get(name), self.digests.get(name)
+            if saved != now:
+                raise ValueError(
+                    f"the run's {name.replace('_', ' ')} has the digest {now}, the checkpoint "
+                    f"was trained with {saved}; take {name} back, or choose another output=FOLDER"
+                )
+        self.stats.load_state_dict(state["stats"])
+
+    def pipeline(self, transformer: TwinDiT, scheduler: Any) -> VidTwinPipeline:
+        """The pipeline of these parts around a transformer."""
+        parts = {name: part for e in self.embedders for name, part in e.pipeline_parts().items()}
+        return VidTwinPipeline(
+            autoencoder=self.source.autoencoder,
+            transformer=transformer,
+            scheduler=scheduler,
+            latent_stats=self.stats,
+            fps=self.source.fps,
+            **parts,
+        )
+
+
+def build_inputs(
+    config: InputsConfig, device: torch.device, validates: bool = True
+) -> TrainingInputs:
+    """The frozen models, the data and the conditions of a run.
+
+    Args:
+        config: which.
+        device: of the models.
+        validates: whether validation clips are wanted.
+    Raises:
+        ValueError: if one is missing, or they do not belong together.
+    """
+    autoencoder: Any = load_autoencoder(config.autoencoder)[0].requires_grad_(False)
+    source = open_source(
+        autoencoder.to(device), config.cache, config.data, config.overfit, validates
+    )
+    embedders: list[ConditionEmbedder] = []
+    if config.class_conditional:
+        names = source.label_names
+        if not names:
+            raise ValueError(
+                "class_conditional=true, but the clips of this data set have no labels; "
+                "set class_conditional=false, or take a source with classes"
+            )
+        embedders.append(ClassEmbedder(len(names), names, config.class_dropout))
+    if config.text_encoder is not None:
+        if not source.has_captions():
+            raise ValueError(
+                "a text_encoder is given, but the clips of this data set have no captions; "
+                "set text_encoder=null, or write captions (see data.captions)"
+            )
+        length = config.max_text_length
+        encoder = TextEncoder.from_pretrained(config.text_encoder, config.text_layer, length)
+        cached = CachedTextEncoder(encoder.to(device))
+        embedders.append(TextEmbedder(cached, length, config.text_dropout))
+    return TrainingInputs(source, FlowObjective(config.flow), embedders, config.given_dropout)
+
+
+def build_transformer(sizes: DiTConfig, init_from: str | None = None) -> TwinDiT:
+    """A transformer in training mode, new or with a saved one's weights.
+
+    Raises:
+        ValueError: if there is none in that folder, or it has other sizes.
+    """
+    if init_from is None:
+        return TwinDiT(**vars(sizes)).train()
+    folder = Path(init_from).expanduser()
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"init_from={init_from} holds no transformer: expected a folder of save_pretrained, "
+            "such as RUN/pipeline/transformer"
+        )
+    model: TwinDiT = TwinDiT.from_pretrained(folder, local_files_only=True)
+    others = [
+        f"{name}={getattr(model.sizes, name)}, expected {value}"
+        for name, value in vars(sizes).items()
+        if getattr(model.sizes, name) != value
+    ]
+    if others:
+        raise ValueError(f"init_from={init_from} has other sizes: {'; '.join(others)}")
+    return model.float().train()
+
+
+def describe_transformer(sizes: DiTConfig) -> str:
+    """Parameters and tokens, without making any weights."""
+    with torch.device("meta"):
+        model = TwinDiT(**vars(sizes))
+    structure, along_x, along_y = sizes.token_counts
+    return (
+        f"transformer: {sum(p.numel() for p in model.parameters()):,} parameters\n"
+        f"{structure + along_x + along_y:,} tokens: structure {structure}, dynamics_x {along_x}, "
+        f"dynamics_y {along_y}"
+    )
+
+
+def losses_of(model: torch.nn.Module, objective: FlowObjective, batch: TrainingBatch) -> FlowLosses:
+    """The losses of a model's predictions for a batch, (B,) each."""
+    noised = objective.add_noise(batch.latents, batch.noise, batch.levels)
+    timesteps = objective.timesteps(batch.levels)
+    outputs = model(*noised.tensors(), *timesteps, **batch.conditions.arguments())
+    predictions = VidTwinLatents(*outputs)
+    return objective.losses(predictions, batch.latents, batch.noise, batch.levels)
+
+
+@torch.no_grad()
+def measure_losses(
+    model: torch.nn.Module,
+    inputs: TrainingInputs,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> list[tuple[int, dict[str, float]]]:
+    """The losses of every sample with its conditions, at the middles of the levels' quartiles.
+
+    Both latents have equal levels, and every sample the same noise each time, so that two
+    measurements differ by the model alone.
+
+    Returns:
+        (index of the sample in its data set, measures): "structure_q1" for the lowest quarter of
+        the levels, up to "dynamics_q4"; "structure" and "dynamics" are the means over quarters.
+    """
+    objective = inputs.objective
+    rows: list[tuple[int, dict[str, float]]] = []
+    training = model.training
+    model.eval()
+    for batch in batches:
+        measures: list[dict[str, float]] = [{} for _ in batch["index"]]
+        seeds = batch["noise_seed"].tolist()
+        no_levels = Levels(torch.empty(0), torch.empty(0))
+        clean = TrainingBatch(
+            inputs.latents(batch), inputs.noise(seeds), no_levels, inputs.conditions(batch)
+        )
+        for quarter in range(QUANTILES):
+            middle = torch.full((len(seeds),), (quarter + 0.5) / QUANTILES, device=inputs.device)
+            level = quantile(objective.config.structure_levels, middle)
+            with autocast():
+                losses = losses_of(model, objective, replace(clean, levels=Levels(level, level)))
+            for name in ("structure", "dynamics"):
+                for found, value in zip(measures, getattr(losses, name).tolist(), strict=True):
+                    found[f"{name}_q{quarter + 1}"] = value
+                    found[name] = found.get(name, 0.0) + value / QUANTILES
+        rows += zip(batch["index"].tolist(), measures, strict=True)
+    model.train(training)
+    return rows
