@@ -41,6 +41,7 @@ class RunParts:
 
     Args:
         autoencoder: folder of the frozen autoencoder, or the run folder of its training.
+        untrained: whether the autoencoder may be a config of train_ae.py, to see sizes alone.
         cache: folder of encode.py with `train` and, for validation, `validation` in it; None to
             encode the videos of `data`.
         data: the clips, without a cache; its sizes follow the autoencoder's. With a cache, what it
@@ -60,6 +61,7 @@ class RunParts:
         self,
         *,
         autoencoder: str,
+        untrained: bool = False,
         cache: str | None,
         data: DataConfig,
         overfit: int | None,
@@ -69,9 +71,9 @@ class RunParts:
         text_layer: int,
         max_text_length: int | None,
         transformer: TransformerConfig,
-        device: torch.device,
+        device: torch.device | str,
     ) -> None:
-        model: Any = load_autoencoder(autoencoder)[0].requires_grad_(False)
+        model: Any = load_autoencoder(autoencoder, untrained=untrained)[0].requires_grad_(False)
         self.autoencoder: VidTwinAutoencoder = model.to(device)
         self.digests: dict[str, str | None] = {"autoencoder": weights_digest(self.autoencoder)}
         sizes = self.autoencoder.sizes

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,8 +22,13 @@ if TYPE_CHECKING:
 __all__ = [
     "check_folder",
     "file_digest",
+    "folder_written_whole",
+    "former_folder",
     "nearest_name",
     "partial_path",
+    "publish_folder",
+    "restore_folder",
+    "unfinished_folder",
     "weights_digest",
     "write_json",
     "written_whole",
@@ -51,6 +57,66 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def unfinished_folder(path: Path) -> Path:
+    """Where a folder is written until it is complete."""
+    return path.with_name(f".{path.name}.writing")
+
+
+def former_folder(path: Path) -> Path:
+    """Where the former folder of this name lies while another takes its place."""
+    return path.with_name(f".{path.name}.old")
+
+
+@contextmanager
+def folder_written_whole(path: Path) -> Iterator[Path]:
+    """Gives an empty folder to write to; it has its own name once the `with` block is left.
+
+    An exception in the block leaves what was there before. A kill at any moment leaves the former
+    folder or the new one, at worst set aside as `former_folder`, which the next call puts back.
+    For one process alone.
+    """
+    restore_folder(path)
+    writing = unfinished_folder(path)
+    shutil.rmtree(writing, ignore_errors=True)
+    writing.mkdir(parents=True)
+    try:
+        yield writing
+        publish_folder(path)
+    finally:
+        shutil.rmtree(writing, ignore_errors=True)
+
+
+def publish_folder(path: Path) -> None:
+    """Gives `unfinished_folder(path)`, once it is on the disk, its name."""
+    writing, former = unfinished_folder(path), former_folder(path)
+    for file in (*sorted(writing.rglob("*")), writing):
+        _flush_to_disk(file)
+    if path.exists():
+        path.rename(former)
+    writing.rename(path)
+    _flush_to_disk(path.parent)
+    if former.exists():
+        shutil.rmtree(former)
+
+
+def restore_folder(path: Path) -> None:
+    """Puts a former folder back if a kill came before the new one had its name."""
+    former = former_folder(path)
+    if former.exists() and not path.exists():
+        former.rename(path)
+    elif former.exists():
+        shutil.rmtree(former)
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Waits until a file or folder is on the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def file_digest(path: Path) -> str:

@@ -5,6 +5,7 @@ Axes: B batch (1 here), C channels, T frames, H W pixels.
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -16,11 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from einops import rearrange
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vidtwin.autoencoder import VidTwinAutoencoder
+from vidtwin.config import AutoencoderConfig
 from vidtwin.files import weights_digest
 from vidtwin.latents import Part, VidTwinLatents
 from vidtwin.media import (
@@ -50,18 +53,28 @@ PARTS: dict[str, Part] = {
 SHEET_COLUMNS = 8
 
 
-def load_autoencoder(path: str | Path) -> tuple[VidTwinAutoencoder, Path]:
+def load_autoencoder(
+    path: str | Path, *, untrained: bool = False
+) -> tuple[VidTwinAutoencoder, Path]:
     """An autoencoder from whatever holds one, ready for evaluation.
 
     Args:
         path: a `save_pretrained` folder, the run folder of a training (its averaged weights
             before its last ones), or a released checkpoint file.
+        untrained: take also a config of train_ae.py, for a model with new weights: to see sizes.
     Returns:
         The model, in evaluation mode, and the folder or file it came from.
     Raises:
         ValueError: saying what is missing; no weight is ever left at random.
     """
     path = Path(path).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        if not untrained:
+            raise ValueError(
+                f"{path} is the config of an autoencoder, which only --dry-run takes: train it "
+                f"with train_ae.py --config {path}, and name its run folder"
+            )
+        return VidTwinAutoencoder(**_model_section(path)).eval(), path
     if path.is_file():
         if path.suffix.lower() not in OFFICIAL_SUFFIXES:
             raise ValueError(
@@ -85,6 +98,20 @@ def load_autoencoder(path: str | Path) -> tuple[VidTwinAutoencoder, Path]:
         return VidTwinAutoencoder.from_pretrained(folder, local_files_only=True), folder
     except (OSError, TypeError) as error:
         raise ValueError(f"the autoencoder in {folder} can't be loaded: {error}") from error
+
+
+def _model_section(path: Path) -> dict[str, Any]:
+    """The section `model` of a YAML config, on top of that of its `base`."""
+    if not path.is_file():
+        raise ValueError(f"the config {path} does not exist")
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    base = values.get("base")
+    section: dict[str, Any] = {} if base is None else _model_section(path.parent / base)
+    section |= values.get("model") or {}
+    unknown = section.keys() - {field.name for field in dataclasses.fields(AutoencoderConfig)}
+    if unknown:
+        raise ValueError(f"{path}: unknown keys of `model`: {', '.join(sorted(unknown))}")
+    return section
 
 
 def software_versions() -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import os
 import re
 import types
 import typing
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 import yaml
+
+from vidtwin.files import written_whole
 
 ConfigType = TypeVar("ConfigType")
 
@@ -97,10 +98,8 @@ def format_config(config: Any) -> str:
 
 def save_config(config: Any, path: str | Path) -> None:
     """Write the configuration as YAML; `load_config` gives an equal one back."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(format_config(config), encoding="utf-8")
-    os.replace(temporary, path)
+    with written_whole(path) as partial:
+        partial.write_text(format_config(config), encoding="utf-8")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
