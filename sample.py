@@ -34,13 +34,13 @@ from diffusion.long_video import latent_windows, window_starts
 from diffusion.pipeline import GIVEN_GUIDANCE_SCALE, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 from diffusion.schedulers import SCHEDULERS, build_scheduler
 from vidtwin.data.file_dataset import read_first_window
-from vidtwin.files import check_folder, write_json
+from vidtwin.files import check_folder, shipped_path, write_json
 from vidtwin.media import contact_sheet, frame_rate, thumbnail, to_uint8
 from vidtwin.reconstruction import software_versions, weights_digest
 from vidtwin.results import write_clip
-from vidtwin_lab.runtime import configure_logging, gather_rows, run_main
+from vidtwin_lab.runtime import RenamedOption, configure_logging, gather_rows, run_main
 
-SHIPPED_PIPELINE = Path(__file__).resolve().parent / "checkpoints" / "shapes"
+SHIPPED_PIPELINE = shipped_path("checkpoints/shapes")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEFAULT_FPS = 8.0
 SHEET_ROWS = 16
@@ -80,6 +80,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--structure-guidance-scale", type=float, metavar="SCALE", help="for structure alone")
     add("--dynamics-guidance-scale", type=float, metavar="SCALE", help="for dynamics alone")
     add("--given-guidance-scale", type=float, default=GIVEN_GUIDANCE_SCALE, help="of what is held")
+    add("--held-guidance-scale", action=RenamedOption, now="--given-guidance-scale")
     add("--motion-scale", type=float, default=1.0, help="of the dynamics' changes (%(default)s)")
     add("--num-frames", type=int, metavar="N", help="beyond what the model makes at once")
     add("--fps", type=float, help="of the files (default: of the pipeline's training clips)")
@@ -163,9 +164,7 @@ def read_prompts(arguments: argparse.Namespace) -> list[str] | None:
 
 def load_pipeline(arguments: argparse.Namespace, accelerator: Accelerator) -> VidTwinPipeline:
     """The pipeline with the scheduler that is asked for, on its device."""
-    if not arguments.pipeline and not SHIPPED_PIPELINE.is_dir():
-        raise ValueError("no pipeline ships with this version: name one with --pipeline")
-    path = arguments.pipeline or SHIPPED_PIPELINE
+    path = str(shipped_path(arguments.pipeline or SHIPPED_PIPELINE))
     pipeline = VidTwinPipeline.from_pretrained(path, torch_dtype=DTYPES[arguments.dtype])
     if arguments.scheduler:
         pipeline.scheduler = build_scheduler(arguments.scheduler, pipeline.scheduler)

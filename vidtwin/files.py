@@ -28,6 +28,8 @@ __all__ = [
     "partial_path",
     "publish_folder",
     "restore_folder",
+    "root_folder",
+    "shipped_path",
     "unfinished_folder",
     "weights_digest",
     "write_json",
@@ -57,6 +59,26 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def root_folder() -> Path:
+    """The folder of the scripts, configs/ and checkpoints/: the checkout's, or the package's."""
+    site = Path(__file__).resolve().parents[1]
+    installed = site / "vidtwin_lab" / "_root"
+    return installed if installed.is_dir() else site
+
+
+def shipped_path(name: str | Path) -> Path:
+    """The path itself, or, where nothing lies there, a shipped config or checkpoint of that name.
+
+    So "checkpoints/shapes", "configs/ae/shapes.yaml" and "ae/shapes.yaml" work from any folder.
+    """
+    path = Path(name).expanduser()
+    if not path.exists() and not path.is_absolute():
+        for found in (root_folder() / path, root_folder() / "configs" / path):
+            if found.exists() and path.parts[0] != "outputs":
+                return found
+    return path
 
 
 def unfinished_folder(path: Path) -> Path:

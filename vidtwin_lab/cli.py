@@ -15,9 +15,8 @@ import runpy
 import sys
 from collections.abc import Sequence
 from importlib import metadata
-from pathlib import Path
 
-from vidtwin.files import nearest_name
+from vidtwin.files import nearest_name, root_folder
 
 __all__ = ["main"]
 
@@ -43,12 +42,6 @@ complete -F _vidtwin vidtwin
 """
 
 
-def root() -> Path:
-    """The folder with the scripts, configs/ and checkpoints/: in the package, or the checkout."""
-    shipped = Path(__file__).resolve().parent / "_root"
-    return shipped if shipped.is_dir() else Path(__file__).resolve().parents[1]
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a script as `python SCRIPT ...` does; ends the process as it does."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -65,37 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: unknown command {name!r}; the nearest is {near!r}", file=sys.stderr)
         sys.exit(2)
     else:
-        script = root() / f"{name.replace('-', '_')}.py"
-        sys.argv = [str(script), *shipped_paths(rest)]
+        script = root_folder() / f"{name.replace('-', '_')}.py"
+        sys.argv = [str(script), *rest]
         runpy.run_path(str(script), run_name="__main__")
-
-
-def shipped_paths(words: Sequence[str]) -> list[str]:
-    """The words of a command line, with the place of what ships where a word names nothing here.
-
-    `--config ae/shapes.yaml`, `--pipeline checkpoints/shapes` and `autoencoder=ae/official.yaml`
-    so mean the same from any folder.
-    """
-    found = []
-    for word in words:
-        key, equals, value = word.rpartition("=")
-        found.append(f"{key}{equals}{shipped_path(value)}")
-    return found
-
-
-def shipped_path(name: str) -> str:
-    """Where a config or checkpoint of that name ships, unless there is one here; else the name."""
-    is_ours = name.startswith("checkpoints/") or name.endswith(".yaml")
-    if is_ours and not Path(name).exists():
-        for path in (root() / name, root() / "configs" / name):
-            if path.exists():
-                return str(path)
-    return name
 
 
 def completion() -> str:
     """A script for bash and zsh that completes commands and the names of shipped configs."""
-    configs = root() / "configs"
+    configs = root_folder() / "configs"
     names = sorted(str(path.relative_to(configs)) for path in configs.rglob("*.yaml"))
     return _COMPLETION.format(
         commands=" ".join([*COMMANDS, "completion", "--help", "--version"]),

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from vidtwin.autoencoder import VidTwinAutoencoder
 from vidtwin.config import AutoencoderConfig
-from vidtwin.files import weights_digest
+from vidtwin.files import shipped_path, weights_digest
 from vidtwin.latents import Part, VidTwinLatents
 from vidtwin.media import (
     FrameSampler,
@@ -67,7 +67,7 @@ def load_autoencoder(
     Raises:
         ValueError: saying what is missing; no weight is ever left at random.
     """
-    path = Path(path).expanduser()
+    path = shipped_path(path)
     if path.suffix in (".yaml", ".yml"):
         if not untrained:
             raise ValueError(

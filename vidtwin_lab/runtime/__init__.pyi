@@ -1,5 +1,6 @@
 from vidtwin_lab.runtime.checkpoints import CheckpointFolder, RunFolder, find_checkpoint
 from vidtwin_lab.runtime.command import (
+    RenamedOption,
     configure_logging,
     parse_arguments,
     read_training_config,
@@ -55,6 +56,7 @@ __all__ = [
     "NonFiniteError",
     "NonFiniteGuard",
     "OptimizerConfig",
+    "RenamedOption",
     "RunConfig",
     "RunFolder",
     "StepTimer",

@@ -9,10 +9,21 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from vidtwin_lab.runtime.config import load_config
 from vidtwin_lab.runtime.run_config import NonFiniteError, RunConfigType
+
+
+class RenamedOption(argparse.Action):
+    """An option that has another name now; whoever uses the old one is told."""
+
+    def __init__(self, *names: Any, now: str, **options: Any) -> None:
+        super().__init__(*names, nargs="?", help=argparse.SUPPRESS, **options)
+        self.now = now
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        parser.error(f"{self.option_strings[0]} is now {self.now}")
 
 
 def parse_arguments(

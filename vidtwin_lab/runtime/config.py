@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, Union
 
 import yaml
 
-from vidtwin.files import written_whole
+from vidtwin.files import shipped_path, written_whole
 
 ConfigType = TypeVar("ConfigType")
 
@@ -71,7 +71,7 @@ def load_config(
         ConfigError: unknown, missing, duplicated or ill-typed key, or a value the class refuses.
     """
     source = "config" if path is None else str(path)
-    values = {} if path is None else _read_with_base(Path(path), ())
+    values = {} if path is None else _read_with_base(shipped_path(path), ())
     for override in overrides:
         _merge(values, _parse_override(override, _known_keys(config_class)))
     try:
