@@ -14,7 +14,7 @@ NAME:
 Writes NAME.json (the numbers and their protocol), NAME.csv (a line for each video), NAME.png and
 NAME.md (a row of a table) into the folder of `output`. Any number of processes writes the same.
 
-Exit status: 0, or 2 with one line that says which argument or file is wrong.
+Exit status: 0, or 2 with one line for an input that can't be used.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def main() -> None:
 
 
 def measure(chosen: Measurement, config: Any, *, dry_run: bool) -> None:
-    """Makes the measurement, or prints what it would be; loads torch."""
+    """Makes the measurement, or prints what it would be."""
+    # Not before the command line and the config are known to be right: these take seconds.
     from accelerate import Accelerator
 
     from vidtwin_lab.evaluation.report import Processes, markdown_table, rounded, write_report

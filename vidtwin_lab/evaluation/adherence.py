@@ -30,8 +30,10 @@ from vidtwin.data.synthetic.shapes import (
     ShapesClip,
     ShapesConfig,
 )
+from vidtwin.files import shipped_path
 from vidtwin.media import contact_sheet, from_uint8, to_uint8
 from vidtwin.reconstruction import load_autoencoder
+from vidtwin_lab.evaluation.config import autoencoder_path
 from vidtwin_lab.evaluation.intervals import share_interval
 from vidtwin_lab.evaluation.judges.shapes_judge import Judgement, judge_video
 from vidtwin_lab.evaluation.measurement_configs import OBJECT, AdherenceConfig
@@ -85,12 +87,10 @@ def load(config: AdherenceConfig, device: torch.device | str = "cpu") -> Loaded:
         ValueError: if they aren't there, or the pipeline reads no prompts and shall.
     """
     if config.mode == "reconstruction":
-        inside = Path(config.pipeline) / "autoencoder"
-        is_pipeline = (Path(config.pipeline) / "model_index.json").is_file()
-        model, _ = load_autoencoder(inside if is_pipeline else config.pipeline)
+        model, _ = load_autoencoder(autoencoder_path(config.pipeline))
         torch.nn.Module.to(model, device)
         return Loaded(None, model.float().eval())
-    if not (Path(config.pipeline) / "model_index.json").is_file():
+    if not (shipped_path(config.pipeline) / "model_index.json").is_file():
         raise ValueError(
             f"{config.pipeline} is no pipeline: expected a folder with model_index.json, such as "
             "the pipeline/ that train_diffusion.py leaves in its run folder"

@@ -11,6 +11,7 @@ from typing import Any
 
 from diffusion.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, SCHEDULER_NAMES
 from vidtwin.data import DataConfig
+from vidtwin.files import shipped_path
 
 __all__ = [
     "CodecConfig",
@@ -238,9 +239,8 @@ class VideosConfig:
 
 def autoencoder_path(path: str | Path) -> Path:
     """The folder of the autoencoder itself, also where a pipeline's is named."""
-    inside = Path(path).expanduser() / "autoencoder"
-    whole = Path(path).expanduser() / "model_index.json"
-    return inside if whole.is_file() else Path(path).expanduser()
+    folder = shipped_path(path)
+    return folder / "autoencoder" if (folder / "model_index.json").is_file() else folder
 
 
 def model_sizes(config: VideosConfig) -> Sizes | None:

@@ -1,22 +1,19 @@
-"""Means over processes and micro-batches, and the weights that a run leaves for use."""
+"""What several processes do together: means, micro-batches, going on, weights for use."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from vidtwin_lab.runtime.checkpoints import RunFolder, find_checkpoint, flush_to_disk, step_of
-from vidtwin_lab.runtime.training import ema_weights
+from vidtwin.files import folder_written_whole
+from vidtwin_lab.runtime.checkpoints import RunFolder, find_checkpoint, step_of
 
 
 def mean_over_processes(accelerator: Accelerator) -> Callable[[Tensor | float], Tensor]:
@@ -75,44 +72,12 @@ def resume(accelerator: Accelerator, folder: RunFolder, path: str | None) -> int
             )
     if checkpoint is None:
         return 0
-    return int(folder.checkpoints.load(accelerator, checkpoint)["step"])
+    return folder.checkpoints.load(accelerator, checkpoint)
 
 
-class Saveable(Protocol):
-    """A model of diffusers or transformers."""
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Any: ...
-
-
-def export_weights(folder: RunFolder, name: str, model: Any, ema: EMAModel | None) -> None:
-    """Write `name`/ and, with an average, `name`_ema/ into the run folder, for from_pretrained.
-
-    To be called by the main process alone; see `replace_weights`.
+def replace_weights(folder: Path, model: Any) -> None:
+    """Write a model by its `save_pretrained` so that at any moment the former or the new one is
+    there; to be called by the main process alone.
     """
-    replace_weights(folder.path / name, model)
-    if ema is not None:
-        with ema_weights(ema, model):
-            replace_weights(folder.path / f"{name}_ema", model)
-
-
-def replace_weights(final: Path, model: Saveable) -> None:
-    """Write a model to a folder so that at any moment the former or the new one lies there.
-
-    To be called by the main process alone. A kill may leave the former as `.{name}.old`, which
-    the next call puts back.
-    """
-    writing = final.with_name(f".{final.name}.writing")
-    former = final.with_name(f".{final.name}.old")
-    if former.exists() and not final.exists():
-        former.rename(final)  # a kill came between the two renames below
-    for leftover in (writing, former):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-    model.save_pretrained(writing)
-    for file in writing.rglob("*"):
-        flush_to_disk(file)
-    if final.exists():
-        final.rename(former)
-    writing.rename(final)
-    if former.exists():
-        shutil.rmtree(former)
+    with folder_written_whole(folder) as writing:
+        model.save_pretrained(writing)
