@@ -133,10 +133,10 @@ class Run:
             self.unwrapped.enable_gradient_checkpointing()
         self.unwrapped.to(accelerator.device)
         self.objective.to(accelerator.device)
-        model = runtime.compiled(self.unwrapped) if config.compile else self.unwrapped
+        self.model = runtime.prepare_model(accelerator, self.unwrapped, config.compile)
         parameters = [*self.unwrapped.parameters(), *self.objective.parameters()]
         optimizer = runtime.build_optimizer(parameters, config.optimizer)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.optimizer = accelerator.prepare(optimizer)
         self.scheduler = runtime.build_scheduler(self.optimizer, config.optimizer, config.steps)
         self.adversary = None
         if config.loss.discriminator_weight > 0:
@@ -164,16 +164,17 @@ class Run:
 
     def export(self) -> None:
         """Writes the weights and their average for `from_pretrained`."""
-        if self.accelerator.is_main_process:
-            runtime.export_weights(self.folder, "autoencoder", self.unwrapped, self.ema)
+        runtime.export_weights(
+            self.accelerator, self.folder, "autoencoder", self.unwrapped, self.ema
+        )
 
     def validate(self, step: int) -> None:
         """Measures the averaged weights on the validation clips."""
         if self.validation_loader is None:
             return
-        with runtime.ema_weights(self.ema, self.unwrapped):
+        with runtime.ema_weights(self.ema, self.unwrapped) as model:
             rows, sheet = measure_reconstructions(
-                self.unwrapped,
+                model,
                 self.validation_loader,
                 autocast=self.accelerator.autocast,
                 lpips=self.objective.lpips,

@@ -78,9 +78,9 @@ class Run:
         if config.gradient_checkpointing:
             self.unwrapped.gradient_checkpointing_enable()
         self.unwrapped.to(accelerator.device)
-        model = runtime.compiled(self.unwrapped) if config.compile else self.unwrapped
+        self.model = runtime.prepare_model(accelerator, self.unwrapped, config.compile)
         optimizer = runtime.build_optimizer(self.unwrapped.parameters(), config.optimizer)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.optimizer = accelerator.prepare(optimizer)
         self.scheduler = runtime.build_scheduler(self.optimizer, config.optimizer, config.steps)
         self.ema = runtime.build_ema(self.unwrapped, config.ema)
         self.guard = runtime.NonFiniteGuard(config.max_nonfinite_steps)
@@ -129,9 +129,10 @@ class Run:
 
     def export(self) -> None:
         """Writes model and tokenizer for `TextEncoder.from_pretrained`."""
-        if self.accelerator.is_main_process:
-            files = LanguageModelFiles(self.unwrapped, self.tokenizer)
-            runtime.export_weights(self.folder, "language_model", files, self.ema)
+        runtime.export_weights(
+            *(self.accelerator, self.folder, "language_model", self.unwrapped, self.ema),
+            lambda model: LanguageModelFiles(model, self.tokenizer),
+        )
 
     def validate(self, step: int) -> None:
         """Measures the averaged weights on texts that are not trained on."""
@@ -142,9 +143,9 @@ class Run:
         # Whole batches go to each process: "contrastive" compares the texts of a batch.
         size = self.config.validation_batch_size
         batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
-        with runtime.ema_weights(self.ema, self.unwrapped):
+        with runtime.ema_weights(self.ema, self.unwrapped) as model:
             rows = measure_language_model(
-                self.unwrapped,
+                model,
                 self.objective,
                 self.validation,
                 batches[accelerator.process_index :: accelerator.num_processes],

@@ -25,6 +25,7 @@ from vidtwin_lab.runtime.run import (
     start_run,
     start_trackers,
 )
+from vidtwin_lab.runtime.sharding import prepare_model as prepare_model
 from vidtwin_lab.runtime.trackers import TRACKERS, Trackers, build_trackers
 from vidtwin_lab.runtime.training import (
     EMAConfig,
@@ -78,6 +79,7 @@ __all__ = [
     "mean_over_processes",
     "memory_gib",
     "parse_arguments",
+    "prepare_model",
     "progress_bar",
     "read_yaml",
     "replace_weights",

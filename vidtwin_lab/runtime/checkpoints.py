@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils.other import load as load_tensors
 
+from vidtwin_lab.runtime import sharding
 from vidtwin_lab.runtime.config import ConfigError, config_to_dict, flatten, read_yaml, save_config
 
 logger = logging.getLogger(__name__)
@@ -268,9 +269,8 @@ def _without_wrappers(accelerator: Accelerator) -> Iterator[None]:
         return getattr(model, "_orig_mod", model)  # compiled before it was prepared
 
     def before_saving(models: list[Any], weights: list[Any], _folder: str) -> None:
-        # Empty under FSDP and DeepSpeed, which write their own shards.
         for index in range(len(weights)):
-            weights[index] = unwrap(models[index]).state_dict()
+            weights[index] = sharding.whole_state(unwrap(models[index]))
 
     def before_loading(models: list[Any], _folder: str) -> None:
         models[:] = [unwrap(model) for model in models]

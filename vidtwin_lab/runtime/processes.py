@@ -16,6 +16,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from vidtwin_lab.runtime.checkpoints import RunFolder, find_checkpoint, flush_to_disk, step_of
+from vidtwin_lab.runtime.sharding import is_sharded
 from vidtwin_lab.runtime.training import ema_weights
 
 
@@ -33,8 +34,12 @@ def mean_over_processes(accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
 def sync_on_last(
     accelerator: Accelerator, model: torch.nn.Module, index: int, parts: int
 ) -> AbstractContextManager[Any]:
-    """Context of a micro-batch: gradients are averaged over processes in the last one alone."""
-    return nullcontext() if index == parts - 1 else accelerator.no_sync(model)
+    """Context of a micro-batch: gradients are averaged over processes in the last one alone.
+
+    Those of a sharded model in every one: unaveraged they would lie whole on each process.
+    """
+    last = index == parts - 1
+    return nullcontext() if last or is_sharded(model) else accelerator.no_sync(model)
 
 
 def gather_rows(accelerator: Accelerator, rows: Iterable[Any]) -> list[Any]:
@@ -82,15 +87,26 @@ class Saveable(Protocol):
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Any: ...
 
 
-def export_weights(folder: RunFolder, name: str, model: Any, ema: EMAModel | None) -> None:
+def export_weights(
+    accelerator: Accelerator,
+    folder: RunFolder,
+    name: str,
+    model: torch.nn.Module,
+    ema: EMAModel | None,
+    files: Callable[[Any], Saveable] = lambda model: model,
+) -> None:
     """Write `name`/ and, with an average, `name`_ema/ into the run folder, for from_pretrained.
 
-    To be called by the main process alone; see `replace_weights`.
+    To be called by every process; the main one writes, see `replace_weights`.
+
+    Args:
+        files: what of a model is to be saved, such as the model with its tokenizer.
     """
-    replace_weights(folder.path / name, model)
-    if ema is not None:
-        with ema_weights(ema, model):
-            replace_weights(folder.path / f"{name}_ema", model)
+    averages = {name: None} if ema is None else {name: None, f"{name}_ema": ema}
+    for target, average in averages.items():
+        with ema_weights(average, model) as weighted:
+            if accelerator.is_main_process:
+                replace_weights(folder.path / target, files(weighted))
 
 
 def replace_weights(final: Path, model: Saveable) -> None:

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType
 
 from vidtwin_lab.runtime.checkpoints import RunFolder
+from vidtwin_lab.runtime.sharding import RunAccelerator
 from vidtwin_lab.runtime.trackers import TRACKERS, Trackers, VideoWriter, build_trackers
 
 PRECISIONS = (None, "no", "bf16")
@@ -112,7 +112,7 @@ def start_run(config: RunConfig, changeable: Sequence[str] = ()) -> tuple[Accele
     Raises:
         ValueError: the batch can't be divided, or the folder can't be used.
     """
-    accelerator = Accelerator(
+    accelerator = RunAccelerator(
         mixed_precision=config.mixed_precision,
         # Our loops cut their batches themselves; the launcher's own accumulation is not for them.
         gradient_accumulation_steps=1,
@@ -126,11 +126,6 @@ def start_run(config: RunConfig, changeable: Sequence[str] = ()) -> tuple[Accele
             "accumulation=... of the run instead"
         )
     check_launched_precision(accelerator)
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        raise ValueError(
-            f"accelerate is configured for {accelerator.distributed_type.value}; expected one "
-            "process or data-parallel processes (multi_gpu, multi_cpu)"
-        )
     parts = accelerator.num_processes * config.accumulation
     if config.batch_size % parts:
         raise ValueError(
