@@ -104,7 +104,8 @@ class CheckpointFolder:
             )
         try:
             with _without_wrappers(accelerator), _weights_only():
-                accelerator.load_state(str(path))
+                # Whole states of all processes need not lie on the device at one time.
+                accelerator.load_state(str(path), map_location="cpu")
         except (RuntimeError, KeyError, FileNotFoundError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"checkpoint {path} does not fit this run: {reason}") from error
@@ -273,14 +274,21 @@ def _without_wrappers(accelerator: Accelerator) -> Iterator[None]:
             weights[index] = sharding.whole_state(unwrap(models[index]))
 
     def before_loading(models: list[Any], _folder: str) -> None:
-        models[:] = [unwrap(model) for model in models]
+        for index, model in enumerate(map(unwrap, models)):
+            models[index] = model
+            if sharding.is_sharded(model):
+                models[index] = sharding.empty_model(model)
+                loaded.append((model, models[index]))
 
+    loaded: list[tuple[torch.nn.Module, torch.nn.Module]] = []
     handles = (
         accelerator.register_save_state_pre_hook(before_saving),
         accelerator.register_load_state_pre_hook(before_loading),
     )
     try:
         yield
+        for model, source in loaded:
+            sharding.take_weights(model, source)
     finally:
         for handle in handles:
             handle.remove()

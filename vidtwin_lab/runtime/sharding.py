@@ -15,7 +15,7 @@ import logging
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -140,7 +140,6 @@ def shard(model: nn.Module, sharding: Sharding, mesh: DeviceMesh) -> None:
     for block in reversed(blocks):  # the inner ones first
         fully_shard(block, mesh=mesh, reshard_after_forward=sharding.reshard_after_forward)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
-    model.register_load_state_dict_pre_hook(_shard_state)
 
 
 def blocks_of(model: nn.Module, sharding: Sharding) -> list[nn.Module]:
@@ -238,27 +237,46 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Tensor] = model.state_dict()
     if not is_sharded(model):
         return state
-    gathered = {}
+    # A tied weight has several names and is one tensor, which is how it is told when saving.
+    owners = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
+    gathered: dict[int, Tensor] = {}
     for name, value in state.items():
-        tensor = whole(value)
-        if _writes():
-            gathered[name] = tensor.detach().cpu()
-    return gathered
+        owner = owners.get(name, id(value))
+        if owner not in gathered:
+            tensor = whole(value)
+            gathered[owner] = tensor.cpu() if _writes() else tensor.new_empty(0)
+    names = state if _writes() else ()
+    return {name: gathered[owners.get(name, id(state[name]))] for name in names}
 
 
 def whole_model(model: nn.Module, weights: Iterable[Tensor] | None = None) -> nn.Module:
-    """An unsharded copy of the model on every process; collective.
+    """An unsharded copy of a sharded model on every process; collective.
 
-    What runs it, and how often, need not be the same on all processes.
+    What runs it, and how often, need not be the same on all processes. Buffers are shared.
 
     Args:
         weights: of the copy, in the order of its parameters; None takes the model's own.
     """
+    return _copy_with(model, map(whole, weights or model.parameters()))
+
+
+def empty_model(model: nn.Module) -> nn.Module:
+    """An unsharded copy of a sharded model on the CPU, to load weights into; see `take_weights`."""
+    return _copy_with(model, (torch.empty(p.shape, dtype=p.dtype) for p in model.parameters()))
+
+
+@torch.no_grad()
+def take_weights(model: nn.Module, source: nn.Module) -> None:
+    """Give a sharded model the weights of an unsharded one that each process has."""
+    for parameter, weight in zip(model.parameters(), source.parameters(), strict=True):
+        local(parameter).copy_(local(shard_like(weight.detach(), parameter)))
+
+
+def _copy_with(model: nn.Module, weights: Iterable[Tensor]) -> nn.Module:
     template = model.__dict__[_TEMPLATE]
     memo: dict[int, Any] = {id(buffer): buffer for buffer in template.buffers()}
-    pairs = zip(template.parameters(), weights or model.parameters(), strict=True)
-    for empty, weight in pairs:
-        memo[id(empty)] = nn.Parameter(whole(weight), requires_grad=empty.requires_grad)
+    for empty, weight in zip(template.parameters(), weights, strict=True):
+        memo[id(empty)] = nn.Parameter(weight, requires_grad=empty.requires_grad)
     copied: nn.Module = copy.deepcopy(template, memo)
     return copied.train(model.training)
 
@@ -331,17 +349,6 @@ def _map_state(
         }
         for index, values in state.items()
     }
-
-
-def _shard_state(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Split whole tensors that are about to be loaded."""
-    for name, parameter in _named(module):
-        if prefix + name in state:
-            state[prefix + name] = shard_like(state[prefix + name], parameter)
-
-
-def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters(remove_duplicate=False)
 
 
 def _template(model: nn.Module) -> nn.Module:
