@@ -82,6 +82,7 @@ def run_main(main: Callable[[], int | None], *expected: type[Exception]) -> NoRe
     """
     mendable: tuple[type[Exception], ...] = (ValueError, OSError, NonFiniteError, *expected)
     _start_missing_processes()
+    _join_over_cpus()
     try:
         code = main()
     except KeyboardInterrupt:
@@ -123,6 +124,21 @@ def _start_missing_processes() -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     sys.stderr.flush()
     os.execv(sys.executable, [*launcher, "--nproc_per_node", str(number), *sys.argv])
+
+
+def _join_over_cpus() -> None:
+    """Let several processes without a GPU be one run, over gloo.
+
+    accelerate, started by torchrun without ACCELERATE_USE_CPU, takes each of them for a run of
+    its own, and all would write into one folder.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return
+    import torch  # only here: a wrong command line is told without it
+
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None or found.type == "mps":  # which has no collectives
+        os.environ["ACCELERATE_USE_CPU"] = "true"
 
 
 def _processes_asked_for() -> int | None:

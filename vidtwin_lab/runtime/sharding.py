@@ -14,9 +14,9 @@ import dataclasses
 import logging
 import os
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 logger = logging.getLogger(__name__)
 
+Model = TypeVar("Model", bound=nn.Module)
 _PREFIX = "PARALLELISM_CONFIG_"
 _TEMPLATE = "_unsharded_template"
 
@@ -38,6 +39,7 @@ class Sharding:
     Args:
         replicas: groups of processes that hold the whole model between them; with more than one
             (hybrid sharding) gradients are averaged over the groups, as between machines.
+        shards: processes of such a group; None for as many as there are.
         reshard_after_forward: free a block's gathered weights after its forward pass and gather
             them again in the backward pass; False takes more memory and less traffic.
         blocks: names of the classes whose modules are gathered one at a time; empty for those
@@ -45,6 +47,7 @@ class Sharding:
     """
 
     replicas: int = 1
+    shards: int | None = None
     reshard_after_forward: bool = True
     blocks: tuple[str, ...] = ()
 
@@ -52,13 +55,13 @@ class Sharding:
         """The processes as (replicas, shards).
 
         Raises:
-            ValueError: if the replicas do not divide the processes.
+            ValueError: if these are not all processes.
         """
         size, kind = accelerator.num_processes, accelerator.device.type
-        if size % self.replicas:
+        if size != self.replicas * (self.shards or size // self.replicas):
             raise ValueError(
-                f"hybrid sharding in {self.replicas} replicas needs a multiple of as many "
-                f"processes, got {size}; set parallelism_config_dp_replicate_size"
+                f"hybrid sharding asks for {self.replicas} replicas x {self.shards} shards, got "
+                f"{size} processes; set parallelism_config_dp_replicate_size and _dp_shard_size"
             )
         if self.replicas == 1:
             return init_device_mesh(kind, (size,), mesh_dim_names=("shard",))
@@ -106,6 +109,7 @@ def take_sharding() -> Sharding | None:
     blocks = environment.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "").split(",")
     return Sharding(
         replicas=degrees.get("DP_REPLICATE", 1),
+        shards=degrees.get("DP_SHARD"),
         reshard_after_forward=environment.get("FSDP_RESHARD_AFTER_FORWARD", "true") != "false",
         blocks=tuple(name.strip() for name in blocks if name.strip()),
     )
@@ -145,7 +149,8 @@ def shard(model: nn.Module, sharding: Sharding, mesh: DeviceMesh) -> None:
 def blocks_of(model: nn.Module, sharding: Sharding) -> list[nn.Module]:
     """The modules whose weights are gathered one at a time, the outer ones first.
 
-    Those that share a weight with the rest of the model, as tied embeddings do, are left out.
+    They are those of the sharding's classes, or of the model's own `_no_split_modules`, or of its
+    parts', or else the members of its outermost lists. Those that share a weight with the rest of the model, as tied embeddings do, are left out.
 
     Raises:
         ValueError: if there are none.
@@ -164,6 +169,8 @@ def blocks_of(model: nn.Module, sharding: Sharding) -> list[nn.Module]:
         return all(uses[parameter] == count for parameter, count in inside.items())
 
     named = [module for module in model.modules() if type(module).__name__ in names]
+    if not names:
+        named = list(_list_members(model))
     blocks = [module for module in named if module is not model and apart(module)]
     if not blocks:
         found = ", ".join(sorted({type(module).__name__ for module in model.modules()}))
@@ -213,12 +220,12 @@ def is_sharded(model: nn.Module) -> bool:
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor whose part this process holds, on every process; collective."""
-    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds, in the same memory."""
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def shard_like(tensor: Tensor, other: Tensor) -> Tensor:
@@ -246,10 +253,11 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
             tensor = whole(value)
             gathered[owner] = tensor.cpu() if _writes() else tensor.new_empty(0)
     names = state if _writes() else ()
-    return {name: gathered[owners.get(name, id(state[name]))] for name in names}
+    # accelerate looks for tied weights in a dict of this kind only.
+    return OrderedDict((name, gathered[owners.get(name, id(state[name]))]) for name in names)
 
 
-def whole_model(model: nn.Module, weights: Iterable[Tensor] | None = None) -> nn.Module:
+def whole_model(model: Model, weights: Iterable[Tensor] | None = None) -> Model:
     """An unsharded copy of a sharded model on every process; collective.
 
     What runs it, and how often, need not be the same on all processes. Buffers are shared.
@@ -272,12 +280,12 @@ def take_weights(model: nn.Module, source: nn.Module) -> None:
         local(parameter).copy_(local(shard_like(weight.detach(), parameter)))
 
 
-def _copy_with(model: nn.Module, weights: Iterable[Tensor]) -> nn.Module:
+def _copy_with(model: Model, weights: Iterable[Tensor]) -> Model:
     template = model.__dict__[_TEMPLATE]
     memo: dict[int, Any] = {id(buffer): buffer for buffer in template.buffers()}
     for empty, weight in zip(template.parameters(), weights, strict=True):
         memo[id(empty)] = nn.Parameter(weight, requires_grad=empty.requires_grad)
-    copied: nn.Module = copy.deepcopy(template, memo)
+    copied: Model = copy.deepcopy(template, memo)
     return copied.train(model.training)
 
 
@@ -349,6 +357,11 @@ def _map_state(
         }
         for index, values in state.items()
     }
+
+
+def _list_members(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        yield from child if isinstance(child, nn.ModuleList) else _list_members(child)
 
 
 def _template(model: nn.Module) -> nn.Module:

@@ -202,10 +202,10 @@ class _CheckedEMA(EMAModel):
     @torch.no_grad()
     def step(self, parameters: Iterable[nn.Parameter]) -> None:
         self.optimization_step += 1
-        self.cur_decay_value = self.get_decay(self.optimization_step)
+        decay = self.get_decay(self.optimization_step)
         shadows = [sharding.local(shadow) for shadow in self.shadow_params]
         steps = torch._foreach_sub(shadows, [sharding.local(p) for p in parameters])
-        torch._foreach_mul_(steps, 1 - self.cur_decay_value)
+        torch._foreach_mul_(steps, 1 - decay)
         torch._foreach_sub_(shadows, steps)
 
     def state_dict(self) -> dict[str, Any]:
@@ -248,7 +248,7 @@ def build_ema(model: nn.Module, config: EMAConfig) -> EMAModel | None:
 
 
 @contextmanager
-def ema_weights(ema: EMAModel | None, model: nn.Module) -> Iterator[nn.Module]:
+def ema_weights(ema: EMAModel | None, model: sharding.Model) -> Iterator[sharding.Model]:
     """The model with the averaged weights; afterwards it has its own again, bit for bit.
 
     For a sharded model it is a whole copy, made by all processes together, which each of them may
