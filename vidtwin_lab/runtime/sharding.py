@@ -149,8 +149,9 @@ def shard(model: nn.Module, sharding: Sharding, mesh: DeviceMesh) -> None:
 def blocks_of(model: nn.Module, sharding: Sharding) -> list[nn.Module]:
     """The modules whose weights are gathered one at a time, the outer ones first.
 
-    They are those of the sharding's classes, or of the model's own `_no_split_modules`, or of its
-    parts', or else the members of its outermost lists. Those that share a weight with the rest of the model, as tied embeddings do, are left out.
+    They are of the sharding's classes, or of the model's own `_no_split_modules`, or of its
+    parts', or else the members of its outermost lists. Those that share a weight with the rest of
+    the model, as tied embeddings do, are left out.
 
     Raises:
         ValueError: if there are none.
@@ -228,6 +229,17 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
+def for_disk(tensor: Tensor) -> Tensor:
+    """The whole tensor on the first process's CPU, nothing on the others; collective.
+
+    What is not sharded comes back as it is.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor
+    full = whole(tensor)
+    return full.cpu() if _writes() else full.new_empty(0)
+
+
 def shard_like(tensor: Tensor, other: Tensor) -> Tensor:
     """This process's part of a tensor that each has whole, split as `other` is; no traffic."""
     if not isinstance(other, DTensor) or isinstance(tensor, DTensor):
@@ -250,8 +262,7 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
     for name, value in state.items():
         owner = owners.get(name, id(value))
         if owner not in gathered:
-            tensor = whole(value)
-            gathered[owner] = tensor.cpu() if _writes() else tensor.new_empty(0)
+            gathered[owner] = for_disk(value)
     names = state if _writes() else ()
     # accelerate looks for tied weights in a dict of this kind only.
     return OrderedDict((name, gathered[owners.get(name, id(state[name]))]) for name in names)
@@ -295,12 +306,8 @@ def with_whole_state(optimizer: torch.optim.Optimizer) -> None:
     Its `state_dict` is collective, and has no state on other processes than the first.
     """
 
-    def keep(_: int, value: Tensor) -> Tensor:
-        tensor = whole(value)
-        return tensor.cpu() if _writes() else tensor.new_empty(0)
-
     def gather(_: Any, state: dict[str, Any]) -> dict[str, Any]:
-        gathered = _map_state(state["state"], keep)
+        gathered = _map_state(state["state"], lambda _, value: for_disk(value))
         return {**state, "state": gathered if _writes() else {}}
 
     def scatter(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:

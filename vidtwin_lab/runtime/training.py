@@ -210,7 +210,7 @@ class _CheckedEMA(EMAModel):
 
     def state_dict(self) -> dict[str, Any]:
         """Collective where the model is sharded."""
-        whole = [sharding.whole(shadow) for shadow in self.shadow_params]
+        whole = [sharding.for_disk(shadow) for shadow in self.shadow_params]
         return {**super().state_dict(), "shadow_params": whole}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
