@@ -60,7 +60,7 @@ def test_a_block_that_shares_a_weight_with_the_rest_is_left_out():
             super().__init__()
             self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
             self.head = nn.Linear(4, 4)
-            self.head.weight = self.layers[1].weight
+            self.head.weight = self.layers[1].weight  # type: ignore[assignment]
 
     model = Tied()
     assert blocks_of(model, Sharding()) == [model.layers[0], model.layers[2]]
