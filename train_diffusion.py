@@ -13,9 +13,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from einops import rearrange
 
 from diffusion import VidTwinPipeline
 from diffusion.config import (
@@ -126,9 +126,9 @@ class Run:
         if config.gradient_checkpointing:
             self.unwrapped.enable_gradient_checkpointing()
         self.unwrapped.to(accelerator.device)
-        model = runtime.compiled(self.unwrapped) if config.compile else self.unwrapped
+        self.model = runtime.prepare_model(accelerator, self.unwrapped, config.compile)
         optimizer = runtime.build_optimizer(self.unwrapped.parameters(), config.optimizer)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.optimizer = accelerator.prepare(optimizer)
         self.scheduler = runtime.build_scheduler(self.optimizer, config.optimizer, config.steps)
         self.ema = runtime.build_ema(self.unwrapped, config.ema)
         self.guard = runtime.NonFiniteGuard(config.max_nonfinite_steps)
@@ -153,7 +153,8 @@ class Run:
     def build_pipeline(self) -> VidTwinPipeline:
         """The pipeline around the model; its frozen parts are written once, before training."""
         folder = self.folder.path / "pipeline"
-        pipeline = self.inputs.pipeline(self.unwrapped, build_sampling_scheduler(self.config.flow))
+        with runtime.ema_weights(None, self.unwrapped) as model:
+            pipeline = self.inputs.pipeline(model, build_sampling_scheduler(self.config.flow))
         # A run that goes on from another's checkpoint has none yet; the index is written last.
         begun = self.folder.checkpoints.latest() and (folder / "model_index.json").is_file()
         if self.accelerator.is_main_process and not begun:
@@ -168,15 +169,13 @@ class Run:
 
     def export(self) -> None:
         """Puts the averaged weights into the pipeline's folder."""
-        if self.accelerator.is_main_process:
-            with runtime.ema_weights(self.ema, self.unwrapped):
-                runtime.replace_weights(
-                    self.folder.path / "pipeline" / "transformer", self.unwrapped
-                )
+        with runtime.ema_weights(self.ema, self.unwrapped) as model:
+            if self.accelerator.is_main_process:
+                runtime.replace_weights(self.folder.path / "pipeline" / "transformer", model)
 
     def validate(self, step: int) -> None:
         """Held-out losses of the averaged weights, and videos for fixed prompts and seeds."""
-        with runtime.ema_weights(self.ema, self.unwrapped):
+        with runtime.ema_weights(self.ema, self.unwrapped) as model:
             if self.config.validation_samples:
                 held_out = self.inputs.source.held_out_batches(
                     batch_size=self.config.validation_batch_size,
@@ -184,29 +183,33 @@ class Run:
                     **self.ranks,
                 )
                 autocast = self.accelerator.autocast
-                rows = measure_losses(self.unwrapped, self.inputs, held_out, autocast=autocast)
+                rows = measure_losses(model, self.inputs, held_out, autocast=autocast)
                 means = mean_measures(runtime.gather_rows(self.accelerator, rows))
                 self.trackers.log_validation(means, step)
-            if self.accelerator.is_main_process:
-                self.sample("prompt", self.config.sample_prompts, step)
-                self.sample("class_labels", self.config.sample_classes, step)
+            self.pipeline.register_modules(transformer=model)
+            self.sample("prompt", self.config.sample_prompts, step)
+            self.sample("class_labels", self.config.sample_classes, step)
+            self.pipeline.register_modules(transformer=self.unwrapped)
 
     def sample(self, condition: str, asked: Sequence[str], step: int) -> None:
-        """One video for each, side by side."""
+        """One video for each, side by side; each process makes its share of them."""
         if not asked:
             return
-        config = self.config
-        make: Any = self.pipeline
-        videos = make(
-            **{condition: list(asked)},
-            num_inference_steps=config.sample_steps,
-            guidance_scale=config.sample_guidance_scale,
-            seed=list(range(len(asked))),
-        ).videos
-        row = rearrange(2 * videos - 1, "b c t h w -> c t h (b w)")
-        self.trackers.log_video(
-            f"validation/{condition}", to_uint8(row), step, self.inputs.source.fps
-        )
+        config, accelerator = self.config, self.accelerator
+        mine = range(accelerator.process_index, len(asked), accelerator.num_processes)
+        rows: list[tuple[int, Any]] = []
+        if mine:
+            make: Any = self.pipeline
+            videos = make(
+                **{condition: [asked[index] for index in mine]},
+                num_inference_steps=config.sample_steps,
+                guidance_scale=config.sample_guidance_scale,
+                seed=list(mine),
+            ).videos
+            rows = [(i, to_uint8(2 * v - 1)) for i, v in zip(mine, videos, strict=True)]
+        made = dict(runtime.gather_rows(accelerator, rows))
+        row = np.concatenate([made[index] for index in range(len(asked))], axis=2)
+        self.trackers.log_video(f"validation/{condition}", row, step, self.inputs.source.fps)
 
 
 def train(run: Run) -> None:
