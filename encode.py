@@ -128,7 +128,7 @@ def main() -> None:
     config = runtime.load_config(EncodeConfig, arguments.config, arguments.overrides)
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     runtime.check_launched_precision(accelerator)
-    model, found = load_autoencoder(config.autoencoder)
+    model, found = load_autoencoder(config.autoencoder, untrained=arguments.dry_run)
     about = {"autoencoder": str(found), "device": accelerator.device.type}
     digest = weights_digest(model.encoder_parts())
     caches = []

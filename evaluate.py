@@ -14,7 +14,7 @@ NAME:
 Writes NAME.json (the numbers and their protocol), NAME.csv (a line for each video), NAME.png and
 NAME.md (a row of a table) into the folder of `output`. Any number of processes writes the same.
 
-Exit status: 0, or 2 with one line for what the user can mend.
+Exit status: 0, or 2 with one line for an input that can't be used.
 """
 
 from __future__ import annotations
@@ -28,13 +28,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from accelerate import Accelerator
 
 from vidtwin.data import TooManyBadFiles
 from vidtwin.files import check_folder
 from vidtwin_lab import runtime
-from vidtwin_lab.evaluation import Processes, Report, write_report
-from vidtwin_lab.evaluation.report import markdown_table, rounded
 
 
 class Measurement(NamedTuple):
@@ -78,6 +75,13 @@ def main() -> None:
     config: Any = runtime.load_config(
         getattr(module, chosen.config), arguments.config, arguments.overrides
     )
+
+    # Not before the command line and the config are known to be right: these take seconds.
+    from accelerate import Accelerator
+
+    from vidtwin_lab.evaluation import Processes, write_report
+    from vidtwin_lab.evaluation.report import markdown_table, rounded
+
     accelerator = Accelerator(mixed_precision="no")
     runtime.check_launched_precision(accelerator)
     check_folder(Path(config.output), "output=FOLDER")
@@ -93,7 +97,7 @@ def main() -> None:
         device=accelerator.device,
         gather=functools.partial(runtime.gather_rows, accelerator),
     )
-    report: Report = module.measure(config, processes)
+    report = module.measure(config, processes)
     if processes.main:
         written = write_report(report, config.output)
         for path in written:

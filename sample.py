@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING, Any
 # What is heavy is imported where it is used: a wrong flag is answered at once.
 from diffusion import config
 from diffusion.inputs import check_seed, common_length, prompt_list
-from vidtwin.files import check_folder, write_json
+from vidtwin.files import check_folder, shipped_path, write_json
 from vidtwin_lab import runtime
 
 if TYPE_CHECKING:
     from diffusion import VidTwinPipeline
 
-SHIPPED_PIPELINE = Path(__file__).resolve().parent / "checkpoints" / "shapes"
+SHIPPED_PIPELINE = shipped_path("checkpoints/shapes")
 WEIGHT_DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_FPS = 8.0
 SHEET_ROWS = 16
@@ -80,6 +80,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=config.GIVEN_GUIDANCE_SCALE,
         help="of what is given",
     )
+    add("--held-guidance-scale", action=runtime.RenamedOption, now="--given-guidance-scale")
     add("--motion-scale", type=float, default=1.0, help="of the dynamics' changes (%(default)s)")
     add("--num-frames", type=int, metavar="N", help="beyond what the model makes at once")
     add("--fps", type=float, help="of the files (default: of the pipeline's training clips)")
@@ -169,9 +170,7 @@ def load_pipeline(arguments: argparse.Namespace, accelerator: Any) -> VidTwinPip
     from diffusion import VidTwinPipeline
     from diffusion.schedulers import build_scheduler
 
-    if not arguments.pipeline and not SHIPPED_PIPELINE.is_dir():
-        raise ValueError("no pipeline ships with this version: name one with --pipeline")
-    path = arguments.pipeline or SHIPPED_PIPELINE
+    path = str(shipped_path(arguments.pipeline or SHIPPED_PIPELINE))
     pipeline = VidTwinPipeline.from_pretrained(path, torch_dtype=getattr(torch, arguments.dtype))
     if arguments.scheduler:
         pipeline.scheduler = build_scheduler(arguments.scheduler, pipeline.scheduler)

@@ -153,6 +153,8 @@ class LatentSolver:
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)
         self.timesteps: Tensor = scheduler.timesteps
+        # Some schedulers keep them on the CPU whatever device they are told.
+        self.sigmas: Tensor | None = scheduler.sigmas.to(device) if self.is_flow else None
         self.options: dict[str, Any] = {"return_dict": False}
         if "generator" in inspect.signature(scheduler.step).parameters:
             self.options["generator"] = generators
@@ -167,8 +169,8 @@ class LatentSolver:
     def timestep(self, index: int) -> Tensor:
         """What the model is told of the noise level at a step, a float without axes."""
         # Some schedulers round a flow's timesteps to whole numbers, but never its sigmas.
-        if self.is_flow:
-            return self.scheduler.sigmas[index].float() * self.scheduler.config.num_train_timesteps
+        if self.sigmas is not None:
+            return self.sigmas[index].float() * self.scheduler.config.num_train_timesteps
         return self.timesteps[index].float()
 
     def model_input(self, sample: Tensor, index: int) -> Tensor:
@@ -180,8 +182,8 @@ class LatentSolver:
 
     def noised(self, clean: Tensor, noise: Tensor, index: int) -> Tensor:
         """Known values at the noise level of a step."""
-        if self.is_flow:
-            sigma = self.scheduler.sigmas[index].to(clean)
+        if self.sigmas is not None:
+            sigma = self.sigmas[index].to(clean)
             return clean + sigma * (noise - clean)
         levels = self.timesteps[index].expand(len(clean))
         noisy: Tensor = self.scheduler.add_noise(clean, noise, levels)

@@ -183,7 +183,10 @@ class TrainingInputs:
 
 
 def build_inputs(
-    config: InputsConfig, device: torch.device, validates: bool = True
+    config: InputsConfig,
+    device: torch.device | str,
+    validates: bool = True,
+    untrained: bool = False,
 ) -> TrainingInputs:
     """The frozen models, the data and the conditions of a run.
 
@@ -191,10 +194,12 @@ def build_inputs(
         config: which.
         device: of the models.
         validates: whether validation clips are wanted.
+        untrained: see `load_autoencoder`.
     Raises:
         ValueError: if one is missing, or they do not belong together.
     """
-    autoencoder: Any = load_autoencoder(config.autoencoder)[0].requires_grad_(False)
+    loaded, _ = load_autoencoder(config.autoencoder, untrained=untrained)
+    autoencoder: Any = loaded.requires_grad_(False)
     source = open_source(
         autoencoder.to(device), config.cache, config.data, config.overfit, validates
     )

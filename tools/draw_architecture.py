@@ -13,6 +13,7 @@ import ast
 import textwrap
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -84,7 +85,7 @@ def draw(boxes: dict[str, Counter[str]], arrows: Counter[tuple[str, str]]) -> No
     top, places = 0.0, {}
     for band, found in boxes.items():
         height = 0.75 + 0.8 * rows[band]
-        style = {"boxstyle": "round,pad=0.02,rounding_size=0.08", "ec": "#777777", "lw": 0.8}
+        style: Any = {"boxstyle": "round,pad=0.02,rounding_size=0.08", "ec": "#777777", "lw": 0.8}
         axes.add_patch(FancyBboxPatch((0, top - height), 14, height, fc=COLORS[band], **style))
         title = f"{band}: {BANDS[band]} ({sum(found.values()):,} lines)"
         axes.text(0.15, top - 0.32, title, fontsize=11, weight="bold", va="center")

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,9 +24,16 @@ if TYPE_CHECKING:
 __all__ = [
     "check_folder",
     "file_digest",
+    "folder_written_whole",
+    "former_folder",
     "nearest_name",
     "partial_path",
+    "publish_folder",
+    "restore_folder",
+    "root_folder",
+    "shipped_path",
     "software_versions",
+    "unfinished_folder",
     "weights_digest",
     "write_json",
     "written_whole",
@@ -54,6 +62,86 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def root_folder() -> Path:
+    """The folder of the scripts, configs/ and checkpoints/: the checkout's, or the package's."""
+    site = Path(__file__).resolve().parents[1]
+    installed = site / "vidtwin_lab" / "_root"
+    return installed if installed.is_dir() else site
+
+
+def shipped_path(name: str | Path) -> Path:
+    """The path itself, or, where nothing lies there, a shipped config or checkpoint of that name.
+
+    So "checkpoints/shapes", "configs/ae/shapes.yaml" and "ae/shapes.yaml" work from any folder.
+    """
+    path = Path(name).expanduser()
+    if not path.exists() and not path.is_absolute():
+        for found in (root_folder() / path, root_folder() / "configs" / path):
+            if found.exists() and path.parts[0] != "outputs":
+                return found
+    return path
+
+
+def unfinished_folder(path: Path) -> Path:
+    """Where a folder is written until it is complete."""
+    return path.with_name(f".{path.name}.writing")
+
+
+def former_folder(path: Path) -> Path:
+    """Where the former folder of this name lies while another takes its place."""
+    return path.with_name(f".{path.name}.old")
+
+
+@contextmanager
+def folder_written_whole(path: Path) -> Iterator[Path]:
+    """Gives an empty folder to write to; it has its own name once the `with` block is left.
+
+    An exception in the block leaves what was there before. A kill at any moment leaves the former
+    folder or the new one, at worst set aside as `former_folder`, which the next call puts back.
+    For one process alone.
+    """
+    restore_folder(path)
+    writing = unfinished_folder(path)
+    shutil.rmtree(writing, ignore_errors=True)
+    writing.mkdir(parents=True)
+    try:
+        yield writing
+        publish_folder(path)
+    finally:
+        shutil.rmtree(writing, ignore_errors=True)
+
+
+def publish_folder(path: Path) -> None:
+    """Gives `unfinished_folder(path)`, once it is on the disk, its name."""
+    writing, former = unfinished_folder(path), former_folder(path)
+    for file in (*sorted(writing.rglob("*")), writing):
+        _flush_to_disk(file)
+    if path.exists():
+        path.rename(former)
+    writing.rename(path)
+    _flush_to_disk(path.parent)
+    if former.exists():
+        shutil.rmtree(former)
+
+
+def restore_folder(path: Path) -> None:
+    """Puts a former folder back if a kill came before the new one had its name."""
+    former = former_folder(path)
+    if former.exists() and not path.exists():
+        former.rename(path)
+    elif former.exists():
+        shutil.rmtree(former)
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Waits until a file or folder is on the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def file_digest(path: Path) -> str:

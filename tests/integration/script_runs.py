@@ -159,7 +159,7 @@ def run_python(
 @functools.cache
 def _start_server() -> None:
     """The process from which the others are forked: it has imported and computed nothing else."""
-    scripts = [path.stem for path in sorted(ROOT.glob("*.py"))]
+    scripts = [path.stem for path in sorted(ROOT.glob("*.py")) if path.stem != "setup"]
     multiprocessing.get_context("forkserver").set_forkserver_preload(["script_runs", *scripts])
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():

@@ -22,10 +22,24 @@ if __name__ == "__main__":
 """
 
 
-def test_accelerate_launch_starts_as_many_as_it_is_asked_for(tmp_path):
+def test_accelerate_launch_that_starts_one_of_several_is_refused(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    ended = run_python(
+        *("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"),
+        *(tmp_path / "script.py", "--config", "some.yaml", "output=a folder"),
+        environment={"PYTHONPATH": str(ROOT)},
+    )
+    assert ended.code != 0
+    assert not ended.out
+    (line,) = [line for line in ended.err.splitlines() if "error: accelerate launch" in line]
+    assert "was asked for several processes and started one" in line
+    assert "torchrun --nproc_per_node N" in line
+
+
+def test_torchrun_starts_as_many_as_it_is_asked_for(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     told = run_python(
-        *("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"),
+        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
         *(tmp_path / "script.py", "--config", "some.yaml", "output=a folder"),
         environment={"PYTHONPATH": str(ROOT)},
     ).done()

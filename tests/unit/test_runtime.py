@@ -19,6 +19,7 @@ import numpy
 import pytest
 import torch
 from accelerate import Accelerator
+from diffusers.optimization import SchedulerType
 from torch import nn
 
 from vidtwin_lab import runtime
@@ -34,6 +35,7 @@ from vidtwin_lab.runtime import (
     build_optimizer,
     build_scheduler,
     build_trackers,
+    checkpoints,
     clip_gradients,
     config_to_dict,
     ema_weights,
@@ -43,6 +45,7 @@ from vidtwin_lab.runtime import (
     save_config,
     seed_step,
 )
+from vidtwin_lab.runtime.run_config import SCHEDULES
 
 ROOT = Path(__file__).parents[2]
 LOSS_CASE = ROOT.parent / "shared" / "parity" / "loss_case.json"
@@ -317,14 +320,17 @@ def test_run_main_keeps_the_traceback_of_bugs_and_on_request(capsys, monkeypatch
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_run_main_says_when_accelerate_started_one_process_only(capsys, monkeypatch):
+def test_run_main_refuses_one_process_where_accelerate_was_asked_for_several(capsys, monkeypatch):
     for name in ("WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as caught:
         run_main(lambda: 0)
-    assert "asked for several processes and started one" in capsys.readouterr().err
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "error: accelerate launch was asked for several processes and started one" in line
+    assert "torchrun --nproc_per_node N" in line
 
 
 # Seeds, optimizer, schedule
@@ -415,6 +421,11 @@ def test_optimizer_config_error(wrong, message):
     with pytest.raises(ValueError, match=r"`") as caught:
         OptimizerConfig(**wrong)
     assert message in str(caught.value)
+
+
+def test_schedules_are_ours_and_those_of_diffusers_that_need_no_table():
+    theirs = {kind.value for kind in SchedulerType} - {"piecewise_constant"}
+    assert set(SCHEDULES) == {"warmup_cosine"} | theirs
 
 
 def test_warmup_longer_than_the_run_is_an_error():
@@ -512,7 +523,7 @@ class Run:
             if step == 4:
                 loss = loss * math.nan
             self.accelerator.backward(loss)
-            norm = clip_gradients(self.accelerator, self.model.parameters(), 1.0)
+            norm = clip_gradients(self.model.parameters(), 1.0)
             if self.guard.ok(self.accelerator, loss, norm):
                 self.optimizer.step()
                 self.ema.step(self.model.parameters())
@@ -539,14 +550,13 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, reseed):
     folder = CheckpointFolder(tmp_path)
     whole = Run(init=0)
     whole.train(0, 6, reseed)
-    folder.save(whole.accelerator, 6, {"epoch": 1, "loss": 0.1})
+    folder.save(whole.accelerator, 6)
     whole.train(6, 12, reseed)
     expected = whole.state()
 
     resumed = Run(init=1)
     resumed.train(0, 2)  # what the load replaces
-    progress = folder.load(resumed.accelerator, tmp_path)
-    assert progress == {"epoch": 1, "loss": 0.1, "step": 6}
+    assert folder.load(resumed.accelerator, tmp_path) == 6
     resumed.train(6, 12, reseed)
     for mine, theirs in zip(resumed.state(), expected, strict=True):
         assert torch.equal(mine, theirs)
@@ -557,10 +567,15 @@ def test_rotation_latest_and_saving_over_a_step(tmp_path):
     folder = CheckpointFolder(tmp_path / "checkpoints", keep=2)
     assert folder.latest() is None
     for step in (1, 2, 10):
-        assert folder.save(run.accelerator, step, {}) == folder.latest()
+        assert folder.save(run.accelerator, step) == folder.latest()
     assert [path.name for path in folder.all()] == ["step_000000002", "step_000000010"]
-    folder.save(run.accelerator, 10, {"again": True})
-    assert folder.load(run.accelerator, tmp_path)["again"]
+    weights = folder.path / "step_000000010" / "model.safetensors"
+    before = weights.read_bytes()
+    with torch.no_grad():
+        next(run.model.parameters()).add_(1)
+    folder.save(run.accelerator, 10)
+    assert weights.read_bytes() != before
+    assert folder.load(run.accelerator, tmp_path) == 10
     assert sorted(os.listdir(folder.path)) == ["step_000000002", "step_000000010"]
     with pytest.raises(ValueError, match="`keep` must be >= 1, or null"):
         CheckpointFolder(tmp_path, keep=0)
@@ -569,21 +584,21 @@ def test_rotation_latest_and_saving_over_a_step(tmp_path):
 def test_what_killed_saves_leave_is_ignored_and_cleaned(tmp_path, monkeypatch):
     run = Run(init=0)
     folder = CheckpointFolder(tmp_path)
-    first = folder.save(run.accelerator, 1, {})
+    first = folder.save(run.accelerator, 1)
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(folder, "_publish", killed)
+    monkeypatch.setattr(checkpoints, "publish_folder", killed)
     with pytest.raises(KeyboardInterrupt):
-        folder.save(run.accelerator, 2, {})
+        folder.save(run.accelerator, 2)
     assert folder.latest() == first
     half = tmp_path / "step_000000009"  # not ours: a copy that was cut short
     half.mkdir()
     assert folder.latest() == first
     # Killed between the two renames of a save over step 1.
-    first.rename(tmp_path / f".replaced-{first.name}")
-    assert folder.load(run.accelerator, tmp_path)["step"] == 1
+    first.rename(tmp_path / f".{first.name}.old")
+    assert folder.load(run.accelerator, tmp_path) == 1
     folder.clean()
     assert sorted(os.listdir(tmp_path)) == ["step_000000001", "step_000000009"]
 
@@ -595,7 +610,7 @@ def test_load_names_what_is_wrong(tmp_path):
         folder.load(run.accelerator, tmp_path / "nothing")
     with pytest.raises(ValueError, match=r"neither a checkpoint \(no progress.json\) nor a folder"):
         folder.load(run.accelerator, tmp_path)
-    path = folder.save(run.accelerator, 1, {})
+    path = folder.save(run.accelerator, 1)
     other = Accelerator(cpu=True)
     other.prepare(nn.Linear(3, 3))
     with pytest.raises(ValueError, match=r"does not fit this run: .*Missing key"):
@@ -604,8 +619,6 @@ def test_load_names_what_is_wrong(tmp_path):
     fewer.prepare(run.model)
     with pytest.raises(ValueError, match="does not match the number of registered objects"):
         folder.load(fewer, path)
-    with pytest.raises(ValueError, match=r"Out of range|not JSON"):
-        folder.save(run.accelerator, 2, {"loss": math.nan})
     assert folder.latest() == path
 
 
@@ -623,7 +636,7 @@ def test_loading_runs_no_code_of_a_checkpoint(tmp_path, monkeypatch, file):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     run = Run(init=0)
     folder = CheckpointFolder(tmp_path / "checkpoints")
-    path = folder.save(run.accelerator, 1, {})
+    path = folder.save(run.accelerator, 1)
     torch.save({"state": Malicious()}, path / file)
     with pytest.raises((ValueError, pickle.UnpicklingError)):
         folder.load(run.accelerator, path)
@@ -640,7 +653,7 @@ def test_run_folder_keeps_one_config(tmp_path):
     config = OuterConfig(steps=1)
     folder.claim(config)
     run = Run(init=0)
-    saved = folder.checkpoints.save(run.accelerator, 1, {})
+    saved = folder.checkpoints.save(run.accelerator, 1)
     assert load_config(OuterConfig, folder.config_path) == config
     assert load_config(OuterConfig, saved / "config.yaml") == config
     RunFolder(folder.path).claim(config)
@@ -809,10 +822,10 @@ _WORKER = """
     optimizer.step()
     scheduler.step()
     assert scheduler.last_epoch == 1
-    folder.checkpoints.save(accelerator, 1, {"a": 1})
+    folder.checkpoints.save(accelerator, 1)
     expected = torch.rand(3)
     torch.nn.init.zeros_(model.module.weight)
-    assert folder.checkpoints.load(accelerator, folder.path) == {"a": 1, "step": 1}
+    assert folder.checkpoints.load(accelerator, folder.path) == 1
     assert torch.equal(torch.rand(3), expected)
     assert model.module.weight.abs().sum() > 0
     trackers = build_trackers(accelerator, "none", "test", folder, config)
@@ -856,6 +869,6 @@ def test_two_processes_save_one_checkpoint_that_one_process_loads(tmp_path, capl
     scheduler = build_scheduler(optimizer, config, 10)
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(scheduler, NonFiniteGuard())
-    assert RunFolder(run_folder).checkpoints.load(accelerator, run_folder)["step"] == 1
+    assert RunFolder(run_folder).checkpoints.load(accelerator, run_folder) == 1
     assert scheduler.last_epoch == 1
     assert "was written by 2 processes and is loaded by 1" in caplog.text

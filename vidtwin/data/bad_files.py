@@ -6,8 +6,6 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, NoReturn
 
-from torch.utils.data import get_worker_info
-
 logger = logging.getLogger(__name__)
 
 
@@ -62,6 +60,8 @@ class BadFileLog:
             if path not in self.files:
                 self.files[path] = reason
                 # Workers stay silent: their samples carry the list to the main process.
+                from torch.utils.data import get_worker_info
+
                 if get_worker_info() is None:
                     logger.warning("skipped %s: %s", path, reason)
 

@@ -9,6 +9,7 @@ import torch
 
 from diffusion import VidTwinPipeline
 from vidtwin import weights_digest
+from vidtwin.files import shipped_path
 
 __all__ = ["load_pipeline", "parts_digests"]
 
@@ -25,7 +26,7 @@ def load_pipeline(
     Raises:
         ValueError: naming the part that is missing, or does not belong.
     """
-    pipeline = VidTwinPipeline.from_pretrained(path, torch_dtype=dtype)
+    pipeline = VidTwinPipeline.from_pretrained(str(shipped_path(path)), torch_dtype=dtype)
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -1,5 +1,11 @@
 from vidtwin_lab.runtime.checkpoints import CheckpointFolder, RunFolder, find_checkpoint
-from vidtwin_lab.runtime.command import configure_logging, parse_arguments, run_main
+from vidtwin_lab.runtime.command import (
+    RenamedOption,
+    configure_logging,
+    parse_arguments,
+    read_training_config,
+    run_main,
+)
 from vidtwin_lab.runtime.config import (
     ConfigError,
     config_to_dict,
@@ -11,27 +17,24 @@ from vidtwin_lab.runtime.config import (
 )
 from vidtwin_lab.runtime.processes import (
     add_share,
-    export_weights,
     gather_rows,
     mean_over_processes,
     replace_weights,
     resume,
     sync_on_last,
 )
-from vidtwin_lab.runtime.run import (
-    RunConfig,
-    check_launched_precision,
-    check_precision,
-    start_run,
-    start_trackers,
-)
-from vidtwin_lab.runtime.sharding import prepare_model as prepare_model
-from vidtwin_lab.runtime.trackers import TRACKERS, Trackers, build_trackers
-from vidtwin_lab.runtime.training import (
+from vidtwin_lab.runtime.run import TrainingRun, check_launched_precision
+from vidtwin_lab.runtime.run_config import (
+    TRACKERS,
     EMAConfig,
     NonFiniteError,
-    NonFiniteGuard,
     OptimizerConfig,
+    RunConfig,
+    check_precision,
+)
+from vidtwin_lab.runtime.trackers import Trackers, build_trackers
+from vidtwin_lab.runtime.training import (
+    NonFiniteGuard,
     StepTimer,
     build_ema,
     build_optimizer,
@@ -53,10 +56,12 @@ __all__ = [
     "NonFiniteError",
     "NonFiniteGuard",
     "OptimizerConfig",
+    "RenamedOption",
     "RunConfig",
     "RunFolder",
     "StepTimer",
     "Trackers",
+    "TrainingRun",
     "add_share",
     "build_ema",
     "build_optimizer",
@@ -69,7 +74,6 @@ __all__ = [
     "config_to_dict",
     "configure_logging",
     "ema_weights",
-    "export_weights",
     "find_checkpoint",
     "flatten",
     "format_config",
@@ -79,15 +83,13 @@ __all__ = [
     "mean_over_processes",
     "memory_gib",
     "parse_arguments",
-    "prepare_model",
     "progress_bar",
+    "read_training_config",
     "read_yaml",
     "replace_weights",
     "resume",
     "run_main",
     "save_config",
     "seed_step",
-    "start_run",
-    "start_trackers",
     "sync_on_last",
 ]

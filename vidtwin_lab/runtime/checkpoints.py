@@ -18,14 +18,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils.other import load as load_tensors
 
+from vidtwin.files import publish_folder, restore_folder, unfinished_folder, write_json
 from vidtwin_lab.runtime import sharding
 from vidtwin_lab.runtime.config import ConfigError, config_to_dict, flatten, read_yaml, save_config
 
 logger = logging.getLogger(__name__)
 
-_NAME = re.compile(r"step_\d{9,}")
-_WRITING = ".writing-"
-_REPLACED = ".replaced-"
+_NAME = re.compile(r"\.?(step_\d{9,})(\.old)?")
 _PROGRESS = "progress.json"
 _CONFIG = "config.yaml"
 
@@ -48,22 +47,18 @@ class CheckpointFolder:
         self.keep = keep
         self.config: Any = None  # saved in each checkpoint once the run has one
 
-    def save(self, accelerator: Accelerator, step: int, progress: dict[str, Any]) -> Path:
+    def save(self, accelerator: Accelerator, step: int) -> Path:
         """Write a checkpoint; to be called by every process at the same step.
 
         Saved are the prepared models (safetensors, without the names that DDP or compile add),
         optimizers, the objects given to `register_for_checkpointing`, the random state of every
-        process, the run's config, and `progress`.
+        process, and the run's config.
 
-        Args:
-            progress: JSON values such as the position in the data; `load` gives them back.
         Returns:
             Path: the finished checkpoint.
         """
-        record = {"step": step, "num_processes": accelerator.num_processes, "progress": progress}
-        text = json.dumps(record, indent=2, allow_nan=False)
         final = self.path / f"step_{step:09d}"
-        writing = self.path / f"{_WRITING}{final.name}"
+        writing = unfinished_folder(final)
         if accelerator.is_main_process:
             self.clean()
             writing.mkdir(parents=True)
@@ -71,23 +66,24 @@ class CheckpointFolder:
         with _without_wrappers(accelerator):
             accelerator.save_state(str(writing))
         if accelerator.is_main_process:
-            (writing / _PROGRESS).write_text(text, encoding="utf-8")
+            record = {"step": step, "num_processes": accelerator.num_processes}
+            write_json(writing / _PROGRESS, record)
             if self.config is not None:
                 save_config(self.config, writing / _CONFIG)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            self._publish(writing, final)
+            publish_folder(final)
             self._rotate()
         accelerator.wait_for_everyone()
         return final
 
-    def load(self, accelerator: Accelerator, path: str | Path) -> dict[str, Any]:
+    def load(self, accelerator: Accelerator, path: str | Path) -> int:
         """Put back everything that `save` wrote; unpickles nothing but tensors and numbers.
 
         Args:
             path: a checkpoint, or a folder of them or run folder, whose newest is taken.
         Returns:
-            dict: the `progress` given to `save`, and its `step`.
+            int: the steps that were done when it was saved.
         Raises:
             ValueError: not a checkpoint, or one of another model or set of objects.
         """
@@ -110,7 +106,7 @@ class CheckpointFolder:
             reason = " ".join(str(error).split())
             raise ValueError(f"checkpoint {path} does not fit this run: {reason}") from error
         _check_random_state(path / f"random_states_{rank}.pkl")
-        return {**record["progress"], "step": record["step"]}
+        return int(record["step"])
 
     def all(self) -> list[Path]:
         """The finished checkpoints, oldest first."""
@@ -119,10 +115,10 @@ class CheckpointFolder:
         found: dict[str, Path] = {}
         # A save over an older checkpoint of the same step, killed between its two renames,
         # leaves only the older one, set aside.
-        for entry in (*self.path.glob(f"{_REPLACED}*"), *self.path.glob("step_*")):
-            name = entry.name.removeprefix(_REPLACED)
-            if _NAME.fullmatch(name) and (entry / _PROGRESS).is_file():
-                found[name] = entry
+        for entry in (*self.path.glob(".step_*.old"), *self.path.glob("step_*")):
+            name = _NAME.fullmatch(entry.name)
+            if name and (entry / _PROGRESS).is_file():
+                found[name[1]] = entry
         return [found[name] for name in sorted(found, key=_step_in)]
 
     def latest(self) -> Path | None:
@@ -134,34 +130,18 @@ class CheckpointFolder:
         """Remove what killed saves have left; to be called by the main process alone."""
         if not self.path.is_dir():
             return
-        for replaced in self.path.glob(f"{_REPLACED}*"):
-            original = self.path / replaced.name.removeprefix(_REPLACED)
-            if not original.exists():
-                replaced.rename(original)
-            else:
-                shutil.rmtree(replaced)
-        for unfinished in self.path.glob(f"{_WRITING}*"):
+        for entry in (*self.path.glob(".step_*.old"), *self.path.glob(".step_*.writing")):
+            restore_folder(self.path / entry.stem.removeprefix("."))
+        for unfinished in self.path.glob(".step_*.writing"):
             logger.info("removing the unfinished checkpoint %s", unfinished)
             shutil.rmtree(unfinished)
-
-    def _publish(self, writing: Path, final: Path) -> None:
-        for file in sorted(writing.rglob("*")):
-            flush_to_disk(file)
-        flush_to_disk(writing)
-        replaced = self.path / f"{_REPLACED}{final.name}"
-        if final.exists():
-            final.rename(replaced)
-        writing.rename(final)
-        flush_to_disk(self.path)
-        if replaced.exists():
-            shutil.rmtree(replaced)
 
     def _rotate(self) -> None:
         if self.keep is None:
             return
         for old in self.all()[: -self.keep]:
             # Renamed first: a removal that is killed must not leave half a checkpoint behind.
-            doomed = self.path / f"{_WRITING}{old.name}"
+            doomed = unfinished_folder(old)
             old.rename(doomed)
             shutil.rmtree(doomed)
 
@@ -324,12 +304,3 @@ def _check_random_state(file: Path) -> None:
         raise ValueError(f"the random state in {file} could not be restored")
     if torch.cuda.is_available() != ("torch_cuda_manual_seed" in saved):
         logger.warning("%s was written on another kind of device", file.parent)
-
-
-def flush_to_disk(path: Path) -> None:
-    """Wait until a file or folder is on the disk itself."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

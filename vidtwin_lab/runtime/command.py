@@ -5,20 +5,25 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
-import psutil
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from vidtwin_lab.runtime.config import load_config
+from vidtwin_lab.runtime.run_config import NonFiniteError, RunConfigType
 
-from vidtwin_lab.runtime.training import NonFiniteError
 
-# The word of a command line after which the options of `accelerate launch` stand.
-_LAUNCH = re.compile(r"(^|accelerate-|accelerate[./]commands[./])launch(\.py)?$")
+class RenamedOption(argparse.Action):
+    """An option that has another name now; whoever uses the old one is told."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, now: str) -> None:
+        super().__init__(option_strings, dest, nargs="?", help=argparse.SUPPRESS)
+        self.now = now
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        parser.error(f"{self.option_strings[0]} is now {self.now}")
 
 
 def parse_arguments(
@@ -63,6 +68,17 @@ def parse_arguments(
     return arguments
 
 
+def read_training_config(
+    description: str, config_class: type[RunConfigType]
+) -> tuple[RunConfigType, argparse.Namespace]:
+    """Config and arguments of a training script, from its command line."""
+    configure_logging()
+    arguments = parse_arguments(description)
+    given = [f"overfit={arguments.overfit}"] if arguments.overfit else []
+    config = load_config(config_class, arguments.config, [*arguments.overrides, *given])
+    return config.resolved(), arguments
+
+
 def configure_logging() -> None:
     """Warnings of every process, and what our own packages tell on the main one, to stderr."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
@@ -74,21 +90,21 @@ def configure_logging() -> None:
 
 
 def run_main(main: Callable[[], int | None], *expected: type[Exception]) -> NoReturn:
-    """Run a script's main and end the process; what the user can mend takes one line.
+    """Run a script's main and end the process; an error of the user's input takes one line.
 
     ValueError, OSError, NonFiniteError and the `expected` errors print `error: ...` and exit
     with 2; VIDTWIN_TRACEBACK=1 shows where they came from. An interrupt exits with 130. Any
     other error is ours, and keeps its traceback.
     """
-    mendable: tuple[type[Exception], ...] = (ValueError, OSError, NonFiniteError, *expected)
-    _start_missing_processes()
-    _join_over_cpus()
+    refusals: tuple[type[Exception], ...] = (ValueError, OSError, NonFiniteError, *expected)
     try:
+        _refuse_lost_processes()
+        _join_over_cpus()
         code = main()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except mendable as error:
+    except refusals as error:
         if os.environ.get("VIDTWIN_TRACEBACK", "0") not in ("", "0"):
             traceback.print_exc()
         rank = os.environ.get("RANK", "0")
@@ -100,30 +116,19 @@ def run_main(main: Callable[[], int | None], *expected: type[Exception]) -> NoRe
     sys.exit(code or 0)
 
 
-def _start_missing_processes() -> None:
-    """Start the processes that `accelerate launch --cpu --num_processes N` was asked for.
+def _refuse_lost_processes() -> None:
+    """Raises ValueError where `accelerate launch --cpu --num_processes N` has started one process.
 
-    Without MPI accelerate starts one of them and says nothing: the address of a main process is
-    set, and nothing that tells which process this is. This process then becomes a launcher.
+    Without MPI it starts one and says nothing: the address of a main process is set, and nothing
+    that tells which process this is.
     """
-    environment = os.environ
-    asked = "MASTER_ADDR" in environment and "ACCELERATE_MIXED_PRECISION" in environment
     sizes = ("WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-    if not asked or any(name in environment for name in sizes):
-        return
-    number = _processes_asked_for()
-    if number is None:
-        print(
-            "warning: accelerate launch was asked for several processes and started one; on CPUs "
-            "use ACCELERATE_USE_CPU=true torchrun --nproc_per_node N",
-            file=sys.stderr,
+    asked = "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ
+    if asked and not any(name in os.environ for name in sizes):
+        raise ValueError(
+            "accelerate launch was asked for several processes and started one; on CPUs use "
+            "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N SCRIPT ..."
         )
-        return
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
-        del environment[name]  # standalone finds a free port of its own
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    sys.stderr.flush()
-    os.execv(sys.executable, [*launcher, "--nproc_per_node", str(number), *sys.argv])
 
 
 def _join_over_cpus() -> None:
@@ -139,22 +144,6 @@ def _join_over_cpus() -> None:
     found = torch.accelerator.current_accelerator(check_available=True)
     if found is None or found.type == "mps":  # which has no collectives
         os.environ["ACCELERATE_USE_CPU"] = "true"
-
-
-def _processes_asked_for() -> int | None:
-    """The number of processes on the command line or in the config of `accelerate launch`."""
-    parent = psutil.Process().parent()
-    words = [] if parent is None else parent.cmdline()
-    launchers = [i for i, word in enumerate(words) if _LAUNCH.search(word)]
-    if not launchers:
-        return None
-    parser = launch_command_parser()
-    try:
-        arguments, *_ = _validate_launch_command(parser.parse_args(words[launchers[0] + 1 :]))
-    except (SystemExit, ValueError):
-        return None
-    same_machine = (arguments.num_machines or 1) == 1
-    return arguments.num_processes if same_machine else None
 
 
 def _positive(text: str) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import os
 import re
 import types
 import typing
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 import yaml
+
+from vidtwin.files import shipped_path, written_whole
 
 ConfigType = TypeVar("ConfigType")
 
@@ -70,7 +71,7 @@ def load_config(
         ConfigError: unknown, missing, duplicated or ill-typed key, or a value the class refuses.
     """
     source = "config" if path is None else str(path)
-    values = {} if path is None else _read_with_base(Path(path), ())
+    values = {} if path is None else _read_with_base(shipped_path(path), ())
     for override in overrides:
         _merge(values, _parse_override(override, _known_keys(config_class)))
     try:
@@ -97,10 +98,8 @@ def format_config(config: Any) -> str:
 
 def save_config(config: Any, path: str | Path) -> None:
     """Write the configuration as YAML; `load_config` gives an equal one back."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(format_config(config), encoding="utf-8")
-    os.replace(temporary, path)
+    with written_whole(path) as partial:
+        partial.write_text(format_config(config), encoding="utf-8")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from vidtwin.files import write_json
+
 WAIT = 3.0  # seconds until a job of another terminal is asked for again
 _TAIL = 4096  # bytes of a log in which its last words are looked for
 
@@ -177,16 +179,13 @@ class Jobs:
 
     def _write(self, job: Job, seconds: float, done: bool) -> None:
         path = self._path(job.name, "json")
-        path.parent.mkdir(parents=True, exist_ok=True)
         record = {
             "finished": done,
             "seconds": round(seconds, 1),
             "fixed": list(job.fixed),
             "command": job.command[1:] if job.make is None else [],
         }
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_json(path, record)
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[IO[str] | None]:

@@ -1,30 +1,29 @@
-"""Means over processes and micro-batches, and the weights that a run leaves for use."""
+"""What several processes do together: means, micro-batches, going on, weights for use."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from vidtwin_lab.runtime.checkpoints import RunFolder, find_checkpoint, flush_to_disk, step_of
+from vidtwin.files import folder_written_whole
+from vidtwin_lab.runtime.checkpoints import RunFolder, find_checkpoint, step_of
 from vidtwin_lab.runtime.sharding import is_sharded
-from vidtwin_lab.runtime.training import ema_weights
 
 
-def mean_over_processes(accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
-    """The function that averages a tensor over all processes."""
+def mean_over_processes(accelerator: Accelerator) -> Callable[[Tensor | float], Tensor]:
+    """The function that averages a tensor or a number over all processes."""
 
-    def mean(value: Tensor) -> Tensor:
-        reduced = accelerator.reduce(torch.as_tensor(value), reduction="mean")
+    def mean(value: Tensor | float) -> Tensor:
+        # NCCL takes tensors of the GPU only; a number would become one of the CPU.
+        local = torch.as_tensor(value, device=accelerator.device)
+        reduced = accelerator.reduce(local, reduction="mean")
         assert isinstance(reduced, Tensor)
         return reduced
 
@@ -78,55 +77,12 @@ def resume(accelerator: Accelerator, folder: RunFolder, path: str | None) -> int
             )
     if checkpoint is None:
         return 0
-    return int(folder.checkpoints.load(accelerator, checkpoint)["step"])
+    return folder.checkpoints.load(accelerator, checkpoint)
 
 
-class Saveable(Protocol):
-    """A model of diffusers or transformers."""
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Any: ...
-
-
-def export_weights(
-    accelerator: Accelerator,
-    folder: RunFolder,
-    name: str,
-    model: torch.nn.Module,
-    ema: EMAModel | None,
-    files: Callable[[Any], Saveable] = lambda model: model,
-) -> None:
-    """Write `name`/ and, with an average, `name`_ema/ into the run folder, for from_pretrained.
-
-    To be called by every process; the main one writes, see `replace_weights`.
-
-    Args:
-        files: what of a model is to be saved, such as the model with its tokenizer.
+def replace_weights(folder: Path, model: Any) -> None:
+    """Write a model by its `save_pretrained` so that at any moment the former or the new one is
+    there; to be called by the main process alone.
     """
-    averages = {name: None} if ema is None else {name: None, f"{name}_ema": ema}
-    for target, average in averages.items():
-        with ema_weights(average, model) as weighted:
-            if accelerator.is_main_process:
-                replace_weights(folder.path / target, files(weighted))
-
-
-def replace_weights(final: Path, model: Saveable) -> None:
-    """Write a model to a folder so that at any moment the former or the new one lies there.
-
-    To be called by the main process alone. A kill may leave the former as `.{name}.old`, which
-    the next call puts back.
-    """
-    writing = final.with_name(f".{final.name}.writing")
-    former = final.with_name(f".{final.name}.old")
-    if former.exists() and not final.exists():
-        former.rename(final)  # a kill came between the two renames below
-    for leftover in (writing, former):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-    model.save_pretrained(writing)
-    for file in writing.rglob("*"):
-        flush_to_disk(file)
-    if final.exists():
-        final.rename(former)
-    writing.rename(final)
-    if former.exists():
-        shutil.rmtree(former)
+    with folder_written_whole(folder) as writing:
+        model.save_pretrained(writing)

@@ -1,116 +1,201 @@
-"""What the configs of all training scripts share, and how a run of one begins."""
+"""What a training has beside its model, its data and its loss; the loop itself is in the script."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Generic, TypeVar
 
+import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor, nn
 
 from vidtwin_lab.runtime.checkpoints import RunFolder
-from vidtwin_lab.runtime.sharding import RunAccelerator
-from vidtwin_lab.runtime.trackers import TRACKERS, Trackers, VideoWriter, build_trackers
-
-PRECISIONS = (None, "no", "bf16")
-# What a resumed run may change and still be the same run.
-CHANGEABLE = (
-    "output",
-    "steps",
-    "accumulation",
-    "gradient_checkpointing",
-    "compile",
-    "mixed_precision",
-    "max_nonfinite_steps",
-    "optimizer.learning_rate",
-    "*max_grad_norm",
-    "num_workers",
-    "validation_*",
-    "*_every",
-    "keep_checkpoints",
-    "tracker",
-    "project",
+from vidtwin_lab.runtime.processes import mean_over_processes, replace_weights, resume
+from vidtwin_lab.runtime.run_config import CHANGEABLE, PRECISIONS, RunConfig
+from vidtwin_lab.runtime.sharding import RunAccelerator, prepare_model
+from vidtwin_lab.runtime.trackers import VideoWriter, build_trackers
+from vidtwin_lab.runtime.training import (
+    NonFiniteGuard,
+    StepTimer,
+    build_ema,
+    build_optimizer,
+    build_scheduler,
+    clip_gradients,
+    ema_weights,
+    progress_bar,
+    seed_step,
 )
 
+RunConfigType = TypeVar("RunConfigType", bound=RunConfig)
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """The keys that every training run has.
 
-    Args:
-        output: run folder; a run that is found there is resumed.
-        seed: of weights, dropout and the order of the data.
-        steps: optimizer steps of the whole run.
-        batch_size: samples per step, over all processes and micro-batches.
-        accumulation: micro-batches that a step's batch is cut into on each process.
-        mixed_precision: "no" or "bf16"; None leaves it to `accelerate launch`.
-        gradient_checkpointing: recompute activations in the backward pass to save memory.
-        compile: run the model through torch.compile.
-        num_workers: processes that read data, for each process that trains.
-        validation_samples: samples to validate on; 0 turns validation off.
-        validation_batch_size: of each process.
-        log_every, validate_every, save_every: in steps.
-        keep_checkpoints: how many of the newest stay; None keeps all.
-        max_nonfinite_steps: steps in a row without a finite loss and gradient that stop the run.
-        tracker: "none", "tensorboard" or "wandb"; metrics.jsonl is written in any case.
-        project: the tracker's project.
+class TrainingRun(Generic[RunConfigType]):
+    """One run's processes, folder, optimizer, schedule, running average, checkpoints and logs.
+
+    In the order of use: make it, `prepare` the model, `resume`, and go through `steps`.
+
+    Attributes:
+        config, accelerator, folder: of the run.
+        unwrapped: the model itself, without what DDP and torch.compile put around it.
+        model: the prepared model, to be called in training.
+        optimizer, scheduler, ema, guard: of the model; `ema` is None where it is turned off.
+        start_step: steps that were done when the run was resumed.
+        trackers: its logs.
+        mean: averages a tensor over all processes.
     """
 
-    output: str
-    seed: int = 0
-    steps: int = 100_000
-    batch_size: int = 24
-    accumulation: int = 1
-    mixed_precision: str | None = None
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    num_workers: int = 4
-    validation_samples: int = 64
-    validation_batch_size: int = 4
-    log_every: int = 50
-    validate_every: int = 2000
-    save_every: int = 1000
-    keep_checkpoints: int | None = 3
-    max_nonfinite_steps: int = 10
-    tracker: str = "none"
-    project: str = "vidtwin"
+    def __init__(self, config: RunConfigType, changeable: Sequence[str] = ()) -> None:
+        """
+        Args:
+            changeable: patterns of further keys that a resumed run may change.
+        Raises:
+            ValueError: the batch can't be divided, or the folder can't be used.
+        """
+        self.config = config
+        self.accelerator = start_processes(config)
+        self.folder = RunFolder(config.output, config.keep_checkpoints)
+        self.folder.claim(config, (*CHANGEABLE, *changeable))
+        self.guard = NonFiniteGuard(config.max_nonfinite_steps)
+        self.mean = mean_over_processes(self.accelerator)
+        self.start_step = 0
+        torch.manual_seed(config.seed)
 
-    def __post_init__(self) -> None:
-        positive = ("steps", "batch_size", "accumulation", "validation_batch_size", "log_every")
-        for name in (*positive, "validate_every", "save_every", "max_nonfinite_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        for name in ("seed", "num_workers", "validation_samples"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}")
-        check_precision(self.mixed_precision)
-        if self.tracker not in TRACKERS:
-            raise ValueError(
-                f"`tracker` must be one of {', '.join(TRACKERS)}; got {self.tracker!r}"
+    @property
+    def ranks(self) -> dict[str, int]:
+        """This process and the number of all, as the loaders want them."""
+        return {
+            "rank": self.accelerator.process_index,
+            "world_size": self.accelerator.num_processes,
+        }
+
+    @property
+    def finished(self) -> bool:
+        """Whether no step is left."""
+        return self.start_step >= self.config.steps
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the next update."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def prepare(self, model: nn.Module, *others: nn.Module) -> None:
+        """Puts the model on its device, and makes its optimizer, schedule and running average.
+
+        Args:
+            others: their parameters are trained too, but neither clipped nor averaged.
+        """
+        config, device = self.config, self.accelerator.device
+        if config.gradient_checkpointing:
+            # The names that diffusers and transformers have for it.
+            enable: Any = getattr(
+                model,
+                "enable_gradient_checkpointing",
+                getattr(model, "gradient_checkpointing_enable", None),
             )
+            enable()
+        self.unwrapped: Any = model.to(device)
+        # Sharding exchanges the model's parameters: what holds them comes after it.
+        self.model = prepare_model(self.accelerator, model, config.compile)
+        parameters = [p for module in (model, *others) for p in module.to(device).parameters()]
+        optimizer = build_optimizer(parameters, config.optimizer)
+        self.optimizer = self.accelerator.prepare(optimizer)
+        self.scheduler = build_scheduler(self.optimizer, config.optimizer, config.steps)
+        self.ema = build_ema(model, config.ema)
 
+    def resume(
+        self, path: str | None, *stateful: Any, video_writer: VideoWriter | None = None
+    ) -> None:
+        """Goes on from the newest checkpoint, if there is one, and opens the logs.
 
-def check_precision(mixed_precision: str | None) -> None:
-    """Raises ValueError for a precision that a config can't ask for."""
-    if mixed_precision not in PRECISIONS:
-        raise ValueError(f'`mixed_precision` must be "no", "bf16" or null, got {mixed_precision!r}')
-
-
-def check_launched_precision(accelerator: Accelerator) -> None:
-    """Raises ValueError if accelerate was configured for a precision that we don't have."""
-    if accelerator.mixed_precision not in PRECISIONS:
-        raise ValueError(
-            f'accelerate is configured for mixed precision "{accelerator.mixed_precision}"; '
-            'expected "no" or "bf16": set mixed_precision=bf16'
+        Args:
+            path: of `--resume`; see `processes.resume`.
+            stateful: further objects that belong into a checkpoint, with state_dict and
+                load_state_dict.
+            video_writer: see `build_trackers`.
+        """
+        own = (self.guard, self.scheduler, *([] if self.ema is None else [self.ema]))
+        self.accelerator.register_for_checkpointing(*own, *stateful)
+        self.start_step = resume(self.accelerator, self.folder, path)
+        self.trackers = build_trackers(
+            self.accelerator,
+            self.config.tracker,
+            self.config.project,
+            self.folder,
+            self.config,
+            start_step=self.start_step,
+            video_writer=video_writer,
         )
 
+    def steps(self, batches: Iterable[Any], description: str) -> Iterator[tuple[int, Any]]:
+        """(step, batch) of the steps that are left; every step begins with a seed of its own."""
+        self._timer = StepTimer()
+        hidden = not self.accelerator.is_main_process
+        self._bar = progress_bar(self.config.steps, self.start_step, hidden, description)
+        iterator = iter(batches)
+        for step in range(self.start_step, self.config.steps):
+            with self._timer.data():
+                batch = next(iterator)
+            # After the loader, whose start draws a number.
+            seed_step(self.config.seed, self.accelerator.process_index, step)
+            yield step, batch
+        self._bar.close()
+        self.trackers.finish()
 
-def start_run(config: RunConfig, changeable: Sequence[str] = ()) -> tuple[Accelerator, RunFolder]:
-    """The processes and the folder of a run.
+    def clip_gradients(self) -> Tensor:
+        """Norm of the model's gradients before they are clipped as the config says."""
+        max_norm = self.config.optimizer.max_grad_norm
+        return clip_gradients(self.unwrapped.parameters(), max_norm)
 
-    Args:
-        changeable: patterns of further keys that a resumed run may change.
+    def update_ema(self) -> None:
+        """Takes the model's weights into their running average."""
+        if self.ema is not None:
+            self.ema.step(self.unwrapped.parameters())
+
+    def averaged(self) -> AbstractContextManager[Any]:
+        """Context of the unwrapped model with its averaged weights; see `ema_weights`."""
+        return ema_weights(self.ema, self.unwrapped)
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether something that happens every so many steps follows this step."""
+        done = step + 1
+        return done == self.config.steps or done % every == 0
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Counts a step, and logs its values, averaged over processes, if it is time to."""
+        self._timer.step(self.config.batch_size)
+        self._bar.update()
+        if not self.due(step, self.config.log_every):
+            return
+        logs: dict[str, Any] = {name: self.mean(value) for name, value in values.items()}
+        logs["nonfinite_steps"] = self.guard.total
+        self.trackers.log(logs | self._timer.report(), step + 1)
+        self._bar.set_postfix(loss=f"{float(logs['loss/total']):.4g}")
+
+    def save(self, step: int) -> None:
+        """Writes a checkpoint; to be called by every process."""
+        self.folder.checkpoints.save(self.accelerator, step + 1)
+
+    def export(self, name: str, files: Callable[[Any], Any] = lambda model: model) -> None:
+        """Writes `name`/ and, with an average, `name`_ema/ for from_pretrained.
+
+        To be called by every process.
+
+        Args:
+            files: what of the model is saved, such as the model with its tokenizer.
+        """
+        averages = {name: None} if self.ema is None else {name: None, f"{name}_ema": self.ema}
+        for folder, average in averages.items():
+            with ema_weights(average, self.unwrapped) as model:
+                if self.accelerator.is_main_process:
+                    replace_weights(self.folder.path / folder, files(model))
+
+
+def start_processes(config: RunConfig) -> RunAccelerator:
+    """The processes of a run.
+
     Raises:
-        ValueError: the batch can't be divided, or the folder can't be used.
+        ValueError: if accelerate is configured for what we don't have, or they can't share a batch.
     """
     accelerator = RunAccelerator(
         mixed_precision=config.mixed_precision,
@@ -133,26 +218,13 @@ def start_run(config: RunConfig, changeable: Sequence[str] = ()) -> tuple[Accele
             f"x accumulation {config.accumulation}), got {config.batch_size}; "
             f"set batch_size={-(-config.batch_size // parts) * parts}"
         )
-    folder = RunFolder(config.output, config.keep_checkpoints)
-    folder.claim(config, (*CHANGEABLE, *changeable))
-    return accelerator, folder
+    return accelerator
 
 
-def start_trackers(
-    accelerator: Accelerator,
-    config: RunConfig,
-    folder: RunFolder,
-    *,
-    start_step: int,
-    video_writer: VideoWriter,
-) -> Trackers:
-    """The logs that the config asks for; see `build_trackers`."""
-    return build_trackers(
-        accelerator,
-        config.tracker,
-        config.project,
-        folder,
-        config,
-        start_step=start_step,
-        video_writer=video_writer,
-    )
+def check_launched_precision(accelerator: Accelerator) -> None:
+    """Raises ValueError if accelerate was configured for a precision that we don't have."""
+    if accelerator.mixed_precision not in PRECISIONS:
+        raise ValueError(
+            f'accelerate is configured for mixed precision "{accelerator.mixed_precision}"; '
+            'expected "no" or "bf16": set mixed_precision=bf16'
+        )

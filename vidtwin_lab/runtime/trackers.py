@@ -20,12 +20,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from vidtwin.files import written_whole
 from vidtwin_lab.runtime.checkpoints import RunFolder
 from vidtwin_lab.runtime.config import config_to_dict, flatten, format_config
+from vidtwin_lab.runtime.run_config import TRACKERS
 
 logger = logging.getLogger(__name__)
-
-TRACKERS = ("none", "tensorboard", "wandb")
 
 VideoWriter = Callable[[Path, numpy.ndarray, float], Any]
 
@@ -202,9 +202,8 @@ def _trim(log: Path, start_step: int | None) -> None:
         lines.pop()
     if start_step is not None:
         lines = [line for line in lines if json.loads(line)["step"] <= start_step]
-    temporary = log.with_name(f".{log.name}.{os.getpid()}")
-    temporary.write_text("".join(lines), encoding="utf-8")
-    os.replace(temporary, log)
+    with written_whole(log) as partial:
+        partial.write_text("".join(lines), encoding="utf-8")
 
 
 def _plain(value: Tensor | float | int | str) -> float | int | str:

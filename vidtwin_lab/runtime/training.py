@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import random
 import sys
@@ -16,7 +15,7 @@ import numpy
 import psutil
 import torch
 from accelerate import Accelerator
-from diffusers.optimization import SchedulerType, get_scheduler
+from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch._functorch import config as functorch_config
@@ -24,10 +23,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from vidtwin_lab.runtime import sharding
-
-
-class NonFiniteError(RuntimeError):
-    """Too many steps in a row whose loss or gradient was not finite."""
+from vidtwin_lab.runtime.run_config import (
+    EMAConfig,
+    NonFiniteError,
+    OptimizerConfig,
+    require,
+)
 
 
 def seed_step(seed: int, rank: int, step: int) -> None:
@@ -41,45 +42,6 @@ def seed_step(seed: int, rank: int, step: int) -> None:
     random.seed(int(words[0]))
     numpy.random.seed(words[1:3].view(numpy.uint32))
     torch.manual_seed(int(words[3]))
-
-
-# All of diffusers' schedules but the one that needs a table of steps.
-_SCHEDULES = (
-    "warmup_cosine",
-    *(kind.value for kind in SchedulerType if kind is not SchedulerType.PIECEWISE_CONSTANT),
-)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW and its learning-rate schedule; steps are optimizer steps."""
-
-    learning_rate: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 1e-4
-    epsilon: float = 1e-8
-    schedule: str = "warmup_cosine"
-    warmup_steps: int = 1000
-    warmup_start: float = 0.0
-    max_grad_norm: float | None = 1.0
-
-    def __post_init__(self) -> None:
-        _require(0 < self.learning_rate < math.inf, "learning_rate", "> 0", self.learning_rate)
-        _require(all(0 <= b < 1 for b in self.betas), "betas", "in [0, 1)", self.betas)
-        _require(self.weight_decay >= 0, "weight_decay", ">= 0", self.weight_decay)
-        _require(self.epsilon > 0, "epsilon", "> 0", self.epsilon)
-        _require(self.warmup_steps >= 0, "warmup_steps", ">= 0", self.warmup_steps)
-        _require(self.warmup_start >= 0, "warmup_start", ">= 0", self.warmup_start)
-        norm = self.max_grad_norm
-        _require(norm is None or norm > 0, "max_grad_norm", "> 0 or null (no clipping)", norm)
-        if self.schedule not in _SCHEDULES:
-            names = ", ".join(_SCHEDULES)
-            raise ValueError(f"`schedule` must be one of {names}; got {self.schedule!r}")
-        if self.warmup_start and self.schedule != "warmup_cosine":
-            raise ValueError(
-                f"`warmup_start` belongs to schedule=warmup_cosine, got {self.warmup_start} with "
-                f"schedule={self.schedule}; set warmup_start=0"
-            )
 
 
 def build_optimizer(
@@ -124,12 +86,7 @@ def build_scheduler(
     warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
     if total_steps < 1:
         raise ValueError(f"`total_steps` must be >= 1, got {total_steps}")
-    uses_warmup = config.schedule != SchedulerType.CONSTANT.value
-    if uses_warmup and config.warmup_steps >= total_steps:
-        raise ValueError(
-            f"`warmup_steps` must be less than the run's {total_steps} steps, "
-            f"got {config.warmup_steps}; lower warmup_steps"
-        )
+    config.check_steps(total_steps)
     if config.schedule == "warmup_cosine":
         return LambdaLR(
             optimizer,
@@ -160,37 +117,13 @@ def compiled(model: nn.Module) -> nn.Module:
     return torch.compile(model)  # type: ignore[return-value]
 
 
-def clip_gradients(
-    accelerator: Accelerator, parameters: Iterable[nn.Parameter], max_norm: float | None
-) -> Tensor:
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
     """Norm of all gradients before clipping them to `max_norm`; None measures only."""
     parameters = list(parameters)
     norm = sharding.total_norm(parameters)
     if max_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EMAConfig:
-    """Running average of the weights, by diffusers' EMAModel.
-
-    The decay of step n is at most (1 + n) / (10 + n), or 1 - (1 + n)^-power with `warmup`.
-    """
-
-    enabled: bool = True
-    decay: float = 0.9999
-    min_decay: float = 0.0
-    update_after_step: int = 0
-    warmup: bool = False
-    power: float = 2 / 3
-
-    def __post_init__(self) -> None:
-        _require(0 <= self.decay <= 1, "decay", "in [0, 1]", self.decay)
-        _require(0 <= self.min_decay <= self.decay, "min_decay", "in [0, decay]", self.min_decay)
-        after = self.update_after_step
-        _require(after >= 0, "update_after_step", ">= 0", after)
-        _require(self.power > 0, "power", "> 0", self.power)
 
 
 class _CheckedEMA(EMAModel):
@@ -277,7 +210,7 @@ class NonFiniteGuard:
     """
 
     def __init__(self, max_consecutive: int = 10) -> None:
-        _require(max_consecutive >= 1, "max_consecutive", ">= 1", max_consecutive)
+        require(max_consecutive >= 1, "max_consecutive", ">= 1", max_consecutive)
         self.max_consecutive = max_consecutive
         self.total = 0
         self.consecutive = 0
@@ -368,8 +301,3 @@ def progress_bar(
         smoothing=0.05,
         mininterval=0.5 if sys.stderr.isatty() else 30.0,
     )
-
-
-def _require(holds: bool, name: str, expected: str, value: object) -> None:
-    if not holds:
-        raise ValueError(f"`{name}` must be {expected}, got {value}")

@@ -1,0 +1,186 @@
+"""The keys that all training runs share: run, optimizer, running average. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TypeVar
+
+RunConfigType = TypeVar("RunConfigType", bound="RunConfig")
+
+PRECISIONS = (None, "no", "bf16")
+TRACKERS = ("none", "tensorboard", "wandb")
+# "warmup_cosine" is ours; the others are diffusers', but for the one that needs a table of steps.
+SCHEDULES = (
+    "warmup_cosine",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+)
+# What a resumed run may change and still be the same run.
+CHANGEABLE = (
+    "output",
+    "steps",
+    "accumulation",
+    "gradient_checkpointing",
+    "compile",
+    "mixed_precision",
+    "max_nonfinite_steps",
+    "optimizer.learning_rate",
+    "*max_grad_norm",
+    "num_workers",
+    "validation_*",
+    "*_every",
+    "keep_checkpoints",
+    "tracker",
+    "project",
+)
+
+
+class NonFiniteError(RuntimeError):
+    """Too many steps in a row whose loss or gradient was not finite."""
+
+
+def check_precision(mixed_precision: str | None) -> None:
+    """Raises ValueError for a precision that a config can't ask for."""
+    if mixed_precision not in PRECISIONS:
+        raise ValueError(f'`mixed_precision` must be "no", "bf16" or null, got {mixed_precision!r}')
+
+
+def require(holds: bool, name: str, expected: str, value: object) -> None:
+    """Raises ValueError unless the value of a key is as expected."""
+    if not holds:
+        raise ValueError(f"`{name}` must be {expected}, got {value}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its learning-rate schedule; steps are optimizer steps."""
+
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-4
+    epsilon: float = 1e-8
+    schedule: str = "warmup_cosine"
+    warmup_steps: int = 1000
+    warmup_start: float = 0.0
+    max_grad_norm: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        require(0 < self.learning_rate < math.inf, "learning_rate", "> 0", self.learning_rate)
+        require(all(0 <= b < 1 for b in self.betas), "betas", "in [0, 1)", self.betas)
+        require(self.weight_decay >= 0, "weight_decay", ">= 0", self.weight_decay)
+        require(self.epsilon > 0, "epsilon", "> 0", self.epsilon)
+        require(self.warmup_steps >= 0, "warmup_steps", ">= 0", self.warmup_steps)
+        require(self.warmup_start >= 0, "warmup_start", ">= 0", self.warmup_start)
+        norm = self.max_grad_norm
+        require(norm is None or norm > 0, "max_grad_norm", "> 0 or null (no clipping)", norm)
+        if self.schedule not in SCHEDULES:
+            names = ", ".join(SCHEDULES)
+            raise ValueError(f"`schedule` must be one of {names}; got {self.schedule!r}")
+        if self.warmup_start and self.schedule != "warmup_cosine":
+            raise ValueError(
+                f"`warmup_start` belongs to schedule=warmup_cosine, got {self.warmup_start} with "
+                f"schedule={self.schedule}; set warmup_start=0"
+            )
+
+    def check_steps(self, total_steps: int) -> None:
+        """Raises ValueError if the warm-up does not fit into a run of so many steps."""
+        if self.schedule != "constant" and self.warmup_steps >= total_steps:
+            raise ValueError(
+                f"`warmup_steps` must be less than the run's {total_steps} steps, "
+                f"got {self.warmup_steps}; lower warmup_steps"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EMAConfig:
+    """Running average of the weights, by diffusers' EMAModel.
+
+    The decay of step n is at most (1 + n) / (10 + n), or 1 - (1 + n)^-power with `warmup`.
+    """
+
+    enabled: bool = True
+    decay: float = 0.9999
+    min_decay: float = 0.0
+    update_after_step: int = 0
+    warmup: bool = False
+    power: float = 2 / 3
+
+    def __post_init__(self) -> None:
+        require(0 <= self.decay <= 1, "decay", "in [0, 1]", self.decay)
+        require(0 <= self.min_decay <= self.decay, "min_decay", "in [0, decay]", self.min_decay)
+        after = self.update_after_step
+        require(after >= 0, "update_after_step", ">= 0", after)
+        require(self.power > 0, "power", "> 0", self.power)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The keys that every training run has.
+
+    Args:
+        output: run folder; a run that is found there is resumed.
+        seed: of weights, dropout and the order of the data.
+        steps: optimizer steps of the whole run.
+        batch_size: samples per step, over all processes and micro-batches.
+        accumulation: micro-batches that a step's batch is cut into on each process.
+        mixed_precision: "no" or "bf16"; None leaves it to `accelerate launch`.
+        gradient_checkpointing: recompute activations in the backward pass to save memory.
+        compile: run the model through torch.compile.
+        num_workers: processes that read data, for each process that trains.
+        validation_samples: samples to validate on; 0 turns validation off.
+        validation_batch_size: of each process.
+        log_every, validate_every, save_every: in steps.
+        keep_checkpoints: how many of the newest stay; None keeps all.
+        max_nonfinite_steps: steps in a row without a finite loss and gradient that stop the run.
+        tracker: "none", "tensorboard" or "wandb"; metrics.jsonl is written in any case.
+        project: the tracker's project.
+        optimizer: of the model.
+        ema: the running average of the model's weights, which is what a run leaves for use.
+    """
+
+    output: str
+    seed: int = 0
+    steps: int = 100_000
+    batch_size: int = 24
+    accumulation: int = 1
+    mixed_precision: str | None = None
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    num_workers: int = 4
+    validation_samples: int = 64
+    validation_batch_size: int = 4
+    log_every: int = 50
+    validate_every: int = 2000
+    save_every: int = 1000
+    keep_checkpoints: int | None = 3
+    max_nonfinite_steps: int = 10
+    tracker: str = "none"
+    project: str = "vidtwin"
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema: EMAConfig = EMAConfig()
+
+    def __post_init__(self) -> None:
+        positive = ("steps", "batch_size", "accumulation", "validation_batch_size", "log_every")
+        for name in (*positive, "validate_every", "save_every", "max_nonfinite_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        for name in ("seed", "num_workers", "validation_samples"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}")
+        keep = self.keep_checkpoints
+        if keep is not None and keep < 1:
+            raise ValueError(f"`keep_checkpoints` must be at least 1, or null for all, got {keep}")
+        check_precision(self.mixed_precision)
+        if self.tracker not in TRACKERS:
+            raise ValueError(
+                f"`tracker` must be one of {', '.join(TRACKERS)}; got {self.tracker!r}"
+            )
+
+    def resolved(self: RunConfigType) -> RunConfigType:
+        """The config in which what follows from other keys is filled in."""
+        return self
