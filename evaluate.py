@@ -35,22 +35,32 @@ from vidtwin_lab import runtime
 
 
 class Measurement(NamedTuple):
-    """Where a measurement is: its module, and there its config, `describe` and `measure`."""
+    """Where a measurement is, below vidtwin_lab.evaluation.
+
+    module: has `describe` and `measure`.
+    config_module, config: its config, which loads no torch.
+    """
 
     module: str
+    config_module: str
     config: str
 
 
-# Named, not imported: a measurement needs the packages of its own module alone.
+def imported(name: str) -> Any:
+    """A module of vidtwin_lab.evaluation."""
+    return importlib.import_module(f"vidtwin_lab.evaluation.{name}")
+
+
+# Named, not imported: a wrong key is refused before torch is loaded.
 MEASUREMENTS = {
-    "reconstruction": Measurement("vidtwin_lab.evaluation.reconstruction", "ReconstructionConfig"),
-    "generation": Measurement("vidtwin_lab.evaluation.generation", "GenerationConfig"),
+    "reconstruction": Measurement("reconstruction", "measurement_configs", "ReconstructionConfig"),
+    "generation": Measurement("generation", "measurement_configs", "GenerationConfig"),
     "disentanglement": Measurement(
-        "vidtwin_lab.evaluation.disentanglement", "DisentanglementConfig"
+        "disentanglement.scorecard", "disentanglement.config", "DisentanglementConfig"
     ),
-    "adherence": Measurement("vidtwin_lab.evaluation.adherence", "AdherenceConfig"),
-    "classifier": Measurement("vidtwin_lab.evaluation.classifier", "ClassifierConfig"),
-    "accuracy": Measurement("vidtwin_lab.evaluation.accuracy", "AccuracyConfig"),
+    "adherence": Measurement("adherence", "measurement_configs", "AdherenceConfig"),
+    "classifier": Measurement("classifier", "measurement_configs", "ClassifierConfig"),
+    "accuracy": Measurement("accuracy", "measurement_configs", "AccuracyConfig"),
 }
 
 
@@ -71,21 +81,23 @@ def main() -> None:
     runtime.configure_logging()
     name, arguments = parse_arguments(sys.argv[1:])
     chosen = MEASUREMENTS[name]
-    module = importlib.import_module(chosen.module)
-    config: Any = runtime.load_config(
-        getattr(module, chosen.config), arguments.config, arguments.overrides
-    )
+    config_class = getattr(imported(chosen.config_module), chosen.config)
+    config: Any = runtime.load_config(config_class, arguments.config, arguments.overrides)
+    measure(chosen, config, dry_run=arguments.dry_run)
 
+
+def measure(chosen: Measurement, config: Any, *, dry_run: bool) -> None:
+    """Makes the measurement, or prints what it would be."""
     # Not before the command line and the config are known to be right: these take seconds.
     from accelerate import Accelerator
 
-    from vidtwin_lab.evaluation import Processes, write_report
-    from vidtwin_lab.evaluation.report import markdown_table, rounded
+    from vidtwin_lab.evaluation.report import Processes, markdown_table, rounded, write_report
 
+    module = imported(chosen.module)
     accelerator = Accelerator(mixed_precision="no")
     runtime.check_launched_precision(accelerator)
     check_folder(Path(config.output), "output=FOLDER")
-    if arguments.dry_run:
+    if dry_run:
         plan = module.describe(config)
         if accelerator.is_main_process:
             print(runtime.format_config(config))

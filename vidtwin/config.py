@@ -8,6 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+__all__ = [
+    "LPIPS_NETS",
+    "AutoencoderConfig",
+    "BranchDropout",
+    "DiscriminatorConfig",
+    "FrameShuffle",
+    "LossConfig",
+]
+
 RECONSTRUCTIONS = ("l1", "l2")
 LPIPS_NETS = ("vgg", "alex", "squeeze")
 DISCRIMINATOR_KINDS = ("2d", "3d")

@@ -250,7 +250,8 @@ def test_bad_input_takes_one_line_and_leaves_nothing(evaluate, tmp_path, case) -
 
 @pytest.mark.parametrize("name", ["generation", "generation_debug", "ucf101_fvd"])
 def test_the_configs_that_come_with_it_are_read(name: str) -> None:
-    from vidtwin_lab.evaluation.generation import GenerationConfig, compared
+    from vidtwin_lab.evaluation.generation_protocols import compared
+    from vidtwin_lab.evaluation.measurement_configs import GenerationConfig
 
     config = load_config(GenerationConfig, ROOT / "configs" / "evaluation" / f"{name}.yaml")
     if name == "ucf101_fvd":

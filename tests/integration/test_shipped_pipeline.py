@@ -10,7 +10,7 @@ import torch
 
 from diffusion import VidTwinPipeline
 from vidtwin.data.synthetic.shapes import MovingShapes, ShapesConfig, canonical_caption
-from vidtwin_lab.evaluation.shapes_judge import judge_video
+from vidtwin_lab.evaluation.judges.shapes_judge import judge_video
 
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "shapes"
 MAX_BYTES = 60e6

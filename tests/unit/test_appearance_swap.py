@@ -18,7 +18,7 @@ from vidtwin.data.synthetic.shapes.attributes import (
     swap_motion,
 )
 from vidtwin.data.synthetic.shapes.rendering import LAYOUT_STREAM, draw_paths, stream
-from vidtwin_lab.evaluation.shapes_judge import judge_video
+from vidtwin_lab.evaluation.judges.shapes_judge import judge_video
 
 PAIRS = {"appearance_swap_fraction": "appearance_swap", "motion_swap_fraction": "motion_swap"}
 SIZES = {"num_frames": 8, "height": 32, "width": 32}

@@ -15,22 +15,20 @@ import torch
 
 from vidtwin import VidTwinAutoencoder, load_autoencoder
 from vidtwin.data import DataConfig, build_dataset, factor_labels
-from vidtwin_lab.evaluation.accuracy import (
-    AccuracyConfig,
+from vidtwin_lab.evaluation.accuracy import describe, joint_class, joint_probabilities, measure
+from vidtwin_lab.evaluation.accuracy_measures import (
     balanced_places,
-    describe,
     inter_entropy,
     intra_entropy,
-    joint_probabilities,
-    measure,
     sprites_measures,
 )
-from vidtwin_lab.evaluation.accuracy.labels import asked_labels, given_labels
-from vidtwin_lab.evaluation.accuracy.model_videos import ModelVideos
-from vidtwin_lab.evaluation.accuracy.summary import joint_class
-from vidtwin_lab.evaluation.classifier import ClassifierConfig, build_classifier, load_classifier
+from vidtwin_lab.evaluation.accuracy_videos import ModelVideos, asked_labels, given_labels
+from vidtwin_lab.evaluation.classifier import build_classifier
+from vidtwin_lab.evaluation.generated_videos import build_real
+from vidtwin_lab.evaluation.judges.classifier_judge import load_classifier
+from vidtwin_lab.evaluation.measurement_configs import AccuracyConfig, ClassifierConfig
 from vidtwin_lab.evaluation.report import Processes, rounded, write_report
-from vidtwin_lab.evaluation.videos import Video, build_real
+from vidtwin_lab.evaluation.videos import Video
 
 
 def random_table(rows: int = 40, classes: int = 9) -> np.ndarray:
@@ -245,10 +243,10 @@ def test_one_and_two_processes_find_the_same(
     # Loaded once and before: loading changes torch for a moment, which two threads must not do.
     models = load_classifier(str(judge), key="classifier"), load_autoencoder(autoencoder)
     monkeypatch.setattr(
-        "vidtwin_lab.evaluation.accuracy.measuring.load_classifier", lambda path, key: models[0]
+        "vidtwin_lab.evaluation.accuracy.load_classifier", lambda path, key: models[0]
     )
     monkeypatch.setattr(
-        "vidtwin_lab.evaluation.accuracy.model_videos.load_autoencoder", lambda path: models[1]
+        "vidtwin_lab.evaluation.accuracy_videos.load_autoencoder", lambda path: models[1]
     )
     config = AccuracyConfig(
         output=str(tmp_path),

@@ -12,17 +12,16 @@ import torch
 
 from vidtwin.data import DataConfig, Factors, build_dataset
 from vidtwin_lab.evaluation.classifier import (
-    ClassifierConfig,
-    VideoClassifier,
-    accuracies,
     build_classifier,
     describe,
+    judge_dataset,
+    known_cross_entropy,
     measure,
+    noisy,
     train_classifier,
 )
-from vidtwin_lab.evaluation.classifier.measuring import judge_dataset
-from vidtwin_lab.evaluation.classifier.training import known_cross_entropy, noisy
-from vidtwin_lab.evaluation.classifier.verdicts import confusion
+from vidtwin_lab.evaluation.judges.classifier_judge import VideoClassifier, accuracies, confusion
+from vidtwin_lab.evaluation.measurement_configs import ClassifierConfig
 from vidtwin_lab.evaluation.report import Processes, write_report
 
 # Neither in the order of the alphabet nor with names that a module may have.

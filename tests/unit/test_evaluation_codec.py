@@ -16,7 +16,6 @@ from vidtwin.data.synthetic.shapes import MovingShapes, ShapesConfig
 from vidtwin.media import from_uint8
 from vidtwin.metrics import psnr
 from vidtwin_lab.evaluation.codec import (
-    CodecConfig,
     curve_at,
     decode_h264,
     encode_h264,
@@ -24,6 +23,7 @@ from vidtwin_lab.evaluation.codec import (
     quantize,
     without_supplements,
 )
+from vidtwin_lab.evaluation.config import CodecConfig
 
 
 @pytest.fixture(scope="module")

@@ -15,25 +15,28 @@ import torch
 
 from vidtwin import AutoencoderConfig, VidTwinLatents
 from vidtwin.data import DataConfig, Factors, VideoDataset, build_dataset
-from vidtwin_lab.evaluation.disentanglement import (
-    DisentanglementConfig,
-    ProbeConfig,
-    SamplingConfig,
-)
 from vidtwin_lab.evaluation.disentanglement.clips import (
+    choose_clips,
+    choose_factors,
+    draw_pairs,
     encode_clips,
     flatten_latents,
     restore_latents,
 )
-from vidtwin_lab.evaluation.disentanglement.config import choose_clips, choose_factors
+from vidtwin_lab.evaluation.disentanglement.config import (
+    DisentanglementConfig,
+    ProbeConfig,
+    SamplingConfig,
+)
 from vidtwin_lab.evaluation.disentanglement.figure import Line, draw_scorecard, mosaic
-from vidtwin_lab.evaluation.disentanglement.judges import ShapesJudge, build_judge
-from vidtwin_lab.evaluation.disentanglement.pairs import draw_pairs
-from vidtwin_lab.evaluation.disentanglement.probes import fit, mean_probe, prepare, run_probe
-from vidtwin_lab.evaluation.disentanglement.retrieval import (
+from vidtwin_lab.evaluation.disentanglement.probes import (
+    fit,
+    mean_probe,
     mean_retrieval,
+    prepare,
     random_average_precision,
     retrieve,
+    run_probe,
     similarities,
 )
 from vidtwin_lab.evaluation.disentanglement.sampling import sample_videos, sampling_found
@@ -44,6 +47,7 @@ from vidtwin_lab.evaluation.disentanglement.swaps import (
     swap_pairs,
     swap_rows,
 )
+from vidtwin_lab.evaluation.judges.choice import ShapesJudge, build_judge
 from vidtwin_lab.evaluation.report import Processes
 
 SIZES = AutoencoderConfig(

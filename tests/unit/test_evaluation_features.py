@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification, VideoMAEModel
 
-from vidtwin_lab.evaluation.features import FeaturesConfig, check_finite, load_features
+from vidtwin_lab.evaluation.config import FeaturesConfig
+from vidtwin_lab.evaluation.features import check_finite, load_features
 
 RANDOM = "vidtwin_lab.evaluation.features:random_convolutions"
 

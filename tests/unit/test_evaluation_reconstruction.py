@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-import vidtwin_lab.evaluation.reconstruction.meter as meter
+import vidtwin_lab.evaluation.reconstruction_windows as meter
 from vidtwin import VidTwinAutoencoder
 from vidtwin.data import DataConfig, TooManyBadFiles, build_dataset
 from vidtwin.data.frames import consecutive_windows, frames_by_stride, frames_by_time
@@ -22,11 +22,11 @@ from vidtwin.data.synthetic.shapes import MovingShapes, ShapesConfig
 from vidtwin.media import write_video
 from vidtwin.metrics import mean_measures, measure_reconstructions, psnr, ssim
 from vidtwin_lab.evaluation import Processes, write_report
-from vidtwin_lab.evaluation.adherence import AdherenceConfig
 from vidtwin_lab.evaluation.adherence import measure as measure_adherence
-from vidtwin_lab.evaluation.codec import CodecConfig
-from vidtwin_lab.evaluation.features import FeaturesConfig, load_features
-from vidtwin_lab.evaluation.reconstruction import ReconstructionConfig, describe, measure
+from vidtwin_lab.evaluation.config import CodecConfig, FeaturesConfig
+from vidtwin_lab.evaluation.features import load_features
+from vidtwin_lab.evaluation.measurement_configs import AdherenceConfig, ReconstructionConfig
+from vidtwin_lab.evaluation.reconstruction import describe, measure
 from vidtwin_lab.evaluation.statistics import GaussianStatistics, frechet_distance
 from vidtwin_lab.evaluation.windows import Window, iterate_windows, list_windows
 
@@ -133,7 +133,7 @@ class TestMeasure:
         network, folder = model
         settings = config(folder, codec=None, bits=())
         report = measure(settings, Processes())
-        dataset = build_dataset(settings.data_of(network))
+        dataset = build_dataset(settings.data_for(network.sizes))
         batch = torch.stack([dataset.get(index)["video"] for index in range(5)])
         rows, _ = measure_reconstructions(network, [{"video": batch, "index": torch.arange(5)}])
         means = mean_measures(rows)
@@ -188,7 +188,7 @@ class TestMeasure:
         network, folder = model
         settings = config(folder, codec=None, bits=(), features=FEATURES, distance_resamples=20)
         report = measure(settings, Processes())
-        dataset = build_dataset(settings.data_of(network))
+        dataset = build_dataset(settings.data_for(network.sizes))
         batch = torch.stack([dataset.get(index)["video"] for index in range(5)])
         extractor = load_features(FEATURES)
         with torch.no_grad():
@@ -283,9 +283,9 @@ def test_describe_says_the_sizes_and_measures_nothing(model) -> None:
 
 
 def test_nothing_is_random_in_what_is_measured(model) -> None:
-    data = config(model[1]).data_of(model[0])
+    data = config(model[1]).data_for(model[0].sizes)
     assert (data.start, data.crop, data.flip) == ("center", "center", False)
-    first = config(model[1], data=DataConfig(start="first")).data_of(model[0])
+    first = config(model[1], data=DataConfig(start="first")).data_for(model[0].sizes)
     assert first.start == "first"
 
 
@@ -293,8 +293,8 @@ def test_nothing_is_random_in_what_is_measured(model) -> None:
     ("changes", "message"),
     [
         ({"windows": "some"}, "windows must be one of one, all"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"resamples": -1}, "resamples must be at least 0"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        ({"resamples": -1}, "`resamples` must be at least 0"),
         ({"lpips": "resnet"}, "lpips must be one of vgg, alex, squeeze, or null"),
         ({"bits": (8, 8)}, "each once"),
         ({"bits": (9,)}, "from 1 to 8"),
@@ -339,7 +339,7 @@ class TestAdherence:
         ("changes", "message"),
         [
             ({"mode": "swap"}, "mode must be one of prompt, structure-from"),
-            ({"samples": 0}, "samples must be at least 1"),
+            ({"samples": 0}, "`samples` must be at least 1"),
             ({"max_objects": 3}, "max_objects must be 1 or 2"),
             ({"mode": "dynamics-from", "without_background": True}, "is for mode=prompt"),
         ],

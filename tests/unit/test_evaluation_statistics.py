@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vidtwin_lab.evaluation.feature_sets import FeatureSet
+from vidtwin_lab.evaluation.generation_features import FeatureSet
 from vidtwin_lab.evaluation.statistics import (
     GaussianStatistics,
     bootstrap_estimate,

@@ -18,18 +18,15 @@ from vidtwin import DataConfig, LatentWindow, decode_windows
 from vidtwin.data import TooManyBadFiles
 from vidtwin.media import write_video
 from vidtwin.reconstruction.latent_files import save_windows
-from vidtwin_lab.evaluation.report import Processes
-from vidtwin_lab.evaluation.videos import (
-    DataVideos,
+from vidtwin_lab.evaluation.config import VideosConfig, model_sizes
+from vidtwin_lab.evaluation.generated_videos import (
     FolderVideos,
     LatentVideos,
     PipelineVideos,
-    Video,
-    VideosConfig,
     build_generated,
-    iterate_videos,
-    model_sizes,
 )
+from vidtwin_lab.evaluation.report import Processes
+from vidtwin_lab.evaluation.videos import DataVideos, Video, iterate_videos
 
 SIZES = (8, 16, 24)  # of the tiny pipeline
 CLASSES = ["bend", "jump", "wave"]

@@ -19,8 +19,8 @@ from vidtwin.data.synthetic.shapes import (
     render_attributes,
 )
 from vidtwin.data.synthetic.shapes.rendering import signed_distance
-from vidtwin_lab.evaluation.shapes_judge import (
-    UNIT_AREAS,
+from vidtwin_lab.evaluation.judges.shape_and_motion import UNIT_AREAS
+from vidtwin_lab.evaluation.judges.shapes_judge import (
     JudgedObject,
     Judgement,
     judge_against,

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from vidtwin_lab.evaluation.published import PUBLISHED, read_published, read_tables
 from vidtwin_lab.language.comparison import Wanted, collect, write_comparison
+from vidtwin_lab.language.published import PUBLISHED, read_published, read_tables
 from vidtwin_lab.runtime import jobs as jobs_module
 from vidtwin_lab.runtime.jobs import Job, Jobs
 

@@ -34,7 +34,12 @@ def test_packages_are_light() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("evaluate.py", "--help"), ("evaluate.py", "nothing"), ("-m", "vidtwin_lab.cli")]
+    "words",
+    [
+        *(("evaluate.py", "--help"), ("evaluate.py", "nothing"), ("-m", "vidtwin_lab.cli")),
+        ("evaluate.py", "adherence", "sampels=4"),
+        ("evaluate.py", "disentanglement", "sampling.held_guidance_scale=2"),
+    ],
 )
 def test_commands_answer_without_torch(words: tuple[str, ...]) -> None:
     assert not loaded_by(*words) & HEAVY

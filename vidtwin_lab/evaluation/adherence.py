@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,24 +23,20 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from diffusion import VidTwinPipeline
-from diffusion.config import (
-    GIVEN_GUIDANCE_SCALE,
-    GUIDANCE_SCALE,
-    NUM_INFERENCE_STEPS,
-    GuidanceScales,
-)
 from vidtwin import VidTwinAutoencoder
 from vidtwin.data.synthetic.shapes import (
-    SPLITS,
-    WORDINGS,
     MovingShapes,
     ShapesAttributes,
     ShapesClip,
     ShapesConfig,
 )
+from vidtwin.files import shipped_path
 from vidtwin.media import contact_sheet, from_uint8, to_uint8
 from vidtwin.reconstruction import load_autoencoder
+from vidtwin_lab.evaluation.config import autoencoder_path
 from vidtwin_lab.evaluation.intervals import share_interval
+from vidtwin_lab.evaluation.judges.shapes_judge import Judgement, judge_video
+from vidtwin_lab.evaluation.measurement_configs import OBJECT, AdherenceConfig
 from vidtwin_lab.evaluation.pipelines import load_pipeline, parts_digests
 from vidtwin_lab.evaluation.report import (
     COLORS,
@@ -53,98 +48,29 @@ from vidtwin_lab.evaluation.report import (
     save_figure,
     software_protocol,
 )
-from vidtwin_lab.evaluation.shapes_judge import Judgement, judge_video
 
-__all__ = ["AdherenceConfig", "describe", "measure"]
+__all__ = ["describe", "measure"]
 
-OBJECT = ("color", "shape", "motion")
-JUDGED: dict[str, tuple[str, ...]] = {
-    "prompt": (*OBJECT, "background"),
-    "structure-from": ("color", "shape", "background"),
-    "dynamics-from": ("motion",),
-    "reconstruction": (*OBJECT, "background"),
-}
+
 FAILURES_SHOWN = 16
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdherenceConfig:
-    """Which pipeline is asked for what.
-
-    Args:
-        pipeline: its folder; for the mode reconstruction an autoencoder's also does.
-        output: folder for the report.
-        mode: "prompt", "structure-from", "dynamics-from" or "reconstruction".
-        samples: videos.
-        split: of the attributes, see `vidtwin.data.synthetic.shapes`.
-        wordings: of the prompts.
-        max_objects: 1 or 2, half of the clips then having two.
-        without_background: prompts say nothing of the background, and it isn't judged.
-        steps: of the sampler.
-        guidance_scale: of prompts.
-        given_guidance_scale: of the latent that is held.
-        seed: of the clips, and of the first video's noise; the next ones have the next seeds.
-        batch_size: videos sampled together.
-    Raises:
-        ValueError: for a value that is out of range.
-    """
-
-    pipeline: str = "checkpoints/shapes"
-    output: str = "outputs/evaluation/adherence"
-    mode: str = "prompt"
-    samples: int = 256
-    split: str = "test"
-    wordings: str = "test"
-    max_objects: int = 1
-    without_background: bool = False
-    steps: int = NUM_INFERENCE_STEPS
-    guidance_scale: float = GUIDANCE_SCALE
-    given_guidance_scale: float = GIVEN_GUIDANCE_SCALE
-    seed: int = 0
-    batch_size: int = 8
-
-    RENAMED_KEYS: ClassVar[dict[str, str]] = {"held_guidance_scale": "given_guidance_scale"}
-
-    def __post_init__(self) -> None:
-        choices = {"mode": tuple(JUDGED), "split": SPLITS, "wordings": WORDINGS}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
-                )
-        for name in ("samples", "steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        GuidanceScales(text=self.guidance_scale, given=self.given_guidance_scale)
-        if self.max_objects not in (1, 2):
-            raise ValueError(f"max_objects must be 1 or 2, got {self.max_objects}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
-        if self.without_background and self.mode != "prompt":
-            raise ValueError(f"without_background is for mode=prompt, got mode={self.mode}")
-
-    @property
-    def judged(self) -> tuple[str, ...]:
-        """The attributes that a video must show."""
-        names = JUDGED[self.mode]
-        return tuple(name for name in names if name != "background" or not self.without_background)
-
-    def shapes(self, model: VidTwinAutoencoder) -> MovingShapes:
-        """The clips that are asked for, in the model's sizes."""
-        sizes = model.sizes
-        return MovingShapes(
-            ShapesConfig(
-                num_frames=sizes.num_frames,
-                height=sizes.height,
-                width=sizes.width,
-                size=self.samples,
-                seed=self.seed,
-                max_objects=self.max_objects,
-                without_background_fraction=float(self.without_background),
-                split=self.split,
-                wordings=self.wordings,
-            )
+def shapes_of(config: AdherenceConfig, model: VidTwinAutoencoder) -> MovingShapes:
+    """The clips that are asked for, in the model's sizes."""
+    sizes = model.sizes
+    return MovingShapes(
+        ShapesConfig(
+            num_frames=sizes.num_frames,
+            height=sizes.height,
+            width=sizes.width,
+            size=config.samples,
+            seed=config.seed,
+            max_objects=config.max_objects,
+            without_background_fraction=float(config.without_background),
+            split=config.split,
+            wordings=config.wordings,
         )
+    )
 
 
 class Loaded(NamedTuple):
@@ -161,12 +87,10 @@ def load(config: AdherenceConfig, device: torch.device | str = "cpu") -> Loaded:
         ValueError: if they aren't there, or the pipeline reads no prompts and shall.
     """
     if config.mode == "reconstruction":
-        inside = Path(config.pipeline) / "autoencoder"
-        is_pipeline = (Path(config.pipeline) / "model_index.json").is_file()
-        model, _ = load_autoencoder(inside if is_pipeline else config.pipeline)
+        model, _ = load_autoencoder(autoencoder_path(config.pipeline))
         torch.nn.Module.to(model, device)
         return Loaded(None, model.float().eval())
-    if not (Path(config.pipeline) / "model_index.json").is_file():
+    if not (shipped_path(config.pipeline) / "model_index.json").is_file():
         raise ValueError(
             f"{config.pipeline} is no pipeline: expected a folder with model_index.json, such as "
             "the pipeline/ that train_diffusion.py leaves in its run folder"
@@ -183,7 +107,7 @@ def load(config: AdherenceConfig, device: torch.device | str = "cpu") -> Loaded:
 def describe(config: AdherenceConfig) -> dict[str, Any]:
     """What would be measured, and the first things that would be asked for."""
     loaded = load(config)
-    data = config.shapes(loaded.model)
+    data = shapes_of(config, loaded.model)
     return {
         "mode": config.mode,
         "judged": config.judged,
@@ -197,7 +121,7 @@ def measure(config: AdherenceConfig, processes: Processes) -> Report:
     """Makes the videos and judges them; every process takes part, each gets the whole report."""
     loaded = load(config, processes.device)
     loaded.model.requires_grad_(False)
-    data = config.shapes(loaded.model)
+    data = shapes_of(config, loaded.model)
     mine: list[dict[str, Any]] = []
     batches = processes.share(batches_of(len(data), config.batch_size))
     for indices in tqdm(batches, unit="batch", disable=not processes.main):
@@ -359,8 +283,8 @@ def protocol_of(
         }
     sizes = loaded.model.sizes
     return {
-        "metric": "share of videos in which vidtwin_lab.evaluation.shapes_judge sees what was "
-        "asked for, on uint8 frames; it is told how many objects there are, but for `number`",
+        "metric": "share of videos in which vidtwin_lab.evaluation.judges.shapes_judge sees what "
+        "was asked for, on uint8 frames; it is told how many objects there are, but for `number`",
         "checkpoint": config.pipeline,
         "weights_digest": digests(loaded),
         "mode": config.mode,

@@ -24,12 +24,11 @@ from numpy.typing import NDArray
 
 from vidtwin import VidTwinLatents
 from vidtwin.media import frame_rate, from_uint8, to_uint8
+from vidtwin_lab.evaluation.config import CodecConfig
 
 __all__ = [
-    "CodecConfig",
     "Quantized",
     "check_encoder",
-    "crf_of",
     "curve_at",
     "decode_h264",
     "encode_h264",
@@ -38,15 +37,8 @@ __all__ = [
     "reencoded",
 ]
 
+
 BT709 = 1  # the code of the BT.709 primaries and transfer curve in H.264's colour description
-PRESETS = (
-    *("ultrafast", "superfast", "veryfast", "faster", "fast", "medium"),
-    *("slow", "slower", "veryslow"),
-)
-FORMATS = ("yuv420p", "yuv444p")
-TUNES = ("psnr", "ssim")
-MAX_CRF = 51
-REENCODE = re.compile(r"h264@(\d+)")
 START_CODE = re.compile(b"\x00\x00\x00?\x01")
 # Supplemental enhancement information: x264 puts its name and options there, some 700 bytes that
 # no decoder needs and that a short clip would be unfairly charged with.
@@ -56,47 +48,6 @@ RANGE_BITS = 64  # smallest and largest value of a channel, float32 each
 # Of a raw stream, without the headers and checksums of a file.
 # The strongest preset would take 64 MiB for its dictionary; a window has some kilobytes.
 LZMA_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 2**20}]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CodecConfig:
-    """How H.264 is measured.
-
-    Args:
-        crfs: qualities, each from 0 (best) to 51 (worst); a clip is encoded at every one of them.
-        pixel_formats: "yuv420p", the usual one, with colour at half the resolution, which bounds
-            the PSNR of bright colours whatever the rate; "yuv444p", with all of it; or both, each
-            a curve of its own. Frames of an odd size have the second alone.
-        preset: x264's, how much work it spends.
-        tune: "psnr" or "ssim" has x264 optimise that instead of what looks best; null leaves it.
-    Raises:
-        ValueError: for a value that is out of range.
-    """
-
-    crfs: tuple[int, ...] = (6, 10, 14, 18, 22, 26, 30, 34, 38, 42, 46, 51)
-    pixel_formats: tuple[str, ...] = ("yuv420p", "yuv444p")
-    preset: str = "medium"
-    tune: str | None = "psnr"
-
-    def __post_init__(self) -> None:
-        sound = all(0 <= crf <= MAX_CRF for crf in self.crfs)
-        if len(self.crfs) < 2 or not sound or sorted(set(self.crfs)) != list(self.crfs):
-            raise ValueError(
-                f"codec.crfs must be at least two rising qualities from 0 to {MAX_CRF}, got "
-                f"{list(self.crfs)}"
-            )
-        formats = self.pixel_formats
-        if not formats or len(set(formats)) < len(formats) or not set(formats) <= set(FORMATS):
-            raise ValueError(
-                f"codec.pixel_formats must name some of {', '.join(FORMATS)}, each once, got "
-                f"{list(formats)}"
-            )
-        if self.preset not in PRESETS:
-            raise ValueError(
-                f"codec.preset must be one of {', '.join(PRESETS)}, got {self.preset!r}"
-            )
-        if self.tune is not None and self.tune not in TUNES:
-            raise ValueError(f"codec.tune must be {' or '.join(TUNES)}, or null, got {self.tune!r}")
 
 
 def check_encoder() -> None:
@@ -195,23 +146,6 @@ def decode_h264(stream: bytes) -> NDArray[np.uint8]:
             for picture in pictures
         ]
     )
-
-
-def crf_of(reencode: str | None) -> int | None:
-    """The CRF of "h264@23"; None for None.
-
-    Raises:
-        ValueError: for something else.
-    """
-    if reencode is None:
-        return None
-    match = REENCODE.fullmatch(reencode)
-    if match is None or int(match[1]) > MAX_CRF:
-        raise ValueError(
-            f"reencode must be h264@CRF with a CRF from 0 to {MAX_CRF}, such as h264@23, or null, "
-            f"got {reencode!r}"
-        )
-    return int(match[1])
 
 
 def reencoded(frames: torch.Tensor, fps: float, crf: int) -> torch.Tensor:

@@ -22,7 +22,6 @@ import hashlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -34,76 +33,21 @@ from torch.nn.functional import interpolate
 
 from vidtwin import file_digest, weights_digest
 from vidtwin.media import to_levels
+from vidtwin_lab.evaluation.config import TORCHSCRIPT, FeaturesConfig, TorchScriptFile
 
 __all__ = [
     "FeatureExtractor",
-    "FeaturesConfig",
     "check_finite",
     "features_name",
     "load_features",
     "random_convolutions",
 ]
 
+
 Outputs = tuple[Tensor, Tensor | None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TorchScriptFile:
-    """A network that is passed around as a TorchScript file."""
-
-    file_name: str
-    url: str
-    about: str
-
-
-TORCHSCRIPT = {
-    "i3d": TorchScriptFile(
-        file_name="i3d_torchscript.pt",
-        url="https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt?dl=1",
-        about="I3D of FVD",
-    ),
-    "c3d": TorchScriptFile(
-        file_name="c3d_ucf101.pt",
-        url="https://www.dropbox.com/s/jxpu7avzdc9n97q/c3d_ucf101.pt?dl=1",
-        about="C3D of UCF-101's inception score",
-    ),
-}
 I3D_SIZE = 224
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VIDEOMAE_CLASSIFIER = "VideoMAEForVideoClassification"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeaturesConfig:
-    """Which network makes the features.
-
-    Args:
-        name: "i3d", "c3d", "videomae" or "MODULE:FUNCTION". The function gets `path`, if there is
-            one, and returns a module or another callable that takes (B, 3, T, H, W) videos in
-            [-1, 1] and returns (B, D) features, or a pair of features and class probabilities.
-        path: the TorchScript file, VideoMAE's folder or hub id, or what the function gets.
-        download: fetch the TorchScript file if it isn't there.
-        digest: first digits of the expected digest; None takes what comes, and reports it.
-    Raises:
-        ValueError: for another name.
-    """
-
-    name: str = "i3d"
-    path: str | None = None
-    download: bool = False
-    digest: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.name not in (*TORCHSCRIPT, "videomae") and self.name.count(":") != 1:
-            raise ValueError(
-                "features.name must be i3d, c3d, videomae or MODULE:FUNCTION, such as "
-                f"vidtwin_lab.evaluation.features:random_convolutions; got {self.name!r}"
-            )
-        if self.name == "videomae" and not self.path:
-            raise ValueError(
-                "features.name=videomae needs features.path: a folder, or a hub id such as "
-                "MCG-NJU/videomae-base-finetuned-kinetics"
-            )
 
 
 class FeatureExtractor:

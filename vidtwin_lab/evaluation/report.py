@@ -44,8 +44,8 @@ __all__ = [
     "write_report",
 ]
 
-Item = TypeVar("Item")
 
+Item = TypeVar("Item")
 # Digits of a written number. A sum's last bits differ between processors, these don't.
 SIGNIFICANT_DIGITS = 9
 # Distinguishable also for the colour-blind (Okabe and Ito 2008).

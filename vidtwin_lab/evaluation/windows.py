@@ -18,9 +18,7 @@ from vidtwin.data.loading import collate, worker_arguments
 from vidtwin.data.readers import VideoInfo, read_video_info
 from vidtwin_lab.evaluation.report import Processes, batches_of
 
-__all__ = ["WINDOWS", "Window", "iterate_windows", "list_windows"]
-
-WINDOWS = ("one", "all")
+__all__ = ["Window", "iterate_windows", "list_windows"]
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,6 @@ from typing import Any
 import yaml
 
 from vidtwin.files import written_whole
-from vidtwin_lab.evaluation.alike import check_alike, told_once
-from vidtwin_lab.evaluation.published import Published, read_published
 from vidtwin_lab.evaluation.report import (
     COLORS,
     Report,
@@ -27,7 +25,9 @@ from vidtwin_lab.evaluation.report import (
     save_figure,
     write_report,
 )
+from vidtwin_lab.language.alike import check_alike, told_once
 from vidtwin_lab.language.comparison_config import BASELINE
+from vidtwin_lab.language.published import Published, read_published
 from vidtwin_lab.language.tasks.caption_questions import QUESTIONS
 from vidtwin_lab.language.tasks.glue import GLUE_TASKS
 from vidtwin_lab.language.tasks.metrics import over_seeds

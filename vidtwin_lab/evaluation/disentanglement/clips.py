@@ -1,4 +1,4 @@
-"""Every clip once through the autoencoder: its latents, those of its reconstruction, verdicts.
+"""Which clips are measured and paired, and every clip once through the autoencoder.
 
 Axes: N clips, B batch, D latent values.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,12 +15,21 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vidtwin import AutoencoderConfig, VidTwinAutoencoder, VidTwinLatents
-from vidtwin.data import BadFileLog, SkippedFile, VideoDataset, iterate_variants
-from vidtwin_lab.evaluation.disentanglement.judges import Judge
+from vidtwin import AutoencoderConfig, VidTwinAutoencoder, VidTwinLatents, nearest_name
+from vidtwin.data import (
+    BadFileLog,
+    Factors,
+    SkippedFile,
+    VideoDataset,
+    factor_labels,
+    iterate_variants,
+)
+from vidtwin_lab.evaluation.disentanglement.config import DisentanglementConfig
+from vidtwin_lab.evaluation.judges.choice import Judge
 from vidtwin_lab.evaluation.report import Processes, batches_of
 
-__all__ = ["LATENTS", "Clips", "encode_clips", "flatten_latents"]
+__all__ = ["LATENTS", "Clips", "choose_clips", "choose_factors", "encode_clips", "flatten_latents"]
+
 
 # The two halves of what is measured; the dynamics are dynamics_x and dynamics_y together.
 LATENTS = ("structure", "dynamics")
@@ -174,3 +183,105 @@ def _columns(
     rows: Sequence[Mapping[str, int]], factors: Sequence[str]
 ) -> dict[str, NDArray[np.int64]]:
     return {name: np.array([row[name] for row in rows], np.int64) for name in factors}
+
+
+RULE = (
+    "A goes through the clips in a drawn order; B is drawn from the clips that differ from A in "
+    "every judged factor of content and of motion, so that each verdict can only follow one of "
+    "the two; no pair twice"
+)
+
+
+class Pairs(NamedTuple):
+    """(A, B) of each pair as places among the clips, and the clips that have no partner."""
+
+    places: list[tuple[int, int]]
+    without_partner: list[int]
+
+
+def draw_pairs(codes: NDArray[np.int64], count: int, seed: int) -> Pairs:
+    """Pairs of clips that differ in every factor.
+
+    Args:
+        codes: (N, F) class of each clip in each factor.
+        count: of pairs; fewer come where the clips have fewer.
+        seed: of the draws.
+    Raises:
+        ValueError: if no clip differs from any other in all factors.
+    """
+    number = len(codes)
+    order = np.random.default_rng([seed, 0]).permutation(number).tolist()
+    partners: dict[int, list[int]] = {}
+    for place in order:
+        different = np.flatnonzero((codes != codes[place]).all(1))
+        drawn = np.random.default_rng([seed, 1, place]).permutation(different)
+        partners[place] = drawn.tolist()
+    places: list[tuple[int, int]] = []
+    round_number = 0
+    while len(places) < count:
+        more = [
+            (place, partners[place][round_number])
+            for place in order
+            if round_number < len(partners[place])
+        ]
+        if not more:
+            break
+        places += more
+        round_number += 1
+    if not places:
+        raise ValueError(
+            f"no two of the {number} clips differ in every factor of content and motion, so none "
+            "can be swapped; take more clips (samples=...) or fewer factors (content=[...])"
+        )
+    return Pairs(places[:count], sorted(place for place in order if not partners[place]))
+
+
+def choose_factors(dataset: VideoDataset, names: tuple[str, ...]) -> Factors:
+    """The factors that are looked at, those with one class left out.
+
+    Raises:
+        ValueError: if the data have none, or do not know one of the names.
+    """
+    known = factor_labels(dataset)
+    for name in names:
+        if name not in known.all:
+            raise ValueError(
+                f"`factors` must be of {', '.join(known.all)}, got {name!r}; "
+                f"did you mean {nearest_name(name, list(known.all))!r}?"
+            )
+    chosen = names or tuple(known.all)
+    content, motion = (
+        {name: classes for name, classes in group.items() if name in chosen and len(classes) > 1}
+        for group in (known.content, known.motion)
+    )
+    if not content and not motion:
+        raise ValueError(f"none of the factors {', '.join(chosen)} has two classes to tell apart")
+    return Factors(content=content, motion=motion)
+
+
+def choose_clips(
+    dataset: VideoDataset, factors: Factors, config: DisentanglementConfig
+) -> tuple[list[int], list[tuple[str, str]]]:
+    """Indices of the clips to measure, in order, and those passed over: (clip, what isn't known).
+
+    Raises:
+        ValueError: if the data have fewer than were asked for.
+    """
+    chosen: list[int] = []
+    unlabelled: list[tuple[str, str]] = []
+    wanted = len(dataset) if config.samples is None else config.samples
+    for index in np.random.default_rng([config.seed, 2]).permutation(len(dataset)).tolist():
+        if len(chosen) == wanted:
+            break
+        labels = dataset.factors(index)
+        missing = [name for name in factors.all if labels.get(name, -1) < 0]
+        if missing:
+            unlabelled.append((f"clip {index}", f"unknown: {', '.join(missing)}"))
+        else:
+            chosen.append(index)
+    if len(chosen) < wanted and config.samples is not None:
+        raise ValueError(
+            f"samples={config.samples} clips were asked for, the data have {len(chosen)} with all "
+            f"labels ({len(unlabelled)} without); set samples=null for all of them"
+        )
+    return sorted(chosen), unlabelled

@@ -1,20 +1,55 @@
-"""What a scorecard measures, and on which clips."""
+"""The config of a disentanglement scorecard; imports no torch."""
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from diffusion.config import GIVEN_GUIDANCE_SCALE, NUM_INFERENCE_STEPS, GuidanceScales
-from vidtwin import AutoencoderConfig, nearest_name
-from vidtwin.data import DataConfig, Factors, ShapesOptions, VideoDataset, factor_labels
-from vidtwin_lab.evaluation.disentanglement.judges import SHAPES_JUDGE
-from vidtwin_lab.evaluation.disentanglement.probes import ProbeConfig
+from vidtwin import AutoencoderConfig
+from vidtwin.data import DataConfig, ShapesOptions
+from vidtwin_lab.evaluation.config import check_least
 
-__all__ = ["DisentanglementConfig", "SamplingConfig", "choose_clips", "choose_factors"]
+__all__ = ["SHAPES_JUDGE", "DisentanglementConfig", "ProbeConfig", "SamplingConfig"]
+
+SHAPES_JUDGE = "shapes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """How the probes are trained.
+
+    Args:
+        train_fraction: share of the clips that they learn from.
+        validation_fraction: share on which the penalty is chosen; the rest is the test part.
+        penalties: to choose from.
+        permutations: probes of shuffled labels, whose accuracy is chance as this probe has it.
+        max_iterations: of L-BFGS, for each penalty.
+    """
+
+    train_fraction: float = 0.6
+    validation_fraction: float = 0.2
+    penalties: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    permutations: int = 20
+    max_iterations: int = 100
+
+    def __post_init__(self) -> None:
+        fractions = (self.train_fraction, self.validation_fraction)
+        if not min(fractions) > 0 or not sum(fractions) < 1:
+            raise ValueError(
+                "probes.train_fraction and probes.validation_fraction must be above 0 and sum to "
+                f"less than 1, got {fractions[0]} and {fractions[1]}"
+            )
+        if not self.penalties or min(self.penalties) <= 0 or math.inf in self.penalties:
+            raise ValueError(
+                f"probes.penalties must be finite and above 0, got {list(self.penalties)}"
+            )
+        if self.permutations < 0 or self.max_iterations < 1:
+            raise ValueError(
+                "probes.permutations must not be negative and probes.max_iterations at least 1, "
+                f"got {self.permutations} and {self.max_iterations}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +57,10 @@ class SamplingConfig:
     """How many videos a pipeline makes, half of them to a clip's structure, half to its dynamics.
 
     Args:
-        clips: whose latents are held.
-        videos_per_clip: of each latent that is held.
+        clips: whose latents are given.
+        videos_per_clip: of each latent that is given.
         steps: of the solver.
-        given_guidance_scale: of the latent that is held.
+        given_guidance_scale: of the latent that is given.
     """
 
     clips: int = 64
@@ -37,11 +72,7 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         GuidanceScales(given=self.given_guidance_scale)
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
-                raise ValueError(
-                    f"sampling.{field.name} must be at least 1, got {getattr(self, field.name)}"
-                )
+        check_least(self, "sampling.", clips=1, videos_per_clip=1, steps=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +93,7 @@ class DisentanglementConfig:
         num_workers: processes that read, for each that measures.
         seed: of clips, pairs, parts of the probes, and of the first sampled video.
         examples: swaps in the figure.
-        probes: the linear readers.
+        probes: the linear probes.
         pipeline: folder of a pipeline with this very autoencoder; null to sample nothing.
         sampling: what it makes.
     """
@@ -85,64 +116,8 @@ class DisentanglementConfig:
     sampling: SamplingConfig = SamplingConfig()
 
     def __post_init__(self) -> None:
-        for name, least in (("pairs", 1), ("batch_size", 1), ("num_workers", 0), ("seed", 0),
-                            ("examples", 0)):  # fmt: skip
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}")
-        if self.samples is not None and self.samples < 2:
-            raise ValueError(f"`samples` must be at least 2 or null, got {self.samples}")
+        check_least(self, samples=2, pairs=1, batch_size=1, num_workers=0, seed=0, examples=0)
 
     def data_for(self, sizes: AutoencoderConfig) -> DataConfig:
         """The data in an autoencoder's sizes, with nothing random in them."""
         return self.data.centered().sized(sizes.num_frames, sizes.height, sizes.width)
-
-
-def choose_factors(dataset: VideoDataset, names: tuple[str, ...]) -> Factors:
-    """The factors that are looked at, those with one class left out.
-
-    Raises:
-        ValueError: if the data have none, or do not know one of the names.
-    """
-    known = factor_labels(dataset)
-    for name in names:
-        if name not in known.all:
-            raise ValueError(
-                f"`factors` must be of {', '.join(known.all)}, got {name!r}; "
-                f"did you mean {nearest_name(name, list(known.all))!r}?"
-            )
-    chosen = names or tuple(known.all)
-    content, motion = (
-        {name: classes for name, classes in group.items() if name in chosen and len(classes) > 1}
-        for group in (known.content, known.motion)
-    )
-    if not content and not motion:
-        raise ValueError(f"none of the factors {', '.join(chosen)} has two classes to tell apart")
-    return Factors(content=content, motion=motion)
-
-
-def choose_clips(
-    dataset: VideoDataset, factors: Factors, config: DisentanglementConfig
-) -> tuple[list[int], list[tuple[str, str]]]:
-    """Indices of the clips to measure, in order, and those passed over: (clip, what isn't known).
-
-    Raises:
-        ValueError: if the data have fewer than were asked for.
-    """
-    chosen: list[int] = []
-    unlabelled: list[tuple[str, str]] = []
-    wanted = len(dataset) if config.samples is None else config.samples
-    for index in np.random.default_rng([config.seed, 2]).permutation(len(dataset)).tolist():
-        if len(chosen) == wanted:
-            break
-        labels = dataset.factors(index)
-        missing = [name for name in factors.all if labels.get(name, -1) < 0]
-        if missing:
-            unlabelled.append((f"clip {index}", f"unknown: {', '.join(missing)}"))
-        else:
-            chosen.append(index)
-    if len(chosen) < wanted and config.samples is not None:
-        raise ValueError(
-            f"samples={config.samples} clips were asked for, the data have {len(chosen)} with all "
-            f"labels ({len(unlabelled)} without); set samples=null for all of them"
-        )
-    return sorted(chosen), unlabelled

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Line", "draw_scorecard"]
 
+
 FRAMES_SHOWN = 4
 GAP = 4  # pixels between frames
 WIDE_GAP = 16  # pixels between clips

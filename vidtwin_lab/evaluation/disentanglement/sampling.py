@@ -19,19 +19,20 @@ from vidtwin import VidTwinAutoencoder, weights_digest
 from vidtwin.data import Factors
 from vidtwin_lab.evaluation.disentanglement.clips import LATENTS, Clips
 from vidtwin_lab.evaluation.disentanglement.config import SamplingConfig
-from vidtwin_lab.evaluation.disentanglement.judges import Judge
-from vidtwin_lab.evaluation.disentanglement.shares import (
+from vidtwin_lab.evaluation.disentanglement.swaps import HOLDER
+from vidtwin_lab.evaluation.intervals import (
     chance_of,
     entropy_bits,
     interval_of,
+    mean_interval,
     share_of,
 )
-from vidtwin_lab.evaluation.disentanglement.swaps import HOLDER
-from vidtwin_lab.evaluation.intervals import mean_interval
+from vidtwin_lab.evaluation.judges.choice import Judge
 from vidtwin_lab.evaluation.pipelines import load_pipeline
 from vidtwin_lab.evaluation.report import Processes
 
 __all__ = ["pipeline_of", "sample_videos", "sampling_found", "sampling_rows"]
+
 
 Sampled = dict[str, Any]
 DRAWS = 2000  # to learn what entropy so few videos can have

@@ -12,25 +12,25 @@ import numpy as np
 
 from vidtwin import VidTwinAutoencoder, load_autoencoder, weights_digest
 from vidtwin.data import DataConfig, Factors, VideoDataset, build_dataset
-from vidtwin_lab.evaluation.disentanglement.clips import LATENTS, Clips, encode_clips
-from vidtwin_lab.evaluation.disentanglement.config import (
-    DisentanglementConfig,
+from vidtwin_lab.evaluation.disentanglement.clips import (
+    LATENTS,
+    RULE,
+    Clips,
     choose_clips,
     choose_factors,
+    draw_pairs,
+    encode_clips,
 )
+from vidtwin_lab.evaluation.disentanglement.config import DisentanglementConfig
 from vidtwin_lab.evaluation.disentanglement.figure import Line, draw_scorecard
-from vidtwin_lab.evaluation.disentanglement.judges import Judge, build_judge
-from vidtwin_lab.evaluation.disentanglement.pairs import RULE, draw_pairs
 from vidtwin_lab.evaluation.disentanglement.probes import (
     ProbeResult,
-    mean_probe,
-    prepare,
-    run_probe,
-)
-from vidtwin_lab.evaluation.disentanglement.retrieval import (
     Retrieval,
+    mean_probe,
     mean_retrieval,
+    prepare,
     retrieve,
+    run_probe,
     similarities,
 )
 from vidtwin_lab.evaluation.disentanglement.sampling import (
@@ -47,6 +47,7 @@ from vidtwin_lab.evaluation.disentanglement.swaps import (
     swap_pairs,
     swap_rows,
 )
+from vidtwin_lab.evaluation.judges.choice import Judge, build_judge
 from vidtwin_lab.evaluation.report import (
     Processes,
     Report,
@@ -57,6 +58,7 @@ from vidtwin_lab.evaluation.report import (
 )
 
 __all__ = ["describe", "measure"]
+
 
 Found = dict[str, Any]
 

@@ -21,18 +21,17 @@ from vidtwin import VidTwinAutoencoder
 from vidtwin.data import Factors
 from vidtwin.media import to_uint8
 from vidtwin_lab.evaluation.disentanglement.clips import LATENTS, Clips, flatten_latents
-from vidtwin_lab.evaluation.disentanglement.judges import Judge
-from vidtwin_lab.evaluation.disentanglement.shares import chance_of, share_of
-from vidtwin_lab.evaluation.intervals import mean_interval
+from vidtwin_lab.evaluation.intervals import chance_of, mean_interval, share_of
+from vidtwin_lab.evaluation.judges.choice import Judge
 from vidtwin_lab.evaluation.report import Processes, batches_of
 
 __all__ = ["Swap", "consistency", "swap_accuracy", "swap_pairs"]
+
 
 # Which of a pair's two clips each latent of the swapped video comes from.
 GIVER = {"structure": 0, "dynamics": 1}
 # The latent that is meant to hold a group of factors.
 HOLDER = {"content": "structure", "motion": "dynamics"}
-
 Swap = dict[str, Any]
 
 
