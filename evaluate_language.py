@@ -195,7 +195,7 @@ def finetune(run: Run, task: PreparedTask, seed: int) -> TaskResult:
         # The mean over the whole batch: processes are averaged, and may have one sample more.
         loss = summed_task_loss(task.kind, outputs, labels, mask) * count / len(places)
         accelerator.backward(loss)
-        norm = runtime.clip_gradients(accelerator, unwrapped.parameters(), schedule.max_grad_norm)
+        norm = runtime.clip_gradients(unwrapped.parameters(), schedule.max_grad_norm)
         if guard.ok(accelerator, loss.detach(), norm):
             optimizer.step()
         optimizer.zero_grad()

@@ -174,8 +174,8 @@ def validate(run: Run, clips: Any, objective: AutoencoderLoss, step: int) -> Non
     """Measures the averaged weights on the validation clips."""
     from vidtwin.metrics import mean_measures, measure_reconstructions
 
-    config, model = run.config, run.unwrapped
-    with run.averaged():
+    config = run.config
+    with run.averaged() as model:
         rows, sheet = measure_reconstructions(
             model, clips, autocast=run.accelerator.autocast, lpips=objective.lpips
         )
@@ -214,9 +214,7 @@ class Adversary:
                 )
                 self.accelerator.backward(loss / len(pairs))
             runtime.add_share(logs, "discriminator", terms, len(pairs))
-        norm = runtime.clip_gradients(
-            self.accelerator, self.discriminator.parameters(), self.max_grad_norm
-        )
+        norm = runtime.clip_gradients(self.discriminator.parameters(), self.max_grad_norm)
         if self.guard.ok(self.accelerator, logs["discriminator/total"], norm):
             self.optimizer.step()
         self.optimizer.zero_grad()

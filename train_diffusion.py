@@ -153,8 +153,8 @@ def build_pipeline(run: Run, inputs: TrainingInputs) -> VidTwinPipeline:
     from diffusion.schedulers import build_sampling_scheduler
 
     folder = run.folder.path / "pipeline"
-    model: Any = run.unwrapped
-    pipeline = inputs.pipeline(model, build_sampling_scheduler(run.config.flow))
+    with runtime.ema_weights(None, run.unwrapped) as model:
+        pipeline = inputs.pipeline(model, build_sampling_scheduler(run.config.flow))
     # A run that goes on from another's checkpoint has none yet; the index is written last.
     begun = run.folder.checkpoints.latest() and (folder / "model_index.json").is_file()
     if run.accelerator.is_main_process and not begun:
@@ -165,9 +165,9 @@ def build_pipeline(run: Run, inputs: TrainingInputs) -> VidTwinPipeline:
 
 def export(run: Run) -> None:
     """Puts the averaged weights into the pipeline's folder."""
-    if run.accelerator.is_main_process:
-        with run.averaged():
-            runtime.replace_weights(run.folder.path / "pipeline" / "transformer", run.unwrapped)
+    with run.averaged() as model:
+        if run.accelerator.is_main_process:
+            runtime.replace_weights(run.folder.path / "pipeline" / "transformer", model)
 
 
 def validate(run: Run, inputs: TrainingInputs, pipeline: VidTwinPipeline, step: int) -> None:
@@ -176,8 +176,7 @@ def validate(run: Run, inputs: TrainingInputs, pipeline: VidTwinPipeline, step: 
     from vidtwin.metrics import mean_measures
 
     config, accelerator = run.config, run.accelerator
-    model: Any = run.unwrapped
-    with run.averaged():
+    with run.averaged() as model:
         if config.validation_samples:
             held_out = inputs.source.held_out_batches(
                 batch_size=config.validation_batch_size,
@@ -187,26 +186,31 @@ def validate(run: Run, inputs: TrainingInputs, pipeline: VidTwinPipeline, step: 
             rows = measure_losses(model, inputs, held_out, autocast=accelerator.autocast)
             means = mean_measures(runtime.gather_rows(accelerator, rows))
             run.trackers.log_validation(means, step + 1)
-        if accelerator.is_main_process:
-            sample(run, pipeline, "prompt", config.sample_prompts, step)
-            sample(run, pipeline, "class_labels", config.sample_classes, step)
+        pipeline.register_modules(transformer=model)
+        sample(run, pipeline, "prompt", config.sample_prompts, step)
+        sample(run, pipeline, "class_labels", config.sample_classes, step)
+    pipeline.register_modules(transformer=run.unwrapped)
 
 
 def sample(run: Run, pipeline: Any, condition: str, asked: Sequence[str], step: int) -> None:
-    """One video for each, side by side."""
-    from einops import rearrange
+    """One video for each, side by side; each process makes its share of them."""
+    import numpy as np
 
     from vidtwin.media import to_uint8
 
     if not asked:
         return
-    videos = pipeline(
-        **{condition: list(asked)},
-        num_inference_steps=run.config.sample_steps,
-        guidance_scale=run.config.sample_guidance_scale,
-        seed=list(range(len(asked))),
-    ).videos
-    row = to_uint8(rearrange(2 * videos - 1, "b c t h w -> c t h (b w)"))
+    accelerator, rows = run.accelerator, []
+    if mine := range(accelerator.process_index, len(asked), accelerator.num_processes):
+        videos = pipeline(
+            **{condition: [asked[index] for index in mine]},
+            num_inference_steps=run.config.sample_steps,
+            guidance_scale=run.config.sample_guidance_scale,
+            seed=list(mine),
+        ).videos
+        rows = [(index, to_uint8(2 * video - 1)) for index, video in zip(mine, videos, strict=True)]
+    made = dict(runtime.gather_rows(accelerator, rows))
+    row = np.concatenate([made[index] for index in range(len(asked))], axis=2)
     run.trackers.log_video(f"validation/{condition}", row, step + 1, pipeline.config["fps"])
 
 

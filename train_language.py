@@ -161,9 +161,9 @@ def validate(run: Run, objective: Any, samples: Any, step: int) -> None:
     # Whole batches go to each process: "contrastive" compares the texts of a batch.
     size = config.validation_batch_size
     batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
-    with run.averaged():
+    with run.averaged() as model:
         rows = measure_language_model(
-            run.unwrapped,
+            model,
             objective,
             samples,
             batches[accelerator.process_index :: accelerator.num_processes],

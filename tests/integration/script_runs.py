@@ -93,10 +93,16 @@ def run(script: str, *arguments: object, folder: Path = ROOT) -> Ended:
     return Ended(code, out.getvalue(), err.getvalue())
 
 
-def run_apart(script: str, *arguments: object, processes: int = 1, folder: Path = ROOT) -> Ended:
+def run_apart(
+    script: str,
+    *arguments: object,
+    processes: int = 1,
+    folder: Path = ROOT,
+    environment: dict[str, str] | None = None,
+) -> Ended:
     """Runs a script in a process of its own, or in several as torchrun starts them."""
     deadline = time.monotonic() + TIMEOUT
-    with _started(script, arguments, processes, folder) as (context, outputs):
+    with _started(script, arguments, processes, folder, environment) as (context, outputs):
         code, trace = 0, ""
         try:
             while not context.join(timeout=max(0.0, deadline - time.monotonic())):
@@ -112,13 +118,19 @@ def run_apart(script: str, *arguments: object, processes: int = 1, folder: Path 
     return Ended(code, out, err + trace)
 
 
-def run_until(ready: Callable[[], bool], script: str, *arguments: object) -> None:
-    """Runs a script in a process of its own and kills it as soon as `ready` is true."""
+def run_until(
+    ready: Callable[[], bool],
+    script: str,
+    *arguments: object,
+    processes: int = 1,
+    environment: dict[str, str] | None = None,
+) -> None:
+    """Runs a script in processes of its own and kills them as soon as `ready` is true."""
     deadline = time.monotonic() + TIMEOUT
-    with _started(script, arguments, 1, ROOT) as (context, outputs):
+    with _started(script, arguments, processes, ROOT, environment) as (context, outputs):
         while not ready():
-            (process,) = context.processes
-            assert process.is_alive(), "it ended too soon: " + (outputs / "err0").read_text()
+            alive = all(process.is_alive() for process in context.processes)
+            assert alive, "it ended too soon: " + (outputs / "err0").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.002)
 
@@ -159,7 +171,11 @@ def _start_server() -> None:
 
 @contextlib.contextmanager
 def _started(
-    script: str, arguments: tuple[object, ...], processes: int, folder: Path
+    script: str,
+    arguments: tuple[object, ...],
+    processes: int,
+    folder: Path,
+    environment: dict[str, str] | None = None,
 ) -> Iterator[tuple[ProcessContext, Path]]:
     """The processes of a script, and the folder of what they write; in the end they are killed."""
     _start_server()
@@ -168,7 +184,7 @@ def _started(
     with tempfile.TemporaryDirectory() as outputs:
         context = start_processes(
             _be_script,
-            (processes, port, command, str(folder), outputs),
+            (processes, port, command, str(folder), outputs, environment or {}),
             nprocs=processes,
             join=False,
             start_method="forkserver",
@@ -184,7 +200,13 @@ def _started(
 
 
 def _be_script(
-    rank: int, processes: int, port: int | None, command: list[str], folder: str, outputs: str
+    rank: int,
+    processes: int,
+    port: int | None,
+    command: list[str],
+    folder: str,
+    outputs: str,
+    environment: dict[str, str],
 ) -> None:
     """What a process of `_started` does."""
     os.setsid()  # to be killed with its own processes
@@ -195,6 +217,7 @@ def _be_script(
         of_all = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
         of_one = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         os.environ |= of_all | of_one | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= environment
     os.chdir(folder)
     sys.argv = command
     runpy.run_path(command[0], run_name="__main__")

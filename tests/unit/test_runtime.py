@@ -523,7 +523,7 @@ class Run:
             if step == 4:
                 loss = loss * math.nan
             self.accelerator.backward(loss)
-            norm = clip_gradients(self.accelerator, self.model.parameters(), 1.0)
+            norm = clip_gradients(self.model.parameters(), 1.0)
             if self.guard.ok(self.accelerator, loss, norm):
                 self.optimizer.step()
                 self.ema.step(self.model.parameters())

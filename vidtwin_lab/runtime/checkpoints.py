@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils.other import load as load_tensors
 
 from vidtwin.files import publish_folder, restore_folder, unfinished_folder, write_json
+from vidtwin_lab.runtime import sharding
 from vidtwin_lab.runtime.config import ConfigError, config_to_dict, flatten, read_yaml, save_config
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,8 @@ class CheckpointFolder:
             )
         try:
             with _without_wrappers(accelerator), _weights_only():
-                accelerator.load_state(str(path))
+                # Whole states of all processes need not lie on the device at one time.
+                accelerator.load_state(str(path), map_location="cpu")
         except (RuntimeError, KeyError, FileNotFoundError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"checkpoint {path} does not fit this run: {reason}") from error
@@ -248,19 +250,25 @@ def _without_wrappers(accelerator: Accelerator) -> Iterator[None]:
         return getattr(model, "_orig_mod", model)  # compiled before it was prepared
 
     def before_saving(models: list[Any], weights: list[Any], _folder: str) -> None:
-        # Empty under FSDP and DeepSpeed, which write their own shards.
         for index in range(len(weights)):
-            weights[index] = unwrap(models[index]).state_dict()
+            weights[index] = sharding.whole_state(unwrap(models[index]))
 
     def before_loading(models: list[Any], _folder: str) -> None:
-        models[:] = [unwrap(model) for model in models]
+        for index, model in enumerate(map(unwrap, models)):
+            models[index] = model
+            if sharding.is_sharded(model):
+                models[index] = sharding.empty_model(model)
+                loaded.append((model, models[index]))
 
+    loaded: list[tuple[torch.nn.Module, torch.nn.Module]] = []
     handles = (
         accelerator.register_save_state_pre_hook(before_saving),
         accelerator.register_load_state_pre_hook(before_loading),
     )
     try:
         yield
+        for model, source in loaded:
+            sharding.take_weights(model, source)
     finally:
         for handle in handles:
             handle.remove()

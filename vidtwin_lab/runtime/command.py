@@ -99,6 +99,7 @@ def run_main(main: Callable[[], int | None], *expected: type[Exception]) -> NoRe
     refusals: tuple[type[Exception], ...] = (ValueError, OSError, NonFiniteError, *expected)
     try:
         _refuse_lost_processes()
+        _join_over_cpus()
         code = main()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -128,6 +129,21 @@ def _refuse_lost_processes() -> None:
             "accelerate launch was asked for several processes and started one; on CPUs use "
             "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N SCRIPT ..."
         )
+
+
+def _join_over_cpus() -> None:
+    """Let several processes without a GPU be one run, over gloo.
+
+    accelerate, started by torchrun without ACCELERATE_USE_CPU, takes each of them for a run of
+    its own, and all would write into one folder.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return
+    import torch  # only here: a wrong command line is told without it
+
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None or found.type == "mps":  # which has no collectives
+        os.environ["ACCELERATE_USE_CPU"] = "true"
 
 
 def _positive(text: str) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vidtwin.files import folder_written_whole
 from vidtwin_lab.runtime.checkpoints import RunFolder, find_checkpoint, step_of
+from vidtwin_lab.runtime.sharding import is_sharded
 
 
 def mean_over_processes(accelerator: Accelerator) -> Callable[[Tensor | float], Tensor]:
@@ -32,8 +33,12 @@ def mean_over_processes(accelerator: Accelerator) -> Callable[[Tensor | float], 
 def sync_on_last(
     accelerator: Accelerator, model: torch.nn.Module, index: int, parts: int
 ) -> AbstractContextManager[Any]:
-    """Context of a micro-batch: gradients are averaged over processes in the last one alone."""
-    return nullcontext() if index == parts - 1 else accelerator.no_sync(model)
+    """Context of a micro-batch: gradients are averaged over processes in the last one alone.
+
+    Those of a sharded model in every one: unaveraged they would lie whole on each process.
+    """
+    last = index == parts - 1
+    return nullcontext() if last or is_sharded(model) else accelerator.no_sync(model)
 
 
 def gather_rows(accelerator: Accelerator, rows: Iterable[Any]) -> list[Any]:

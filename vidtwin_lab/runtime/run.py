@@ -8,12 +8,12 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from vidtwin_lab.runtime.checkpoints import RunFolder
 from vidtwin_lab.runtime.processes import mean_over_processes, replace_weights, resume
 from vidtwin_lab.runtime.run_config import CHANGEABLE, PRECISIONS, RunConfig
+from vidtwin_lab.runtime.sharding import RunAccelerator, prepare_model
 from vidtwin_lab.runtime.trackers import VideoWriter, build_trackers
 from vidtwin_lab.runtime.training import (
     NonFiniteGuard,
@@ -22,7 +22,6 @@ from vidtwin_lab.runtime.training import (
     build_optimizer,
     build_scheduler,
     clip_gradients,
-    compiled,
     ema_weights,
     progress_bar,
     seed_step,
@@ -96,11 +95,11 @@ class TrainingRun(Generic[RunConfigType]):
             )
             enable()
         self.unwrapped: Any = model.to(device)
+        # Sharding exchanges the model's parameters: what holds them comes after it.
+        self.model = prepare_model(self.accelerator, model, config.compile)
         parameters = [p for module in (model, *others) for p in module.to(device).parameters()]
         optimizer = build_optimizer(parameters, config.optimizer)
-        self.model, self.optimizer = self.accelerator.prepare(
-            compiled(model) if config.compile else model, optimizer
-        )
+        self.optimizer = self.accelerator.prepare(optimizer)
         self.scheduler = build_scheduler(self.optimizer, config.optimizer, config.steps)
         self.ema = build_ema(model, config.ema)
 
@@ -146,15 +145,15 @@ class TrainingRun(Generic[RunConfigType]):
     def clip_gradients(self) -> Tensor:
         """Norm of the model's gradients before they are clipped as the config says."""
         max_norm = self.config.optimizer.max_grad_norm
-        return clip_gradients(self.accelerator, self.unwrapped.parameters(), max_norm)
+        return clip_gradients(self.unwrapped.parameters(), max_norm)
 
     def update_ema(self) -> None:
         """Takes the model's weights into their running average."""
         if self.ema is not None:
             self.ema.step(self.unwrapped.parameters())
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """Context in which the unwrapped model has its averaged weights."""
+    def averaged(self) -> AbstractContextManager[Any]:
+        """Context of the unwrapped model with its averaged weights; see `ema_weights`."""
         return ema_weights(self.ema, self.unwrapped)
 
     def due(self, step: int, every: int) -> bool:
@@ -180,23 +179,25 @@ class TrainingRun(Generic[RunConfigType]):
     def export(self, name: str, files: Callable[[Any], Any] = lambda model: model) -> None:
         """Writes `name`/ and, with an average, `name`_ema/ for from_pretrained.
 
+        To be called by every process.
+
         Args:
             files: what of the model is saved, such as the model with its tokenizer.
         """
-        if self.accelerator.is_main_process:
-            replace_weights(self.folder.path / name, files(self.unwrapped))
-            if self.ema is not None:
-                with self.averaged():
-                    replace_weights(self.folder.path / f"{name}_ema", files(self.unwrapped))
+        averages = {name: None} if self.ema is None else {name: None, f"{name}_ema": self.ema}
+        for folder, average in averages.items():
+            with ema_weights(average, self.unwrapped) as model:
+                if self.accelerator.is_main_process:
+                    replace_weights(self.folder.path / folder, files(model))
 
 
-def start_processes(config: RunConfig) -> Accelerator:
+def start_processes(config: RunConfig) -> RunAccelerator:
     """The processes of a run.
 
     Raises:
         ValueError: if accelerate is configured for what we don't have, or they can't share a batch.
     """
-    accelerator = Accelerator(
+    accelerator = RunAccelerator(
         mixed_precision=config.mixed_precision,
         # Our loops cut their batches themselves; the launcher's own accumulation is not for them.
         gradient_accumulation_steps=1,
@@ -210,11 +211,6 @@ def start_processes(config: RunConfig) -> Accelerator:
             "accumulation=... of the run instead"
         )
     check_launched_precision(accelerator)
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        raise ValueError(
-            f"accelerate is configured for {accelerator.distributed_type.value}; expected one "
-            "process or data-parallel processes (multi_gpu, multi_cpu)"
-        )
     parts = accelerator.num_processes * config.accumulation
     if config.batch_size % parts:
         raise ValueError(

@@ -22,6 +22,7 @@ from torch._functorch import config as functorch_config
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
+from vidtwin_lab.runtime import sharding
 from vidtwin_lab.runtime.run_config import (
     EMAConfig,
     NonFiniteError,
@@ -50,13 +51,15 @@ def build_optimizer(
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if not trained:
         raise ValueError("no parameter to train: every parameter has requires_grad=False")
-    return torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         trained,
         lr=config.learning_rate,
         betas=config.betas,
         eps=config.epsilon,
         weight_decay=config.weight_decay,
     )
+    sharding.with_whole_state(optimizer)
+    return optimizer
 
 
 def learning_rate_at(step: int, config: OptimizerConfig, total_steps: int) -> float:
@@ -114,17 +117,34 @@ def compiled(model: nn.Module) -> nn.Module:
     return torch.compile(model)  # type: ignore[return-value]
 
 
-def clip_gradients(
-    accelerator: Accelerator, parameters: Iterable[nn.Parameter], max_norm: float | None
-) -> Tensor:
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
     """Norm of all gradients before clipping them to `max_norm`; None measures only."""
-    norm = accelerator.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm)
-    assert norm is not None, "gradients can be clipped only where they are synchronised"
-    return torch.as_tensor(norm)
+    parameters = list(parameters)
+    norm = sharding.total_norm(parameters)
+    if max_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
 
 
 class _CheckedEMA(EMAModel):
-    """EMAModel that refuses another model's average and stays on its device when it resumes."""
+    """EMAModel that refuses another model's average and stays on its device when it resumes.
+
+    Of a sharded model each process averages its own part; the state dict has whole tensors.
+    """
+
+    @torch.no_grad()
+    def step(self, parameters: Iterable[nn.Parameter]) -> None:
+        self.optimization_step += 1
+        decay = self.get_decay(self.optimization_step)
+        shadows = [sharding.local(shadow) for shadow in self.shadow_params]
+        steps = torch._foreach_sub(shadows, [sharding.local(p) for p in parameters])
+        torch._foreach_mul_(steps, 1 - decay)
+        torch._foreach_sub_(shadows, steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Collective where the model is sharded."""
+        whole = [sharding.for_disk(shadow) for shadow in self.shadow_params]
+        return {**super().state_dict(), "shadow_params": whole}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         expected = [tuple(shadow.shape) for shadow in self.shadow_params]
@@ -134,11 +154,11 @@ class _CheckedEMA(EMAModel):
                 f"EMA weights of another model: expected {len(expected)} tensors, got {len(came)}, "
                 "or of other shapes"
             )
-        places = [(shadow.device, shadow.dtype) for shadow in self.shadow_params]
+        places = self.shadow_params
         super().load_state_dict(state_dict)
         self.shadow_params = [
-            shadow.to(device=device, dtype=dtype)
-            for shadow, (device, dtype) in zip(self.shadow_params, places, strict=True)
+            sharding.shard_like(shadow.to(place.device, place.dtype), place)
+            for shadow, place in zip(self.shadow_params, places, strict=True)
         ]
 
 
@@ -161,16 +181,24 @@ def build_ema(model: nn.Module, config: EMAConfig) -> EMAModel | None:
 
 
 @contextmanager
-def ema_weights(ema: EMAModel | None, model: nn.Module) -> Iterator[None]:
-    """Inside, the model has the averaged weights; afterwards its own, bit for bit."""
+def ema_weights(ema: EMAModel | None, model: sharding.Model) -> Iterator[sharding.Model]:
+    """The model with the averaged weights; afterwards it has its own again, bit for bit.
+
+    For a sharded model it is a whole copy, made by all processes together, which each of them may
+    then run as it likes. None leaves the model's own weights.
+    """
+    if sharding.is_sharded(model):
+        averaged = None if ema is None else ema.shadow_params
+        yield sharding.whole_model(model, averaged)
+        return
     if ema is None:
-        yield
+        yield model
         return
     parameters = list(model.parameters())
     ema.store(parameters)
     ema.copy_to(parameters)
     try:
-        yield
+        yield model
     finally:
         ema.restore(parameters)
 
