@@ -20,13 +20,13 @@ from vidtwin.data import DataConfig, Factors, SkippedFile, factor_labels
 from vidtwin_lab.evaluation.accuracy_measures import Array, sprites_measures
 from vidtwin_lab.evaluation.accuracy_videos import Labels, ModelVideos, asked_labels, given_labels
 from vidtwin_lab.evaluation.generated_videos import build_generated, build_real
+from vidtwin_lab.evaluation.intervals import interval_text
 from vidtwin_lab.evaluation.judges.classifier_judge import (
     UNKNOWN,
     VideoClassifier,
     accuracies,
     flat_row,
     load_classifier,
-    percent,
 )
 from vidtwin_lab.evaluation.measurement_configs import AccuracyConfig
 from vidtwin_lab.evaluation.report import (
@@ -202,7 +202,7 @@ def make_report(
     measures = measures_of(rows, factors)
     motion = "all motion" if "all motion" in measures else next(iter(factors.motion), None)
     columns = [("videos", config.videos), ("n", str(len(rows)))]
-    columns += [(name, percent(share)) for name, share in shares.items()]
+    columns += [(name, interval_text(share, scale=100)) for name, share in shares.items()]
     if motion is not None:
         columns += [
             (f"{symbol} of motion", f"{measures[motion][name]:.3f}")

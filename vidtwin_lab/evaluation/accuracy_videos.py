@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffusion import VidTwinPipeline
-from vidtwin import VidTwinAutoencoder, VidTwinLatents, load_autoencoder
+from vidtwin import VidTwinAutoencoder, load_autoencoder
 from vidtwin.data import Factors, SkippedFile, VideoDataset
 from vidtwin_lab.evaluation.judges.classifier_judge import UNKNOWN
 from vidtwin_lab.evaluation.measurement_configs import SHOWN
@@ -95,28 +95,21 @@ class ModelVideos(VideoSource):
         own = torch.stack([video.frames for video, _ in pairs]).to(device)
         latents = self.autoencoder.encode(own).mode()
         if self.pipeline is not None:
-            held: dict[str, Any] = {self.videos: latents}
-            sampled: Any = self.pipeline(
-                **held,
-                **self.sampling,
-                seed=[self.real.seed + video.index for video, _ in pairs],
-            )
+            given: dict[str, Any] = {self.videos: latents}
+            seeds = [self.real.seed + video.index for video, _ in pairs]
+            sampled: Any = self.pipeline(**given, **self.sampling, seed=seeds)
             return 2 * sampled.videos.float().cpu() - 1
         if self.videos == "swap":
             others = torch.stack([video.frames for _, video in pairs]).to(device)
-            latents = VidTwinLatents(
-                structure=self.autoencoder.encode(others).mode().structure,
-                dynamics_x=latents.dynamics_x,
-                dynamics_y=latents.dynamics_y,
-            )
+            latents = latents.with_structure(self.autoencoder.encode(others).mode())
         return self.autoencoder.decode(latents).float().cpu()
 
     def protocol(self, n: int) -> dict[str, Any]:
         """The model, what is done with it, and the clips."""
-        parts: Mapping[str, Any] = {"autoencoder": self.autoencoder}
         sampled = self.pipeline is not None
-        if self.pipeline is not None:
-            parts = self.pipeline.components
+        parts = (
+            {"autoencoder": self.autoencoder} if self.pipeline is None else self.pipeline.components
+        )
         return {
             "kind": self.videos,
             "checkpoint": self.path,

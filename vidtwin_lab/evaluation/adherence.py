@@ -34,7 +34,7 @@ from vidtwin.files import shipped_path
 from vidtwin.media import contact_sheet, from_uint8, to_uint8
 from vidtwin.reconstruction import load_autoencoder
 from vidtwin_lab.evaluation.config import autoencoder_path
-from vidtwin_lab.evaluation.intervals import share_interval
+from vidtwin_lab.evaluation.intervals import interval_text, share_interval
 from vidtwin_lab.evaluation.judges.shapes_judge import Judgement, judge_video
 from vidtwin_lab.evaluation.measurement_configs import OBJECT, AdherenceConfig
 from vidtwin_lab.evaluation.pipelines import load_pipeline, parts_digests
@@ -308,12 +308,9 @@ def protocol_of(
 def markdown_row(
     config: AdherenceConfig, found: Mapping[str, Mapping[str, Any]]
 ) -> list[tuple[str, str]]:
-    """The row of a table, in per cent."""
+    """The row of a table, in percent."""
     cells = [("mode", config.mode), ("split", config.split), ("n", str(config.samples))]
-    for name, share in found.items():
-        value, low, high = (100 * share[end] for end in ("value", "low", "high"))
-        cells.append((name, f"{value:.1f} ({low:.1f} to {high:.1f})"))
-    return cells
+    return cells + [(name, interval_text(share, scale=100)) for name, share in found.items()]
 
 
 def draw(config: AdherenceConfig, found: Mapping[str, Mapping[str, Any]], path: Path) -> None:

@@ -29,6 +29,7 @@ from vidtwin.data import (
     factor_labels,
     iterate_variants,
 )
+from vidtwin_lab.evaluation.intervals import interval_text
 from vidtwin_lab.evaluation.judges.classifier_judge import (
     MODEL_FOLDER,
     UNKNOWN,
@@ -36,7 +37,6 @@ from vidtwin_lab.evaluation.judges.classifier_judge import (
     accuracies,
     confusion,
     flat_row,
-    percent,
 )
 from vidtwin_lab.evaluation.measurement_configs import ClassifierConfig
 from vidtwin_lab.evaluation.report import (
@@ -159,7 +159,7 @@ def make_report(
         markdown=[
             ("data", f"{config.data.source}, {config.test_part}"),
             ("n", str(len(rows))),
-            *((name, percent(share)) for name, share in shares.items()),
+            *((name, interval_text(share, scale=100)) for name, share in shares.items()),
         ],
         draw=lambda path: draw_confusions(path, confusions, model.factors),
     )

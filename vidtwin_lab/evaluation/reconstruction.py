@@ -20,7 +20,8 @@ from vidtwin.media import contact_sheet
 from vidtwin.metrics import SSIM_WINDOW
 from vidtwin.reconstruction import load_autoencoder, weights_digest
 from vidtwin_lab.evaluation.codec import check_encoder, formats_for
-from vidtwin_lab.evaluation.features import FeatureExtractor, load_features
+from vidtwin_lab.evaluation.features import load_features
+from vidtwin_lab.evaluation.intervals import interval_text
 from vidtwin_lab.evaluation.measurement_configs import ReconstructionConfig
 from vidtwin_lab.evaluation.reconstruction_windows import (
     Metrics,
@@ -129,7 +130,10 @@ def measure(config: ReconstructionConfig, processes: Processes) -> Report:
     """
     model, _, dataset = prepare(config)
     nn.Module.to(model, processes.device).requires_grad_(False)
-    extractor = load_extractor(config, processes)
+    extractor = None
+    if config.features is not None:
+        load = partial(load_features, config.features, processes.device)
+        extractor = processes.main_first(load)
     metrics = Metrics(config, model, processes.device)
     windows, skipped = list_windows(dataset, config.windows, processes)
     meter = WindowMeter(config, model, metrics, extractor, places_to_show(windows))
@@ -166,15 +170,6 @@ def measure(config: ReconstructionConfig, processes: Processes) -> Report:
         draw=partial(draw, videos, config, dataset.config),
         pictures={"examples": partial(contact_sheet, examples)} if examples else {},
     )
-
-
-def load_extractor(config: ReconstructionConfig, processes: Processes) -> FeatureExtractor | None:
-    """The network of rFVD's features; the main process first, which may download its file."""
-    if config.features is None:
-        return None
-    loaded = load_features(config.features, processes.device) if processes.main else None
-    processes.gather([])  # the others wait here
-    return loaded or load_features(config.features, processes.device)
 
 
 def places_to_show(windows: Sequence[Window]) -> list[int]:
@@ -248,16 +243,6 @@ def protocol_of(
     }
 
 
-def cell(found: Mapping[str, Any] | None, digits: int, videos: int | None = None) -> str:
-    """A value and its interval in a cell of a table, and n where it isn't all the videos."""
-    if found is None or found["value"] is None:
-        return "-"
-    text = f"{found['value']:.{digits}f}"
-    if found.get("low") is not None:
-        text += f" ({found['low']:.{digits}f} to {found['high']:.{digits}f})"
-    return text if videos in (None, found["n"]) else f"{text}, n = {found['n']}"
-
-
 def markdown_row(found: Mapping[str, Any], protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The row for a table: one protocol, so tables of several rows compare like with like."""
     height, width = protocol["resolution"]
@@ -267,23 +252,25 @@ def markdown_row(found: Mapping[str, Any], protocol: Mapping[str, Any]) -> list[
         ("videos", str(found["videos"])),
         ("windows", f"{found['windows']} of {protocol['frames']} x {height} x {width}, {pace}"),
         ("rate", f"{found['compression_rate']:.3%}"),
-        ("PSNR", cell(found["both"]["psnr"], 2)),
-        ("SSIM", cell(found["both"]["ssim"], 4)),
-        ("LPIPS", cell(found["both"]["lpips"], 4)),
-        ("PSNR structure only", cell(found["structure_only"]["psnr"], 2)),
-        ("PSNR dynamics only", cell(found["dynamics_only"]["psnr"], 2)),
+        ("PSNR", interval_text(found["both"]["psnr"], ".2f")),
+        ("SSIM", interval_text(found["both"]["ssim"], ".4f")),
+        ("LPIPS", interval_text(found["both"]["lpips"], ".4f")),
+        ("PSNR structure only", interval_text(found["structure_only"]["psnr"], ".2f")),
+        ("PSNR dynamics only", interval_text(found["dynamics_only"]["psnr"], ".2f")),
     ]
     if "rfvd" in found:
-        row.append((found["rfvd"]["name"], cell(found["rfvd"], 1)))
+        row.append((found["rfvd"]["name"], interval_text(found["rfvd"])))
     # One size in the row, the first that was asked for; the others are in the JSON.
     for name, quantized in list(found["quantized"].items())[:1]:
         size = name.replace("_", "-")
-        row.append((f"PSNR {size}", cell(quantized["psnr"], 2)))
+        row.append((f"PSNR {size}", interval_text(quantized["psnr"], ".2f")))
         row.append((f"bits per pixel {size}", f"{quantized['bits_per_pixel']['value']:.4f}"))
         for pixel_format, codec in found.get("h264", {}).items():
-            at = codec["at_the_size_of"][name.replace("_", "")]
-            column = f"PSNR H.264 {pixel_format} at that size"
-            row.append((column, cell(at["psnr"], 2, found["videos"])))
+            quality = codec["at_the_size_of"][name.replace("_", "")]["psnr"]
+            text = interval_text(quality, ".2f")
+            if text != "-" and quality["n"] != found["videos"]:
+                text += f", n = {quality['n']}"
+            row.append((f"PSNR H.264 {pixel_format} at that size", text))
     return row
 
 

@@ -96,6 +96,12 @@ class Processes:
         """This process' part of the batches: batch b goes to process b % count."""
         return batches[self.rank :: self.count]
 
+    def main_first(self, load: Callable[[], Item]) -> Item:
+        """What `load` gives on every process; the main one first, which may download a file."""
+        loaded = load() if self.main else None
+        self.gather([])  # the others wait here
+        return load() if loaded is None else loaded
+
     def gather_sorted(self, rows: list[dict[str, Any]], key: str = "index") -> list[dict[str, Any]]:
         """The rows of all processes in the order of their `key`, on every process."""
         return sorted(self.gather(rows), key=lambda row: row[key])

@@ -26,6 +26,7 @@ __all__ = [
     "kernel_distance",
     "kernel_distance_subsets",
     "kernel_distances",
+    "log_or_zero",
     "metric_name",
     "resampling_counts",
     "weighted_frechet_distances",
@@ -303,12 +304,12 @@ def inception_scores(probabilities: NDArray[Any], counts: NDArray[np.int64]) -> 
     """(R,): the score of R resamples, each as one part; see `inception_score`."""
     table = _probabilities(probabilities)
     share = counts / counts.sum(1, keepdims=True)  # (R, N)
-    negative_entropy = (table * _log(table)).sum(1)  # (N,)
+    negative_entropy = (table * log_or_zero(table)).sum(1)  # (N,)
     marginal = share @ table  # (R, K)
-    return np.exp(share @ negative_entropy - (marginal * _log(marginal)).sum(1))
+    return np.exp(share @ negative_entropy - (marginal * log_or_zero(marginal)).sum(1))
 
 
-def _log(values: Array) -> Array:
+def log_or_zero(values: Array) -> Array:
     """The logarithm, 0 for 0: p log p is 0 there."""
     return np.log(values, where=values > 0, out=np.zeros_like(values))
 

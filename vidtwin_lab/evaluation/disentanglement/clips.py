@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -33,6 +32,7 @@ __all__ = ["LATENTS", "Clips", "choose_clips", "choose_factors", "encode_clips",
 
 # The two halves of what is measured; the dynamics are dynamics_x and dynamics_y together.
 LATENTS = ("structure", "dynamics")
+DYNAMICS = ("dynamics_x", "dynamics_y")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,23 +81,17 @@ class Clips:
 
 def flatten_latents(latents: VidTwinLatents) -> dict[str, Tensor]:
     """Name of LATENTS -> (B, D) float32 on the CPU."""
-    structure, dynamics_x, dynamics_y = (
-        rearrange(tensor.float().cpu(), "b ... -> b (...)") for tensor in latents.tensors()
-    )
-    return {"structure": structure, "dynamics": torch.cat([dynamics_x, dynamics_y], dim=1)}
+    plain = latents.to("cpu", torch.float32)
+    return {"structure": plain.pack(["structure"]), "dynamics": plain.pack(DYNAMICS)}
 
 
 def restore_latents(
     structure: Tensor, dynamics: Tensor, sizes: AutoencoderConfig
 ) -> VidTwinLatents:
     """What `flatten_latents` came from."""
-    along_x = int(np.prod(sizes.dynamics_x_shape))
-    dynamics_x, dynamics_y = dynamics[:, :along_x], dynamics[:, along_x:]
-    return VidTwinLatents(
-        structure.reshape(-1, *sizes.structure_shape),
-        dynamics_x.reshape(-1, *sizes.dynamics_x_shape),
-        dynamics_y.reshape(-1, *sizes.dynamics_y_shape),
-    )
+    shapes = (getattr(sizes, f"{name}_shape") for name in VidTwinLatents.names)
+    like = VidTwinLatents(*(structure.new_empty(0, *shape) for shape in shapes))
+    return VidTwinLatents.unpack(torch.cat([structure, dynamics], dim=1), like)
 
 
 @torch.inference_mode()

@@ -293,12 +293,15 @@ class Retrieval:
         """Means over the queries."""
         if not len(self.chance):
             return {"n": 0, "reason": "no two clips share a class"}
+        return self.means() | {"clips_without_a_match": int((~self.asked).sum())}
+
+    def means(self) -> dict[str, Any]:
+        """Precision and average precision, each beside that of a random order."""
         return {
             **{f"precision_at_{k}": interval_of(each) for k, each in self.precision.items()},
             "precision_by_chance": float(self.chance.mean()),
             "mean_average_precision": interval_of(self.average_precision),
             "mean_average_precision_by_chance": float(self.chance_average.mean()),
-            "clips_without_a_match": int((~self.asked).sum()),
         }
 
 
@@ -352,15 +355,13 @@ def mean_retrieval(results: Sequence[Retrieval]) -> dict[str, Any]:
         ]
         return np.mean(chosen, axis=0)
 
-    precisions = {rank: mean([result.precision[rank] for result in results]) for rank in RANKS}
-    average = mean([result.average_precision for result in results])
-    average_by_chance = mean([result.chance_average for result in results])
-    return {
-        **{f"precision_at_{k}": interval_of(each) for k, each in precisions.items()},
-        "precision_by_chance": float(mean([result.chance for result in results]).mean()),
-        "mean_average_precision": interval_of(average),
-        "mean_average_precision_by_chance": float(average_by_chance.mean()),
-    }
+    return Retrieval(
+        precision={rank: mean([result.precision[rank] for result in results]) for rank in RANKS},
+        average_precision=mean([result.average_precision for result in results]),
+        chance=mean([result.chance for result in results]),
+        chance_average=mean([result.chance_average for result in results]),
+        asked=every,
+    ).means()
 
 
 def random_average_precision(relevant: NDArray[np.int64], number: int) -> Array:

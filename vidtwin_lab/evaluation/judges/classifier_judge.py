@@ -29,7 +29,6 @@ __all__ = [
     "confusion",
     "flat_row",
     "load_classifier",
-    "percent",
 ]
 
 
@@ -231,11 +230,3 @@ def flat_row(row: Mapping[str, Any], factors: Factors) -> dict[str, Any]:
         line[f"{name}_seen"] = names[seen]
         line[f"{name}_probability"] = row["probabilities"][name][seen]
     return line
-
-
-def percent(share: Mapping[str, Any]) -> str:
-    """A share with its interval, in percent."""
-    if share["value"] is None:
-        return "-"
-    value, low, high = (100 * share[key] for key in ("value", "low", "high"))
-    return f"{value:.1f} ({low:.1f} to {high:.1f})"
