@@ -33,6 +33,7 @@ from vidtwin_lab.evaluation.report import (
     COLORS,
     Processes,
     Report,
+    fields_of,
     merge_skipped,
     model_protocol,
     new_figure,
@@ -141,8 +142,7 @@ def measure(config: AccuracyConfig, processes: Processes) -> Report:
         "logarithms, on the first videos of each class, equally many",
         "classifier": model_protocol(config.classifier, model),
         "videos": source.protocol(len(rows)),
-        "seed": config.seed,
-        "batch_size": config.batch_size,
+        **fields_of(config, "seed", "batch_size"),
         **software_protocol(processes),
     }
     return make_report(config, factors, rows, merge_skipped(skipped), protocol)

@@ -20,7 +20,6 @@ from vidtwin_lab.evaluation.statistics import inception_score, log_or_zero
 
 __all__ = ["balanced_places", "inter_entropy", "intra_entropy", "sprites_measures"]
 
-
 Array = NDArray[np.float64]
 
 

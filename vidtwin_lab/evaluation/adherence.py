@@ -24,12 +24,7 @@ from tqdm import tqdm
 
 from diffusion import VidTwinPipeline
 from vidtwin import VidTwinAutoencoder
-from vidtwin.data.synthetic.shapes import (
-    MovingShapes,
-    ShapesAttributes,
-    ShapesClip,
-    ShapesConfig,
-)
+from vidtwin.data.synthetic.shapes import MovingShapes, ShapesAttributes, ShapesClip, ShapesConfig
 from vidtwin.files import shipped_path
 from vidtwin.media import contact_sheet, from_uint8, to_uint8
 from vidtwin.reconstruction import load_autoencoder
@@ -43,6 +38,7 @@ from vidtwin_lab.evaluation.report import (
     Processes,
     Report,
     batches_of,
+    fields_of,
     new_figure,
     rounded,
     save_figure,
@@ -50,7 +46,6 @@ from vidtwin_lab.evaluation.report import (
 )
 
 __all__ = ["describe", "measure"]
-
 
 FAILURES_SHOWN = 16
 
@@ -273,12 +268,10 @@ def protocol_of(
     """Everything that the figures depend on."""
     sampling: dict[str, Any] = {}
     if loaded.pipe is not None:
+        used = "guidance_scale" if config.mode == "prompt" else "given_guidance_scale"
         sampling = {
             "steps": config.steps,
-            "guidance_scale": config.guidance_scale if config.mode == "prompt" else None,
-            "given_guidance_scale": None
-            if config.mode == "prompt"
-            else config.given_guidance_scale,
+            **{"guidance_scale": None, "given_guidance_scale": None, **fields_of(config, used)},
             "scheduler": type(loaded.pipe.scheduler).__name__,
         }
     sizes = loaded.model.sizes
@@ -289,8 +282,7 @@ def protocol_of(
         "weights_digest": digests(loaded),
         "mode": config.mode,
         "source": "shapes",
-        "split": config.split,
-        "wordings": config.wordings,
+        **fields_of(config, "split", "wordings"),
         "n": len(data),
         "resolution": [sizes.height, sizes.width],
         "frames": sizes.num_frames,

@@ -43,7 +43,6 @@ __all__ = [
     "random_convolutions",
 ]
 
-
 Outputs = tuple[Tensor, Tensor | None]
 I3D_SIZE = 224
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

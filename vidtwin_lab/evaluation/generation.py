@@ -34,6 +34,7 @@ from vidtwin_lab.evaluation.report import (
     COLORS,
     Processes,
     Report,
+    fields_of,
     merge_skipped,
     new_figure,
     rounded,
@@ -201,9 +202,7 @@ def options_of(config: GenerationConfig) -> dict[str, Any]:
     if config.kvd_subset_size is not None:
         pairs = f"mean over {config.kvd_subsets} subsets of {config.kvd_subset_size}"
     return {
-        "seed": config.seed,
-        "batch_size": config.batch_size,
-        "allow_few": config.allow_few,
+        **fields_of(config, "seed", "batch_size", "allow_few"),
         "kvd": f"(x.y / D + 1)^3, unbiased, {pairs}" if "kvd" in config.metrics else None,
         "is": {"splits": config.is_splits} if "is" in config.metrics else None,
         "bootstrap": {

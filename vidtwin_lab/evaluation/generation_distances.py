@@ -33,7 +33,6 @@ from vidtwin_lab.evaluation.statistics import (
 
 __all__ = ["check_classes", "compute"]
 
-
 REAL_SIDE, GENERATED_SIDE = 0, 1
 
 

@@ -34,7 +34,6 @@ __all__ = [
     "ReconstructionConfig",
 ]
 
-
 OBJECT = ("color", "shape", "motion")
 JUDGED: dict[str, tuple[str, ...]] = {
     "prompt": (*OBJECT, "background"),

@@ -40,6 +40,7 @@ from vidtwin_lab.evaluation.report import (
     Processes,
     Report,
     data_protocol,
+    fields_of,
     merge_skipped,
     model_protocol,
     new_figure,
@@ -49,7 +50,6 @@ from vidtwin_lab.evaluation.report import (
 from vidtwin_lab.evaluation.windows import Window, iterate_windows, list_windows
 
 __all__ = ["describe", "measure"]
-
 
 EXAMPLES_SHOWN = 4
 
@@ -97,10 +97,7 @@ def describe(config: ReconstructionConfig) -> dict[str, Any]:
         },
         "metrics": metrics_of(config, sizes.height, sizes.width),
         "h264": codec
-        and {
-            "crfs": codec.crfs,
-            "pixel_formats": formats_for(codec, sizes.height, sizes.width),
-        },
+        and {"crfs": codec.crfs, "pixel_formats": formats_for(codec, sizes.height, sizes.width)},
         "reencode": config.reencode,
         "features": config.features and config.features.name,
     }
@@ -232,9 +229,7 @@ def protocol_of(
         "h264": codec
         and {
             "encoder": "libx264, one thread, no assembly",
-            "preset": codec.preset,
-            "tune": codec.tune,
-            "crfs": codec.crfs,
+            **fields_of(codec, "preset", "tune", "crfs"),
             "pixel_formats": formats_for(codec, data.height, data.width),
             "size": "of the stream without container and without SEI; one key frame a window",
         },

@@ -32,7 +32,6 @@ __all__ = [
     "weighted_frechet_distances",
 ]
 
-
 Array = NDArray[np.float64]
 # The fewest videos that published FVD figures are computed from. Below it a distance is mostly
 # its bias, which falls as 1 / N.

@@ -27,12 +27,24 @@ from vidtwin_lab.evaluation.disentanglement.config import DisentanglementConfig
 from vidtwin_lab.evaluation.judges.choice import Judge
 from vidtwin_lab.evaluation.report import Processes, batches_of
 
-__all__ = ["LATENTS", "Clips", "choose_clips", "choose_factors", "encode_clips", "flatten_latents"]
-
+__all__ = [
+    "LATENTS",
+    "Clips",
+    "choose_clips",
+    "choose_factors",
+    "encode_clips",
+    "flatten_latents",
+    "groups_of",
+]
 
 # The two halves of what is measured; the dynamics are dynamics_x and dynamics_y together.
 LATENTS = ("structure", "dynamics")
 DYNAMICS = ("dynamics_x", "dynamics_y")
+
+
+def groups_of(factors: Factors) -> dict[str, tuple[str, ...]]:
+    """The names of the factors of content and of motion."""
+    return {"content": tuple(factors.content), "motion": tuple(factors.motion)}
 
 
 @dataclass(frozen=True, eq=False)

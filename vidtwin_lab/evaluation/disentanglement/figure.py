@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Line", "draw_scorecard"]
 
-
 FRAMES_SHOWN = 4
 GAP = 4  # pixels between frames
 WIDE_GAP = 16  # pixels between clips
@@ -112,9 +111,7 @@ def _draw_bars(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def _draw_examples(
-    axes: Axes,
-    originals: Sequence[tuple[Tensor, Tensor]],
-    swapped: Sequence[NDArray[np.uint8]],
+    axes: Axes, originals: Sequence[tuple[Tensor, Tensor]], swapped: Sequence[NDArray[np.uint8]]
 ) -> None:
     rows = [
         [to_uint8(one), to_uint8(other), video]

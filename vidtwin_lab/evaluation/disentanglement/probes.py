@@ -45,7 +45,6 @@ __all__ = [
     "similarities",
 ]
 
-
 Labels = NDArray[np.int64]
 LEAST_CLIPS = 20
 

@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 from vidtwin import VidTwinAutoencoder
 from vidtwin.data import Factors
 from vidtwin.media import to_uint8
-from vidtwin_lab.evaluation.disentanglement.clips import LATENTS, Clips, flatten_latents
+from vidtwin_lab.evaluation.disentanglement.clips import LATENTS, Clips, flatten_latents, groups_of
 from vidtwin_lab.evaluation.intervals import chance_of, mean_interval, share_of
 from vidtwin_lab.evaluation.judges.choice import Judge
 from vidtwin_lab.evaluation.report import Processes, batches_of
 
 __all__ = ["Swap", "consistency", "swap_accuracy", "swap_pairs"]
-
 
 # Which of a pair's two clips each latent of the swapped video comes from.
 GIVER = {"structure": 0, "dynamics": 1}
@@ -93,9 +92,8 @@ def swap_accuracy(clips: Clips, swaps: Sequence[Swap], factors: Factors) -> dict
         reconstruction (share of the clips that the judge reads right).
     """
     places = np.array([swap["pair"] for swap in swaps])  # (P, 2)
-    groups = {"content": tuple(factors.content), "motion": tuple(factors.motion)}
     found: dict[str, Any] = {}
-    for group, names in groups.items():
+    for group, names in groups_of(factors).items():
         if not names:
             found[group] = {"reason": f"the data have no labels of {group}"}
             continue

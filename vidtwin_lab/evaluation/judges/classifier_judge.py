@@ -31,7 +31,6 @@ __all__ = [
     "load_classifier",
 ]
 
-
 GROUPS = 8  # of the normalisation, which must not look at the other clips of a batch
 MODEL_FOLDER = "classifier"
 
