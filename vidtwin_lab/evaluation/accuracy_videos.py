@@ -1,4 +1,4 @@
-"""Clips after a model: reconstructed, swapped, or with one latent sampled; and their labels.
+"""Clips that went through a model: reconstructed, swapped, or one latent sampled; their labels.
 
 Axes: B batch, T frames, H W pixels.
 """
@@ -23,7 +23,7 @@ __all__ = ["Labels", "ModelVideos", "asked_labels", "given_labels"]
 
 
 class ModelVideos(VideoSource):
-    """Clips of a data set after a model: reconstructed, swapped, or one latent sampled anew.
+    """Clips of a data set that went through a model; see `SHOWN` for the ways.
 
     Args:
         real: the clips, in a random order.
@@ -130,7 +130,7 @@ Labels = dict[str, int]
 def given_labels(
     real: DataVideos, source: VideoSource, factors: Factors
 ) -> Callable[[Video], Labels]:
-    """What each clip after a model has to show: factor -> class, UNKNOWN for what was sampled."""
+    """What each clip has to show after the model: factor -> class, UNKNOWN where sampled."""
     videos = source.videos if isinstance(source, ModelVideos) else "real"
 
     def labels_of(video: Video) -> Labels:
@@ -149,8 +149,8 @@ def given_labels(
 def asked_labels(dataset: VideoDataset, factors: Factors) -> Callable[[Video], Labels]:
     """What each generated video was asked to show, by its class and by the caption it had.
 
-    A caption of the data says all of its clip's factors, but for those in which clips with the
-    same caption differ.
+    A caption of the data tells all factors of its clip, except those in which clips with the same
+    caption differ.
     """
     by_caption: dict[str, Labels] = {}
     for index in range(len(dataset)):
@@ -161,7 +161,7 @@ def asked_labels(dataset: VideoDataset, factors: Factors) -> Callable[[Video], L
 
     def labels_of(video: Video) -> Labels:
         labels = dict.fromkeys(factors.all, UNKNOWN)
-        # The name of a class may stand behind the caption.
+        # The class may follow the caption.
         for text in (video.asked, video.asked.rpartition(", ")[0]):
             if text in by_caption:
                 return labels | by_caption[text] | dataset.label_factors(video.label)

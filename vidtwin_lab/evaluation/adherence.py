@@ -271,7 +271,9 @@ def protocol_of(
         used = "guidance_scale" if config.mode == "prompt" else "given_guidance_scale"
         sampling = {
             "steps": config.steps,
-            **{"guidance_scale": None, "given_guidance_scale": None, **fields_of(config, used)},
+            "guidance_scale": None,
+            "given_guidance_scale": None,
+            **fields_of(config, used),
             "scheduler": type(loaded.pipe.scheduler).__name__,
         }
     sizes = loaded.model.sizes

@@ -231,7 +231,7 @@ class GenerationConfig:
 
     @property
     def keeps_features(self) -> bool:
-        """Whether features of all videos are held: a Fréchet distance alone needs no memory."""
+        """Whether the features of all videos are kept: a Fréchet distance alone needs none."""
         return self.metrics != ("fvd",) or self.bootstrap > 0
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 from tqdm import tqdm
@@ -54,16 +54,8 @@ __all__ = ["describe", "measure"]
 EXAMPLES_SHOWN = 4
 
 
-class Prepared(NamedTuple):
-    """The model and the videos of a config, both checked."""
-
-    model: VidTwinAutoencoder
-    found: Path
-    dataset: VideoDataset
-
-
-def prepare(config: ReconstructionConfig) -> Prepared:
-    """Loads the model, lists the videos, and checks what can be checked before the work.
+def prepare(config: ReconstructionConfig) -> tuple[VidTwinAutoencoder, Path, VideoDataset]:
+    """The model, its folder and the videos; checks what can be checked before the work.
 
     Raises:
         ValueError: if the model or the data set can't be used, or something is not installed.
@@ -72,7 +64,7 @@ def prepare(config: ReconstructionConfig) -> Prepared:
         check_encoder()
     model, found = load_autoencoder(config.autoencoder)
     dataset = build_dataset(config.data_for(model.sizes))
-    return Prepared(model.float().eval(), found, dataset)
+    return model.float().eval(), found, dataset
 
 
 def describe(config: ReconstructionConfig) -> dict[str, Any]:

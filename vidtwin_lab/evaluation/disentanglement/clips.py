@@ -56,7 +56,7 @@ class Clips:
         path: of each clip.
         labels: factor -> (N,) class.
         real: factor -> (N,) class that the judge sees in the clip.
-        reconstructed: factor -> (N,) class that it sees in the reconstruction.
+        reconstructed: factor -> (N,) class that the judge sees in the reconstruction.
         latents: name -> (N, D) float32, modes of the clips' posteriors.
         again: name -> (N, D), the latents of the reconstructions.
         sizes: of the autoencoder.
@@ -168,7 +168,7 @@ def _encode_batch(
     video = video.to(device)
     latents = model.encode(video).mode()
     reconstruction = model.decode(latents)
-    # What is encoded again is a video as anyone could be given it, its colours within range.
+    # Clamped, as the colours of a written video are.
     again = flatten_latents(model.encode(reconstruction.clamp(-1, 1)).mode())
     flat = flatten_latents(latents)
     real, reconstructed = judge(video), judge(reconstruction)
@@ -243,7 +243,7 @@ def draw_pairs(codes: NDArray[np.int64], count: int, seed: int) -> Pairs:
 
 
 def choose_factors(dataset: VideoDataset, names: tuple[str, ...]) -> Factors:
-    """The factors that are looked at, those with one class left out.
+    """The factors that are measured; those with a single class are left out.
 
     Raises:
         ValueError: if the data have none, or do not know one of the names.
@@ -268,7 +268,7 @@ def choose_factors(dataset: VideoDataset, names: tuple[str, ...]) -> Factors:
 def choose_clips(
     dataset: VideoDataset, factors: Factors, config: DisentanglementConfig
 ) -> tuple[list[int], list[tuple[str, str]]]:
-    """Indices of the clips to measure, in order, and those passed over: (clip, what isn't known).
+    """Indices of the clips to measure, in order, and (clip, reason) of those without labels.
 
     Raises:
         ValueError: if the data have fewer than were asked for.

@@ -34,9 +34,9 @@ class Line:
     Args:
         name: what it is.
         value: {"value", "low", "high", "n"}.
-        chance: what knowing nothing would give, if that is known.
-        ceiling: what a perfect split would give with this autoencoder and judge, if less than 1.
-        wanted: whether more is better; what leaks should be near chance.
+        chance: the value without any information, None if unknown.
+        ceiling: the value of a perfect split with this autoencoder and judge, None for 1.
+        wanted: whether more is better; leakage should be near chance.
     """
 
     name: str

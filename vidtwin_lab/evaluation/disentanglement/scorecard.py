@@ -1,4 +1,4 @@
-"""The five measurements of a split into structure and dynamics, in one table and one figure."""
+"""The scorecard of a split into structure and dynamics: five measurements, a table, a figure."""
 
 from __future__ import annotations
 
@@ -105,11 +105,11 @@ def measure(config: DisentanglementConfig, processes: Processes) -> Report:
 
     Args:
         config: what to measure.
-        processes: who shares the work.
+        processes: that share the work.
     Returns:
-        Report: one line of the CSV for each pair and each sampled video.
+        Report: with a line of the CSV for each pair and each sampled video.
     Raises:
-        ValueError: for what does not fit together, or data that can't answer; saying which.
+        ValueError: for parts that don't fit each other, or data that are too few.
     """
     subject = _subject(config, processes)
     pipe = None
@@ -178,7 +178,7 @@ def _find(
 
 
 def scorecard(found: Mapping[str, Any]) -> list[Line]:
-    """The numbers of the table and the figure, each with what chance and perfection would give."""
+    """The numbers of the table and the figure, each with its chance level and its ceiling."""
     return [
         *_swap_lines(found["swap"]),
         *_consistency_lines(found["consistency"]),
@@ -241,11 +241,11 @@ def _probes(
 
 
 def _gap(wanted: Found, leaked: Found) -> float:
-    """Usable bits of a factor in the latent that should hold it less those in the other, as a
-    share of all there are: 1 where only the right latent tells, 0 where both do.
+    """Bits that a probe gets of a factor from the latent that should hold it, less those from the
+    other, as a share of the labels' bits: 1 if only the right latent holds it, 0 if both do.
 
-    Source: after the mutual information gap (Chen et al., arXiv 1802.04942), which takes the two
-    best entries of a latent, and no reader.
+    Source: after the mutual information gap (Chen et al., arXiv 1802.04942), which compares the
+    two best entries of a latent and trains no probe.
     """
     return float((max(0.0, wanted["bits"]) - max(0.0, leaked["bits"])) / wanted["bits_of_labels"])
 

@@ -1,4 +1,4 @@
-"""Structure of one clip, dynamics of another: what the video shows, and what it encodes to.
+"""Structure of one clip, dynamics of another: what the video shows, and the latents of it.
 
 Axes: N clips, P pairs, B batch, D latent values.
 Source: swapping as in DSVAE (Li and Mandt, arXiv 1803.02991), judged by a classifier as in S3VAE
@@ -88,8 +88,8 @@ def swap_accuracy(clips: Clips, swaps: Sequence[Swap], factors: Factors) -> dict
     Returns:
         For "content" and "motion", for each factor and for all of the group at once: swap (share
         of the pairs that show what was given), other (those that show the other clip's: leakage),
-        neither, chance (a clip of the data drawn instead), and the ceilings real and
-        reconstruction (share of the clips that the judge reads right).
+        neither, chance (for a clip drawn from the data instead), and the ceilings real and
+        reconstruction (share of the clips, and of their reconstructions, that are judged right).
     """
     places = np.array([swap["pair"] for swap in swaps])  # (P, 2)
     found: dict[str, Any] = {}
@@ -118,8 +118,8 @@ def swap_accuracy(clips: Clips, swaps: Sequence[Swap], factors: Factors) -> dict
 def consistency(clips: Clips, swaps: Sequence[Swap]) -> dict[str, Any]:
     """Whether a swapped video encodes to the latents that it was decoded from.
 
-    Latents are compared as deviations from the mean over all clips; not divided by their spread,
-    which would blow up the values that the KL term has silenced.
+    Latents are compared as deviations from the mean over all clips, not divided by their spread,
+    which would enlarge the values that the KL term keeps near zero.
 
     Returns:
         For each latent: cosine with the clip that gave it (`kept`) and with the other (`other`),
