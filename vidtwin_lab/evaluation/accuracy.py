@@ -27,6 +27,7 @@ from vidtwin_lab.evaluation.judges.classifier_judge import (
     accuracies,
     flat_row,
     load_classifier,
+    probabilities_of,
 )
 from vidtwin_lab.evaluation.measurement_configs import AccuracyConfig
 from vidtwin_lab.evaluation.report import (
@@ -116,18 +117,16 @@ def measure(config: AccuracyConfig, processes: Processes) -> Report:
     )
 
     def judge(videos: Sequence[Video]) -> list[dict[str, Any]]:
-        found = model.predict(torch.stack([video.frames for video in videos]))
+        found = probabilities_of(model, torch.stack([video.frames for video in videos]))
         return [
             {
                 "index": video.index,
                 "path": video.name,
                 "asked": video.asked,
                 "labels": labels_of(video),
-                "probabilities": {
-                    name: each[place].double().tolist() for name, each in found.items()
-                },
+                "probabilities": probabilities,
             }
-            for place, video in enumerate(videos)
+            for video, probabilities in zip(videos, found, strict=True)
         ]
 
     rows: list[dict[str, Any]] = []

@@ -53,12 +53,11 @@ class ModelVideos(VideoSource):
             self.autoencoder = self.pipeline.autoencoder
         else:
             self.autoencoder = load_autoencoder(path)[0].float().eval().to(device)
-        own = self.autoencoder.sizes
-        if (own.num_frames, own.height, own.width) != real.sizes:
+        own = self.autoencoder.sizes.video_shape[1:]
+        if own != real.sizes:
             raise ValueError(
-                f"model={path} is for videos of (frames, height, width) "
-                f"{(own.num_frames, own.height, own.width)}, the classifier for {real.sizes}; "
-                "train the classifier on clips of the model's size"
+                f"model={path} is for videos of (frames, height, width) {own}, the classifier for "
+                f"{real.sizes}; train the classifier on clips of the model's size"
             )
 
     def partner(self, index: int) -> int:

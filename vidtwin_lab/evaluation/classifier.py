@@ -37,6 +37,7 @@ from vidtwin_lab.evaluation.judges.classifier_judge import (
     accuracies,
     confusion,
     flat_row,
+    probabilities_of,
 )
 from vidtwin_lab.evaluation.measurement_configs import ClassifierConfig
 from vidtwin_lab.evaluation.report import (
@@ -64,7 +65,6 @@ def judge_dataset(
         For each clip in order: index, path, labels (factor -> class), probabilities (factor ->
         (classes,) float64 list); and the files that could not be used.
     """
-    names = list(model.factors.all)
     rows: list[dict[str, Any]] = []
     skipped: list[Any] = []
     batches = processes.share(batches_of(len(dataset), batch_size))
@@ -73,17 +73,12 @@ def judge_dataset(
         skipped += [tuple(item) for item in batch["skipped"]]
         if batch["video"] is None:
             continue
-        found = model.predict(batch["video"])
-        for place, row in enumerate(batch["rows"]):
-            labels = dataset.factors(row["index"])
-            rows.append(
-                {
-                    "index": row["index"],
-                    "path": row["path"],
-                    "labels": {name: labels[name] for name in names},
-                    "probabilities": {name: found[name][place].double().tolist() for name in names},
-                }
-            )
+        found = probabilities_of(model, batch["video"])
+        for row, probabilities in zip(batch["rows"], found, strict=True):
+            known = dataset.factors(row["index"])
+            labels = {name: known[name] for name in model.factors.all}
+            own = {"index": row["index"], "path": row["path"], "labels": labels}
+            rows.append(own | {"probabilities": probabilities})
     return processes.gather_sorted(rows), merge_skipped(processes.gather(skipped))
 
 

@@ -160,13 +160,9 @@ class LatentVideos(VideoSource):
         self.model = model.to(device)
         self.autoencoder = autoencoder
         self.samples = SampleFile(self.folder, label_names)
-        sizes, number = model.sizes, len(self.files)
-        super().__init__(
-            number,
-            (sizes.num_frames, sizes.height, sizes.width),
-            label_names,
-            BadFileLog(number, max_bad_fraction),
-        )
+        number = len(self.files)
+        bad_files = BadFileLog(number, max_bad_fraction)
+        super().__init__(number, model.sizes.video_shape[1:], label_names, bad_files)
 
     @torch.no_grad()
     def load(self, indices: Sequence[int]) -> list[Video | SkippedFile]:
@@ -235,8 +231,8 @@ class PipelineVideos(VideoSource):
         if config.scheduler:
             self.pipeline.scheduler = build_scheduler(config.scheduler, self.pipeline.scheduler)
         self.config = config
-        sizes, trained = self.pipeline.autoencoder.sizes, self.pipeline.transformer.sizes
-        super().__init__(number, (sizes.num_frames, sizes.height, sizes.width))
+        trained = self.pipeline.transformer.sizes
+        super().__init__(number, self.pipeline.autoencoder.sizes.video_shape[1:])
         auto = config.conditions == "auto"
         self.prompts: list[str] = []
         self.classes: list[int] = []

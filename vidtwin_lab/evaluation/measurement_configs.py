@@ -151,7 +151,7 @@ class ReconstructionConfig:
 
     def data_for(self, sizes: AutoencoderConfig) -> DataConfig:
         """The videos in the autoencoder's sizes, with nothing random in them."""
-        data = self.data.sized(sizes.num_frames, sizes.height, sizes.width)
+        data = self.data.sized(*sizes.video_shape[1:])
         start = "center" if data.start == "random" else data.start
         return replace(data, start=start, crop="center", flip=False)
 

@@ -80,7 +80,7 @@ def describe(config: ReconstructionConfig) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "videos": len(dataset),
         "windows": "one of each video" if config.windows == "one" else "all without overlap",
-        "window": [sizes.num_frames, sizes.height, sizes.width],
+        "window": list(sizes.video_shape[1:]),
         "latent_values": sizes.numel_per_clip,
         "compression_rate": sizes.compression_rate,
         "bits_per_pixel": {

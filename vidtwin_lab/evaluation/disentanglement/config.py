@@ -120,4 +120,4 @@ class DisentanglementConfig:
 
     def data_for(self, sizes: AutoencoderConfig) -> DataConfig:
         """The data in an autoencoder's sizes, with nothing random in them."""
-        return self.data.centered().sized(sizes.num_frames, sizes.height, sizes.width)
+        return self.data.centered().sized(*sizes.video_shape[1:])

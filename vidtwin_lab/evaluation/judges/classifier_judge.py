@@ -29,6 +29,7 @@ __all__ = [
     "confusion",
     "flat_row",
     "load_classifier",
+    "probabilities_of",
 ]
 
 GROUPS = 8  # of the normalisation, which must not look at the other clips of a batch
@@ -153,6 +154,15 @@ class VideoClassifier(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[m
         finally:
             self.train(training)
         return {name: each.float().softmax(1) for name, each in logits.items()}
+
+
+def probabilities_of(model: VideoClassifier, video: Tensor) -> list[dict[str, list[float]]]:
+    """Factor -> probability of each class, for each of (B, 3, T, H, W) videos."""
+    found = model.predict(video)
+    return [
+        {name: each[place].double().tolist() for name, each in found.items()}
+        for place in range(len(video))
+    ]
 
 
 def load_classifier(path: str, key: str) -> VideoClassifier:
