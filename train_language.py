@@ -141,9 +141,9 @@ def build_loader(run: Run, corpus: Corpus, tokenizer: Any, objective: Any) -> Da
 
     config = run.config
     samples = build_samples(config, corpus, tokenizer)
-    sampler = GlobalBatchSampler(
-        len(samples), config.batch_size, config.seed, start_batch=run.start_step, **run.ranks
-    )
+    rank, world_size = run.ranks.values()
+    place = (rank, world_size, run.start_step)
+    sampler = GlobalBatchSampler(len(samples), config.batch_size, config.seed, *place)
     return DataLoader(
         samples,
         batch_sampler=sampler,

@@ -14,14 +14,15 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch.testing import assert_close
 
 from diffusion import VidTwinPipeline
-from diffusion.schedulers import PREDICTIONS, build_scheduler, scheduler_names
+from diffusion.schedulers import build_scheduler, scheduler_names
 from vidtwin_lab.runtime import mean_over_processes
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from pretend_device import DeviceMixupError, pretend_accelerator, pretend_device
 
 PROMPTS = ["a red circle", "a blue square turns left"]
-CHOICES = [(kind, name) for kind in PREDICTIONS for name in scheduler_names(kind)]
+KINDS = ("velocity", "epsilon", "v_prediction")
+CHOICES = [(kind, name) for kind in KINDS for name in scheduler_names(kind)]
 
 
 def assert_equal_on_device(pipeline: VidTwinPipeline, **asked: Any) -> None:
