@@ -107,6 +107,10 @@ class VideoDataset(Dataset[dict[str, Any]], ABC):
             UnusableVideo: if the file can't be used.
         """
 
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        """(size,) all clips in the order of a training epoch, from nothing but the arguments."""
+        return np.random.default_rng([seed, epoch]).permutation(self.size)
+
     def draw_pair(self, change: str, index: int, rng: np.random.Generator) -> torch.Tensor:
         """(3, T, H, W) in [-1, 1]: a clip drawn again with a change, for paired augmentation.
 

@@ -6,7 +6,7 @@ Axes: T frames, H W pixels.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ import torch
 from vidtwin.data.bad_files import UnusableVideo
 from vidtwin.data.config import DataConfig
 from vidtwin.data.dataset import Draws, Factors, VideoDataset
-from vidtwin.data.file_sources import Clip, ClipList, find_clips, split_clips
+from vidtwin.data.file_sources import find_clips
+from vidtwin.data.clips import Clip, ClipList, split_clips
 from vidtwin.data.frames import fit_frame, frames_by_stride, frames_by_time, frames_repeating_last
-from vidtwin.data.readers import VideoInfo, read_clip
+from vidtwin.data.readers import VideoInfo, read_clip, read_video_info
 
-__all__ = ["FileDataset", "build_file_dataset", "read_first_window"]
+__all__ = ["FileDataset", "build_file_dataset", "choose_factors", "read_first_window"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +46,24 @@ class FileDataset(VideoDataset):
         factors: Factors | None = None,
     ):
         super().__init__(config, len(clips))
-        self.clips = list(clips)
+        self.clips = clips
         self.label_names = list(label_names)
         self._factor_classes = factors or Factors()
+
+    def fetch(self, index: int) -> Callable[[], bytes] | None:
+        """What gives the bytes of a clip that is no file of its own; see `read_clip`."""
+        return None
+
+    def info(self, index: int) -> VideoInfo:
+        """What is known about a clip's video; raises UnusableVideo for a file that is none."""
+        path, fetch = self.clips[index].path, self.fetch(index)
+        return read_video_info(path, timeout=self.config.timeout, fetch=fetch)
+
+    def version(self, index: int) -> object:
+        """What changes when a clip's file is exchanged under the same name."""
+        file = Path(self.clips[index].path)
+        state = file.stat() if file.exists() else None
+        return (state.st_size, state.st_mtime_ns) if state else None
 
     def choose_frames(self, info: VideoInfo, draws: Draws) -> np.ndarray:
         """The frames of the sample's window.
@@ -80,12 +96,22 @@ class FileDataset(VideoDataset):
 
     def load(self, index: int, draws: Draws) -> dict[str, Any]:
         """The sample of one clip; raises UnusableVideo for a file that can't give it."""
-        return self.read(
+        sample = self.read(
             index,
             lambda info: self.choose_frames(info, draws),
             (0.5, 0.5) if self.config.crop == "center" else (draws.top, draws.left),
             self.config.flip and draws.flip < 0.5,
         )
+        captions = self._shuffled_captions(index)
+        return sample | {"caption": captions[draws.epoch % len(captions)]}
+
+    def _shuffled_captions(self, index: int) -> list[str]:
+        """All captions of a clip, in the order in which the epochs take them."""
+        captions = self.clips[index].captions
+        if len(captions) == 1:
+            return list(captions)
+        order = np.random.default_rng([self.config.seed, 0, index, 0, 5]).permutation(len(captions))
+        return [captions[place] for place in order]
 
     def read(
         self,
@@ -115,6 +141,7 @@ class FileDataset(VideoDataset):
             fit,
             backend=config.backend,
             timeout=config.timeout,
+            fetch=self.fetch(index),
         )
         fps = config.fps if config.stride is None else info.fps / config.stride
         return {
@@ -129,8 +156,8 @@ class FileDataset(VideoDataset):
         }
 
     def captions(self, index: int, count: int) -> list[str]:
-        """The one caption of a clip."""
-        return [self.clips[index].caption]
+        """Those of a clip, each once."""
+        return self._shuffled_captions(index)[:count]
 
     def factor_classes(self) -> Factors:
         """Those that the config names."""
@@ -164,26 +191,30 @@ def build_file_dataset(config: DataConfig) -> FileDataset:
     if config.part == "validation" and config.validation_fraction == 0 and not own_parts:
         logger.warning("data.validation_fraction is 0: the validation clips are the training clips")
     clips = split_clips(listing.clips, config.part, config.validation_fraction)
-    factors = _factors_of(config, listing)
+    factors = choose_factors(config, _factor_classes(config, listing))
     return FileDataset(config, clips[: config.max_clips], listing.label_names, factors)
 
 
-def _factors_of(config: DataConfig, listing: ClipList) -> Factors:
-    """The factors that a config names, with the classes that the clips of a list have.
+def _factor_classes(config: DataConfig, listing: ClipList) -> dict[str, tuple[str, ...]]:
+    """The factors that a list of clips may have, with the classes of its clips."""
+    if config.source in ("csv", "jsonl"):
+        return {
+            name: tuple(sorted({clip.factors[name] for clip in listing.clips} - {""}))
+            for name in (*config.content_factors, *config.motion_factors)
+        }
+    return {"class": tuple(listing.label_names)} if listing.label_names else {}
 
+
+def choose_factors(config: DataConfig, classes: Mapping[str, tuple[str, ...]]) -> Factors:
+    """The factors that a config names; the class is the motion where it names none.
+
+    Args:
+        classes: name of each factor that the clips have -> its classes.
     Raises:
         ValueError: for a factor that is named twice, or that the source does not have.
     """
     content, motion = config.content_factors, config.motion_factors
-    classes: dict[str, tuple[str, ...]] = {"class": tuple(listing.label_names)}
-    if config.source == "csv":
-        classes = {
-            name: tuple(sorted({clip.factors[name] for clip in listing.clips} - {""}))
-            for name in (*content, *motion)
-        }
-    elif not listing.label_names:
-        classes = {}
-    elif not content and not motion:
+    if "class" in classes and not content and not motion:
         motion = ("class",)
     named = (*content, *motion)
     if len(set(named)) < len(named) or not set(named) <= set(classes):

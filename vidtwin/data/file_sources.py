@@ -1,4 +1,4 @@
-"""Which clips a data set has: from a CSV, class folders, UCF-101's lists, a folder, a pattern.
+"""Which clips a data set has: from a table, class folders, UCF-101's lists, a folder, a pattern.
 
 Every list is in an order that depends on the paths alone, never on the file system.
 """
@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import csv
 import glob
-import hashlib
 import json
 import logging
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vidtwin.data.clips import Clip, ClipList
 from vidtwin.data.registry import SourceOptions, register_source
 
 if TYPE_CHECKING:
@@ -33,35 +32,6 @@ VIDEO_SUFFIXES = frozenset(
 # Files of a list that are looked for before a run starts: all of a long list would take minutes on
 # a network disk. One that is missing later is skipped like any other bad file.
 CHECKED_FILES = 1000
-# UCF-101's names: v_<Label>_g<group>_c<clip>; the clips of a group come from one recording.
-GROUPED_NAME = re.compile(r"^v_.+_(g\d+)_c\d+$")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clip:
-    """One video of a data set.
-
-    Args:
-        path: of the file.
-        name: the path within the data set, with "/": what splits go by.
-        caption: "" for none.
-        label: index into the label names, -1 for none.
-        factors: name of a factor -> class, "" where it is not known; see `Factors`.
-    """
-
-    path: str
-    name: str
-    caption: str = ""
-    label: int = -1
-    factors: Mapping[str, str] = field(default_factory=dict, hash=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipList:
-    """The clips of a source and the names of their labels."""
-
-    clips: list[Clip]
-    label_names: list[str]
 
 
 def _existing(path: str | None, what: str, directory: bool) -> Path:
@@ -186,40 +156,81 @@ def _with_captions(clips: list[Clip], captions: str | None, root: Path) -> list[
     return captioned
 
 
-def _from_csv(config: DataConfig) -> ClipList:
-    file = _existing(config.path, "a CSV file", directory=False)
+def _csv_rows(file: Path) -> Iterator[dict[str, Any]]:
+    with file.open(newline="", encoding="utf-8-sig") as stream:
+        reader = csv.DictReader(stream)
+        _check_columns(file, reader.fieldnames or [])
+        yield from reader
+
+
+def _jsonl_rows(file: Path) -> Iterator[dict[str, Any]]:
+    with file.open(encoding="utf-8-sig") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"line {number} of {file} is not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number} of {file} must be a JSON object, got {line[:80]}")
+            _check_columns(file, row)
+            yield row
+
+
+def _check_columns(file: Path, columns: Collection[str]) -> None:
+    if "videos" not in columns:
+        raise ValueError(
+            f"{file} must have a column 'videos' with the paths (and may have 'caption' and "
+            f"'label'), got the columns {list(columns)}"
+        )
+
+
+def _captions(row: dict[str, Any], source: str) -> list[str]:
+    """All captions of a row, at least one; only JSON can list several."""
+    several = row.get("captions") if source == "jsonl" else None
+    if several is not None and not isinstance(several, list):
+        raise ValueError(f"'captions' of a clip must be a list of texts, got {several!r}")
+    return [_text(caption) for caption in several or [row.get("caption")]]
+
+
+def _text(value: Any) -> str:
+    """A cell as text: JSON also has numbers, and null for what isn't known."""
+    return "" if value is None else str(value).strip()
+
+
+def _from_table(config: DataConfig) -> ClipList:
+    what = "a CSV file" if config.source == "csv" else "a JSONL file"
+    file = _existing(config.path, what, directory=False)
     root = Path(config.root).expanduser() if config.root else file.parent
     if not root.is_dir():
         raise ValueError(f"data.root must name a folder, but {str(root)!r} is not one")
-    with file.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        columns = list(reader.fieldnames or [])
-        if "videos" not in columns:
-            raise ValueError(
-                f"{file} must have a column 'videos' with the paths (and may have 'caption' and "
-                f"'label'), got the columns {columns}"
-            )
-        factors = (*config.content_factors, *config.motion_factors)
-        missing = [column for column in factors if column not in columns]
-        if missing:
-            raise ValueError(
-                f"{file} must have the columns that data.content_factors and data.motion_factors "
-                f"name, but lacks {', '.join(missing)}; it has {columns}"
-            )
-        rows = [row for row in reader if (row["videos"] or "").strip()]
+    rows = list(_csv_rows(file) if config.source == "csv" else _jsonl_rows(file))
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    factors = (*config.content_factors, *config.motion_factors)
+    missing = [column for column in factors if column not in columns]
+    rows = [row for row in rows if _text(row["videos"])]
     if not rows:
         raise ValueError(f"no videos found in {file}: its column 'videos' is empty")
-    labels, label_names = _label_indices([(row.get("label") or "").strip() for row in rows])
-    clips = [
-        Clip(
-            path=str(root / row["videos"].strip()),
-            name=Path(row["videos"].strip()).as_posix(),
-            caption=(row.get("caption") or "").strip(),
-            label=label,
-            factors={name: (row[name] or "").strip() for name in factors},
+    if missing:
+        raise ValueError(
+            f"{file} must have the columns that data.content_factors and data.motion_factors "
+            f"name, but lacks {', '.join(missing)}; it has {columns}"
         )
-        for row, label in zip(rows, labels, strict=True)
-    ]
+    labels, label_names = _label_indices([_text(row.get("label")) for row in rows])
+    clips = []
+    for row, label in zip(rows, labels, strict=True):
+        caption, *others = _captions(row, config.source)
+        clips.append(
+            Clip(
+                path=str(root / _text(row["videos"])),
+                name=Path(_text(row["videos"])).as_posix(),
+                caption=caption,
+                other_captions=tuple(others),
+                label=label,
+                factors={name: _text(row.get(name)) for name in factors},
+            )
+        )
     _check_listed(clips, str(file))
     return ClipList(clips=clips, label_names=label_names)
 
@@ -341,7 +352,8 @@ def _from_ucf101(config: DataConfig) -> ClipList:
 
 
 _FINDERS: dict[str, Callable[[DataConfig], ClipList]] = {
-    "csv": _from_csv,
+    "csv": _from_table,
+    "jsonl": _from_table,
     "classes": _from_classes,
     "ucf101": _from_ucf101,
     "folder": _from_folder,
@@ -351,9 +363,9 @@ _FINDERS: dict[str, Callable[[DataConfig], ClipList]] = {
 # Key of the config -> the sources that have it.
 KEY_OF = {
     "files": ("files",),
-    "root": ("csv",),
+    "root": ("csv", "jsonl"),
     "split": ("ucf101",),
-    "captions": tuple(name for name in _FINDERS if name != "csv"),
+    "captions": tuple(name for name in _FINDERS if name not in ("csv", "jsonl")),
 }
 
 
@@ -362,6 +374,7 @@ def find_clips(config: DataConfig) -> ClipList:
 
     What `config.source` may be:
         "csv": a file with a column `videos` and optional `caption` and `label`;
+        "jsonl": the same with a JSON object in each line; also `captions`, a list;
         "classes": `<label>/<clip>`, as UCF-101 is laid out;
         "ucf101": UCF-101 with its official lists, `config.split` and `config.part`;
         "folder": every video below a folder;
@@ -403,44 +416,3 @@ class FileOptions(SourceOptions):
         from vidtwin.data.file_dataset import build_file_dataset
 
         return build_file_dataset(data)
-
-
-def split_key(name: str) -> str:
-    """What is split as one: UCF-101's group for names such as v_Bend_g01_c02, else the path.
-
-    A group is one person and place; its number alone counts, as in UCF-101's official splits.
-    """
-    grouped = GROUPED_NAME.match(Path(name).stem)
-    return grouped.group(1) if grouped else name
-
-
-def split_clips(clips: Sequence[Clip], part: str, validation_fraction: float) -> list[Clip]:
-    """The clips of a part.
-
-    A clip belongs to the validation part if the digest of its `split_key` lies below the fraction:
-    a clip never changes sides when others come or go, and the share is only about the fraction.
-    Where that would leave a part empty, the nearest digest fills it.
-
-    Args:
-        part: "train", "validation" or "all".
-        validation_fraction: in [0, 1); 0 leaves the list as it is.
-    Raises:
-        ValueError: if there is only one clip or group, so nothing to split.
-    """
-    if part == "all" or validation_fraction == 0:
-        return list(clips)
-    digests = {
-        key: int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
-        for key in {split_key(clip.name) for clip in clips}
-    }
-    if len(digests) < 2:
-        raise ValueError(
-            f"data.validation_fraction={validation_fraction} needs at least two clips or groups "
-            f"of clips to split, got {len(digests)}; set it to 0"
-        )
-    ordered = sorted(digests, key=lambda key: (digests[key], key))
-    count = sum(digests[key] < validation_fraction for key in ordered)
-    validation = set(ordered[: min(max(count, 1), len(ordered) - 1)])
-    return [
-        clip for clip in clips if (split_key(clip.name) in validation) == (part == "validation")
-    ]

@@ -6,7 +6,7 @@ Axes: B batch, T frames, H W pixels.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
         world_size: number of processes.
         start_batch: batches to leave out, those an interrupted run has done.
         shuffle: False for the order of the data set.
+        epoch_order: (seed, epoch) -> the order of that epoch; None for any permutation.
     Raises:
         ValueError: if the batch can't be divided over the ranks, or a number is out of range.
     """
@@ -56,6 +57,7 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
         world_size: int = 1,
         start_batch: int = 0,
         shuffle: bool = True,
+        epoch_order: Callable[[int, int], np.ndarray] | None = None,
     ):
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
@@ -75,11 +77,14 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
         self.world_size = world_size
         self.start_batch = start_batch
         self.shuffle = shuffle
+        self.epoch_order = epoch_order
 
     def order(self, epoch: int) -> np.ndarray:
         """(num_samples,) the indices of an epoch in the order of the stream."""
         if not self.shuffle:
             return np.arange(self.num_samples)
+        if self.epoch_order is not None:
+            return self.epoch_order(self.seed, epoch)
         return np.random.default_rng([self.seed, epoch]).permutation(self.num_samples)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -200,7 +205,9 @@ def build_loader(
     While it is read, `TooManyBadFiles` when more than `max_bad_fraction` of the files are bad.
     """
     dataset = as_video_dataset(dataset)
-    sampler = GlobalBatchSampler(len(dataset), batch_size, seed, rank, world_size, start_batch)
+    sampler = GlobalBatchSampler(
+        *(len(dataset), batch_size, seed, rank, world_size, start_batch), epoch_order=dataset.order
+    )
     return VideoLoader(
         dataset, dataset.bad_file_log, batch_sampler=sampler, **worker_arguments(num_workers)
     )

@@ -5,6 +5,7 @@ Axes: H W pixels, C colour channels.
 
 from __future__ import annotations
 
+import io
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -99,6 +100,14 @@ def upright(frame: av.VideoFrame) -> Frame:
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns % 4 and not rest else pixels
 
 
+class OpenBytes(io.BytesIO):
+    """A file in memory, with the name by which ffmpeg also guesses its format."""
+
+    def __init__(self, content: bytes, name: str):
+        super().__init__(content)
+        self.name = name
+
+
 class PyavReader:
     """An open video file.
 
@@ -106,12 +115,20 @@ class PyavReader:
         path: of the file.
         deadline: looked at between packets.
         list_by_decoding: find the frames by decoding all of them, instead of from the packets.
+        content: the bytes of the file, where it is no file of its own.
     Raises:
         UnusableVideo: if the file can't be opened, has no moving picture, or no frame decodes.
     """
 
-    def __init__(self, path: str, deadline: Deadline, list_by_decoding: bool = False):
+    def __init__(
+        self,
+        path: str,
+        deadline: Deadline,
+        list_by_decoding: bool = False,
+        content: bytes | None = None,
+    ):
         self.path = path
+        self.content = content
         self.deadline = deadline
         self.listed_by_decoding = list_by_decoding
         # Presentation times, and those of key frames, in units of the stream's time base.
@@ -141,6 +158,10 @@ class PyavReader:
     ) -> None:
         self.close()
 
+    def source(self) -> str | OpenBytes:
+        """What a decoder opens: the path, or a file in memory."""
+        return self.path if self.content is None else OpenBytes(self.content, self.path)
+
     def close(self) -> None:
         """Let the file go."""
         self.container.close()
@@ -151,7 +172,7 @@ class PyavReader:
 
     def _open(self) -> None:
         try:
-            self.container = av.open(self.path, options=OPEN_OPTIONS)
+            self.container = av.open(self.source(), options=OPEN_OPTIONS)
         except (av.FFmpegError, OSError, ValueError) as error:
             raise UnusableVideo(self.path, f"can't be opened: {_reason(error)}") from error
         self.format_name = self.container.format.name

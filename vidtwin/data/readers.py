@@ -98,12 +98,16 @@ def run_with_timeout(path: str, timeout: float, work: Callable[[Deadline], Resul
     return outcome[0]
 
 
-def _check_file(path: str | Path, backend: str, timeout: float) -> str:
-    """The path as a string; it must be a file that isn't empty."""
+def _check_file(
+    path: str | Path, backend: str, timeout: float, fetch: Callable[[], bytes] | None = None
+) -> str:
+    """The path as a string; it must be a file that isn't empty, unless its bytes are fetched."""
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if not timeout > 0:
         raise ValueError(f"timeout must be above 0 seconds, got {timeout}")
+    if fetch is not None:
+        return str(path)
     path = Path(path)
     if not path.exists():
         raise UnusableVideo(str(path), "no such file")
@@ -141,7 +145,7 @@ def _decord_frames(reader: PyavReader, indices: NDArray[np.intp], insist: bool) 
     decord.logging.set_level(decord.logging.QUIET)
     try:
         # The smallest tolerance: one frame recovered from a neighbour is an error.
-        video = decord.VideoReader(reader.path, ctx=decord.cpu(0), num_threads=1, fault_tol=1e-9)
+        video = decord.VideoReader(reader.source(), ctx=decord.cpu(0), num_threads=1, fault_tol=1e-9)
         # The first frame must be decoded first, also because decord repeats one wrong frame in some
         # good files when the first thing it does is to seek.
         first = video[0].asnumpy()
@@ -187,8 +191,10 @@ def _read(
     prepare: Callable[[Frame], Prepared],
     backend: str,
     deadline: Deadline,
+    fetch: Callable[[], bytes] | None,
 ) -> tuple[VideoInfo, NDArray[np.intp], list[Prepared]]:
-    with PyavReader(path, deadline) as reader:
+    content = None if fetch is None else fetch()
+    with PyavReader(path, deadline, content=content) as reader:
         indices = choose(reader.info)
         needed, places = np.unique(indices, return_inverse=True)
         if backend != "pyav":
@@ -208,7 +214,7 @@ def _read(
             logger.debug("%s: frames listed by decoding, %s", path, error)
     # Some streams have packets that show no frame, or timestamps out of order: only decoding all of
     # it tells which frames there are.
-    with PyavReader(path, deadline, list_by_decoding=True) as reader:
+    with PyavReader(path, deadline, list_by_decoding=True, content=content) as reader:
         indices = choose(reader.info)
         needed, places = np.unique(indices, return_inverse=True)
         prepared = [prepare(frame) for frame in reader.read(needed)]
@@ -222,6 +228,7 @@ def read_clip(
     *,
     backend: str = "auto",
     timeout: float = 30.0,
+    fetch: Callable[[], bytes] | None = None,
 ) -> tuple[VideoInfo, NDArray[np.intp], list[Prepared]]:
     """Some frames of a video, chosen once its timestamps are known, each prepared as it comes.
 
@@ -231,14 +238,15 @@ def read_clip(
         prepare: what to make of one (H, W, 3) frame, so that large frames needn't all be kept.
         backend: "auto" (decord, then PyAV), "decord" or "pyav".
         timeout: seconds for all of it.
+        fetch: gives the bytes of the video, where the path only names it; it may raise.
     Returns:
         what is known about the video, the (T,) indices of the frames, and T prepared frames.
     Raises:
         UnusableVideo: if the file isn't a video, or the frames can't be read.
     """
-    name = _check_file(path, backend, timeout)
+    name = _check_file(path, backend, timeout, fetch)
     return run_with_timeout(
-        name, timeout, lambda deadline: _read(name, choose, prepare, backend, deadline)
+        name, timeout, lambda deadline: _read(name, choose, prepare, backend, deadline, fetch)
     )
 
 
@@ -278,16 +286,24 @@ def read_frames(
     return np.stack(frames)
 
 
-def read_video_info(path: str | Path, *, timeout: float = 30.0) -> VideoInfo:
+def read_video_info(
+    path: str | Path, *, timeout: float = 30.0, fetch: Callable[[], bytes] | None = None
+) -> VideoInfo:
     """What is known about a video from its packets and its first frame.
+
+    Args:
+        path: of the file.
+        timeout: seconds for all of it.
+        fetch: as of `read_clip`.
 
     Raises:
         UnusableVideo: if the file isn't a video.
     """
-    name = _check_file(path, "auto", timeout)
+    name = _check_file(path, "auto", timeout, fetch)
 
     def work(deadline: Deadline) -> VideoInfo:
-        with PyavReader(name, deadline) as reader:
+        content = None if fetch is None else fetch()
+        with PyavReader(name, deadline, content=content) as reader:
             return reader.info
 
     return run_with_timeout(name, timeout, work)

@@ -30,7 +30,7 @@ from vidtwin.data import (
     VideoDataset,
     build_dataset,
 )
-from vidtwin.data.readers import read_video_info
+from vidtwin.data.readers import VideoInfo
 from vidtwin.reconstruction import software_versions
 from vidtwin_lab.evaluation.config import Sizes
 from vidtwin_lab.evaluation.report import Processes, batches_of, data_protocol
@@ -212,7 +212,7 @@ class DataVideos(VideoSource):
         try:
             clip = int(self.order[index])
             if self.exact_size and isinstance(self.dataset, FileDataset):
-                self._check_size(self.dataset.clips[clip].path)
+                self._check_size(self.dataset.info(clip))
             sample = self.dataset.get(clip)
         except UnusableVideo as error:
             return SkippedFile(error.path, error.reason)
@@ -225,13 +225,12 @@ class DataVideos(VideoSource):
             asked=str(sample["caption"]),
         )
 
-    def _check_size(self, path: str) -> None:
-        info = read_video_info(path, timeout=self.config.timeout)
+    def _check_size(self, info: VideoInfo) -> None:
         if (info.height, info.width) != self.sizes[1:]:
             raise ValueError(
-                f"{path} has {info.height}x{info.width} pixels, the real videos are measured at "
-                f"{self.sizes[1]}x{self.sizes[2]}; set data.height and data.width to the size of "
-                "the samples, or name the folder as generated.kind=data to have it resized"
+                f"{info.path} has {info.height}x{info.width} pixels, the real videos are measured "
+                f"at {self.sizes[1]}x{self.sizes[2]}; set data.height and data.width to the size "
+                "of the samples, or name the folder as generated.kind=data to have it resized"
             )
 
     def known_labels(self, number: int) -> list[int] | None:
@@ -263,17 +262,18 @@ class DataVideos(VideoSource):
 
     def identity(self) -> dict[str, Any]:
         """What the videos depend on, for the cache."""
-        files: list[tuple[str, int | None]] = []  # and labels
+        # A file that was exchanged under the same name makes other statistics.
+        files: list[tuple[str, int | None, object]] = []  # path, label, version
         if isinstance(self.dataset, FileDataset):
-            files = [(clip.path, clip.label) for clip in self.dataset.clips]
+            clips = enumerate(self.dataset.clips)
+            files = [(clip.path, clip.label, self.dataset.version(i)) for i, clip in clips]
         elif self.config.path is not None:  # the sheets that Sprites are drawn from
-            files = [(str(sheet), None) for sheet in sorted(Path(self.config.path).rglob("*.png"))]
+            for sheet in sorted(Path(self.config.path).rglob("*.png")):
+                state = sheet.stat()
+                files.append((str(sheet), None, (state.st_size, state.st_mtime_ns)))
         digest = hashlib.sha256()
-        for name, label in files:
-            # A file that was exchanged under the same name makes other statistics.
-            state = Path(name).stat() if Path(name).exists() else None
-            version = (state.st_size, state.st_mtime_ns) if state else None
-            digest.update(repr((name, label, version)).encode())
+        for file in files:
+            digest.update(repr(file).encode())
         return {
             "data": repr(self.config),
             "seed": self.seed,

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from vidtwin.data import FileDataset, SkippedFile, UnusableVideo, VideoDataset
 from vidtwin.data.frames import consecutive_windows
 from vidtwin.data.loading import collate, worker_arguments
-from vidtwin.data.readers import VideoInfo, read_video_info
+from vidtwin.data.readers import VideoInfo
 from vidtwin_lab.evaluation.report import Processes, batches_of
 
 __all__ = ["Window", "iterate_windows", "list_windows"]
@@ -49,9 +49,8 @@ def list_windows(
         return [Window(index) for index in range(len(dataset))], []
     found: list[dict[str, Any]] = []
     for index in processes.share(range(len(dataset))):
-        path = dataset.clips[index].path
         try:
-            info = read_video_info(path, timeout=dataset.config.timeout)
+            info = dataset.info(index)
         except UnusableVideo as error:
             found.append({"index": index, "skipped": (error.path, error.reason)})
         else:
