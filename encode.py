@@ -172,7 +172,7 @@ def listing_digest(dataset: VideoDataset) -> str | None:
     """Digest of a file data set's clips, independent of their folder; None for other data sets."""
     if not isinstance(dataset, FileDataset):
         return None
-    listing = [(clip.name, clip.label, clip.caption) for clip in dataset.clips]
+    listing = [(clip.name, clip.label, *clip.captions) for clip in dataset.clips]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
 
 

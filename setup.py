@@ -9,7 +9,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-SCRIPTS = ("train_*.py", "evaluate*.py", "encode.py", "sample.py", "reconstruct.py")
+SCRIPTS = ("train_*.py", "evaluate*.py", "encode.py", "sample.py", "reconstruct.py", "shards.py")
 FOLDERS = ("configs", "checkpoints")
 
 

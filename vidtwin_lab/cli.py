@@ -23,6 +23,7 @@ __all__ = ["main"]
 COMMANDS = {
     "sample": "videos from prompts, classes, or half of another video",
     "reconstruct": "videos through the autoencoder and back",
+    "shards": "videos into tar shards, to be read from a disk or a URL",
     "encode": "a data set into a latent cache",
     "evaluate": "measure autoencoders and pipelines",
     "evaluate-language": "measure text encoders",

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 # A source registers itself when its module is imported: a new one needs a line here.
 import vidtwin.data.file_sources
+import vidtwin.data.shards.config
 import vidtwin.data.synthetic.shapes.config
 import vidtwin.data.synthetic.sprites.config  # noqa: F401
 from vidtwin.data.registry import SourceOptions, registered_sources, section_types
@@ -51,11 +52,12 @@ class DataConfig:
 
     Args:
         source: "shapes" (procedural, needs no files), "sprites" (drawn from a folder of sheets),
-            "csv", "classes", "folder", "glob", "ucf101" or "files" (see
-            `vidtwin.data.file_sources`), or one that was added with `register_source`.
+            "csv", "jsonl", "classes", "folder", "glob", "ucf101" or "files" (see
+            `vidtwin.data.file_sources`), "shards" (tar files, see docs/data.md), or one that was
+            added with `register_source`.
         path: the CSV file, folder, pattern or file of the source.
         files: the videos of the source "files", when there are several.
-        root: folder that relative paths of a CSV start from; None is the CSV's own folder.
+        root: folder that relative paths of a CSV or JSONL start from; None is its own folder.
         captions: for folders, patterns and files: a JSON file of path -> caption, or None for the
             `.txt` beside each clip where there is one.
         split: official split of UCF-101: 1, 2 or 3.

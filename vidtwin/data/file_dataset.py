@@ -14,14 +14,20 @@ import numpy as np
 import torch
 
 from vidtwin.data.bad_files import UnusableVideo
+from vidtwin.data.clips import Clip, ClipList, split_clips
 from vidtwin.data.config import DataConfig
 from vidtwin.data.dataset import Draws, Factors, VideoDataset
 from vidtwin.data.file_sources import find_clips
-from vidtwin.data.clips import Clip, ClipList, split_clips
 from vidtwin.data.frames import fit_frame, frames_by_stride, frames_by_time, frames_repeating_last
 from vidtwin.data.readers import VideoInfo, read_clip, read_video_info
 
-__all__ = ["FileDataset", "build_file_dataset", "choose_factors", "read_first_window"]
+__all__ = [
+    "FileDataset",
+    "build_file_dataset",
+    "choose_factors",
+    "read_first_window",
+    "warn_of_shared_clips",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -187,12 +193,17 @@ def build_file_dataset(config: DataConfig) -> FileDataset:
         ValueError: if there is nothing there, no videos, or a malformed list.
     """
     listing = find_clips(config)
-    own_parts = config.source == "ucf101"
-    if config.part == "validation" and config.validation_fraction == 0 and not own_parts:
-        logger.warning("data.validation_fraction is 0: the validation clips are the training clips")
+    if config.source != "ucf101":  # which has parts of its own
+        warn_of_shared_clips(config)
     clips = split_clips(listing.clips, config.part, config.validation_fraction)
     factors = choose_factors(config, _factor_classes(config, listing))
     return FileDataset(config, clips[: config.max_clips], listing.label_names, factors)
+
+
+def warn_of_shared_clips(config: DataConfig) -> None:
+    """Says so where the validation clips are the training clips."""
+    if config.part == "validation" and config.validation_fraction == 0:
+        logger.warning("data.validation_fraction is 0: the validation clips are the training clips")
 
 
 def _factor_classes(config: DataConfig, listing: ClipList) -> dict[str, tuple[str, ...]]:

@@ -67,7 +67,7 @@ def _no_videos(where: str) -> ValueError:
     return ValueError(f"no videos found in {where}; looked for files named {suffixes}")
 
 
-def _label_indices(labels: Sequence[str]) -> tuple[list[int], list[str]]:
+def label_indices(labels: Sequence[str]) -> tuple[list[int], list[str]]:
     """The label of each clip as an index, and the names. Labels that are all numbers stay as they
     are; "" is no label."""
     known = {label for label in labels if label}
@@ -217,7 +217,7 @@ def _from_table(config: DataConfig) -> ClipList:
             f"{file} must have the columns that data.content_factors and data.motion_factors "
             f"name, but lacks {', '.join(missing)}; it has {columns}"
         )
-    labels, label_names = _label_indices([_text(row.get("label")) for row in rows])
+    labels, label_names = label_indices([_text(row.get("label")) for row in rows])
     clips = []
     for row, label in zip(rows, labels, strict=True):
         caption, *others = _captions(row, config.source)

@@ -6,7 +6,7 @@ Axes: B batch, T frames, H W pixels.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,6 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
         world_size: number of processes.
         start_batch: batches to leave out, those an interrupted run has done.
         shuffle: False for the order of the data set.
-        epoch_order: (seed, epoch) -> the order of that epoch; None for any permutation.
     Raises:
         ValueError: if the batch can't be divided over the ranks, or a number is out of range.
     """
@@ -57,7 +56,6 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
         world_size: int = 1,
         start_batch: int = 0,
         shuffle: bool = True,
-        epoch_order: Callable[[int, int], np.ndarray] | None = None,
     ):
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
@@ -77,14 +75,11 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
         self.world_size = world_size
         self.start_batch = start_batch
         self.shuffle = shuffle
-        self.epoch_order = epoch_order
 
     def order(self, epoch: int) -> np.ndarray:
         """(num_samples,) the indices of an epoch in the order of the stream."""
         if not self.shuffle:
             return np.arange(self.num_samples)
-        if self.epoch_order is not None:
-            return self.epoch_order(self.seed, epoch)
         return np.random.default_rng([self.seed, epoch]).permutation(self.num_samples)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -100,6 +95,23 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
                 batch.append((epoch, int(order[offset])))
             yield batch
             position += self.batch_size
+
+
+class DatasetBatchSampler(GlobalBatchSampler):
+    """The same stream, each epoch in the order that the data set gives it.
+
+    Args:
+        dataset: of the clips.
+        settings: the other arguments of `GlobalBatchSampler`.
+    """
+
+    def __init__(self, dataset: VideoDataset, **settings: int):
+        super().__init__(len(dataset), **settings)
+        self.dataset = dataset
+
+    def order(self, epoch: int) -> np.ndarray:
+        """(num_samples,) the indices of an epoch in the order of the stream."""
+        return self.dataset.order(self.seed, epoch)
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -205,8 +217,13 @@ def build_loader(
     While it is read, `TooManyBadFiles` when more than `max_bad_fraction` of the files are bad.
     """
     dataset = as_video_dataset(dataset)
-    sampler = GlobalBatchSampler(
-        *(len(dataset), batch_size, seed, rank, world_size, start_batch), epoch_order=dataset.order
+    sampler = DatasetBatchSampler(
+        dataset,
+        batch_size=batch_size,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        start_batch=start_batch,
     )
     return VideoLoader(
         dataset, dataset.bad_file_log, batch_sampler=sampler, **worker_arguments(num_workers)

@@ -14,6 +14,7 @@ from types import TracebackType
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.stream import Disposition
 from numpy.typing import NDArray
 
@@ -172,7 +173,7 @@ class PyavReader:
 
     def _open(self) -> None:
         try:
-            self.container = av.open(self.source(), options=OPEN_OPTIONS)
+            self.container: InputContainer = av.open(self.source(), "r", options=OPEN_OPTIONS)
         except (av.FFmpegError, OSError, ValueError) as error:
             raise UnusableVideo(self.path, f"can't be opened: {_reason(error)}") from error
         self.format_name = self.container.format.name

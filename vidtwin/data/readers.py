@@ -145,7 +145,9 @@ def _decord_frames(reader: PyavReader, indices: NDArray[np.intp], insist: bool) 
     decord.logging.set_level(decord.logging.QUIET)
     try:
         # The smallest tolerance: one frame recovered from a neighbour is an error.
-        video = decord.VideoReader(reader.source(), ctx=decord.cpu(0), num_threads=1, fault_tol=1e-9)
+        video = decord.VideoReader(
+            reader.source(), ctx=decord.cpu(0), num_threads=1, fault_tol=1e-9
+        )
         # The first frame must be decoded first, also because decord repeats one wrong frame in some
         # good files when the first thing it does is to seek.
         first = video[0].asnumpy()

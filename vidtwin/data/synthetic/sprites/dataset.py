@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from vidtwin.data.clips import Clip, split_clips
 from vidtwin.data.config import DataConfig
 from vidtwin.data.dataset import Draws, Factors, VideoDataset
-from vidtwin.data.clips import Clip, split_clips
 from vidtwin.data.synthetic.sprites.config import (
     CELL,
     PUBLISHED_VARIANTS,
