@@ -109,7 +109,7 @@ def test_training_on_shards_is_training_on_the_files(clips, shards, tmp_path):
 
 def test_training_killed_and_run_again_equals_uninterrupted(shards, tmp_path):
     options = (*DEBUG, "save_every=2", "num_workers=1", f"data.path=file://{shards}")
-    whole, killed = train_killed_and_again("train_ae", tmp_path, *options, steps=10)
+    whole, killed = train_killed_and_again("train_ae", tmp_path, *options, steps=8)
     assert_same_weights(whole / "autoencoder", killed / "autoencoder")
 
 

@@ -105,7 +105,7 @@ class DatasetBatchSampler(GlobalBatchSampler):
         settings: the other arguments of `GlobalBatchSampler`.
     """
 
-    def __init__(self, dataset: VideoDataset, **settings: int):
+    def __init__(self, dataset: VideoDataset, **settings: Any):
         super().__init__(len(dataset), **settings)
         self.dataset = dataset
 
