@@ -53,6 +53,8 @@ def split_key(name: str) -> str:
 
     A group is one person and place; its number alone counts, as in UCF-101's official splits.
     """
+    if "v_" not in name:
+        return name  # millions of names are looked at
     grouped = GROUPED_NAME.match(Path(name).stem)
     return grouped.group(1) if grouped else name
 

@@ -129,7 +129,8 @@ def _read_range(url: str, path: str, start: int, end: int) -> bytes:
             return bytes(system.cat_file(file, start=start, end=end))
         except FileNotFoundError as error:
             raise UnusableVideo(path, "the shard is not there") from error
-        except OSError as error:
+        # Each file system has errors of its own; the last one is told.
+        except Exception as error:
             if wait is None:
                 raise UnusableVideo(path, f"can't be read: {error}") from error
             time.sleep(wait)
@@ -150,7 +151,7 @@ def build_shard_dataset(config: DataConfig) -> ShardDataset:
         raise ValueError(f"no videos found in the shards of {config.path}, by {index.where}")
     warn_of_shared_clips(config)
     if config.part != "all" and config.validation_fraction > 0:
-        names = [index.clip(int(number)).name for number in numbers]
+        names = [index.name(int(number)) for number in numbers]
         numbers = numbers[split_names(names, config.part, config.validation_fraction)]
     numbers = numbers[: config.max_clips]
     index.check_shards(np.unique(index.shard_of[numbers]).tolist())

@@ -115,9 +115,11 @@ def list_shards(path: str) -> list[str]:
     """The names of the shards that a path stands for, in their order.
 
     Raises:
-        ValueError: if there are none, or one that the path names is not there.
+        ValueError: if there are none.
     """
     folder, patterns = shard_folder(path)
+    if not any(re.search(r"[*?\[]", pattern) for pattern in patterns):
+        return patterns  # also where a server does not list
     system, root = filesystem(folder)
     try:
         there = sorted(PurePosixPath(item).name for item in system.ls(root, detail=False))
@@ -197,6 +199,11 @@ class ShardIndex:
         start, end = self._starts[number : number + 2]
         found: dict[str, Any] = json.loads(self._lines[start:end])
         return found
+
+    def name(self, number: int) -> str:
+        """The name of a clip in its data set."""
+        entry = self.entry(number)
+        return str(entry.get("name", entry["member"]))
 
     def clip(self, number: int) -> Clip:
         """A clip; its path is "SHARD.tar/MEMBER"."""
