@@ -63,6 +63,15 @@ class GlueTask:
         """How many numbers a model gives for a sample."""
         return len(self.labels) or 1
 
+    def prefix(self, part: str) -> str:
+        """Of the measures of a part: nothing, unless there are several parts."""
+        return "" if len(self.parts) == 1 else f"{part}_"
+
+    @property
+    def measures(self) -> list[str]:
+        """The names of all measures."""
+        return [self.prefix(part) + metric for part in self.parts for metric in self.metrics]
+
     def decide(self, outputs: NDArray[np.float64]) -> NDArray[Any]:
         """(N,) class numbers or scores from (N, outputs)."""
         if self.labels:

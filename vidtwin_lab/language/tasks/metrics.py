@@ -67,17 +67,20 @@ METRICS: dict[str, Callable[[ArrayLike, ArrayLike], float]] = {
 
 def over_seeds(measures: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
     """Median, lowest, highest and all values of each measure, in the order of the seeds."""
-    names = dict.fromkeys(name for row in measures for name in row)
     found: dict[str, dict[str, Any]] = {}
-    for name in names:
+    for name in dict.fromkeys(name for row in measures for name in row):
         values = [row[name] for row in measures if name in row]
-        found[name] = {
-            "median": float(np.median(values)),
-            "low": min(values),
-            "high": max(values),
-            "values": values,
-        }
+        median = float(np.median(values))
+        found[name] = {"median": median, "low": min(values), "high": max(values), "values": values}
     return found
+
+
+def percent(summary: Mapping[str, Any]) -> str:
+    """A measure of `over_seeds` as tables show it: the median in percent, and the spread."""
+    text = f"{100 * summary['median']:.1f}"
+    if len(summary["values"]) > 1:
+        text += f" ({100 * summary['low']:.1f} to {100 * summary['high']:.1f})"
+    return text
 
 
 def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:

@@ -157,10 +157,9 @@ def _glue_task(
                 indices = [row.name for row in rows[part]]
                 files[f"{part}.tsv"] = task.submission(indices, array)
                 continue
-            prefix = "" if len(task.parts) == 1 else f"{part}_"
             wanted = [float(row.label or 0) for row in rows[part]]
             found = task.measure(array, wanted)
-            measures |= {f"{prefix}{name}": value for name, value in found.items()}
+            measures |= {task.prefix(part) + name: value for name, value in found.items()}
         return TaskResult(measures, files)
 
     return PreparedTask(
