@@ -41,7 +41,7 @@ from vidtwin_lab.language.objectives.masked_tokens import (
 from vidtwin_lab.language.objectives.replaced_tokens import fill_gaps, sample_tokens
 from vidtwin_lab.language.samples import PackedCorpus, PairedCorpus, Samples, TokenizedCorpus
 from vidtwin_lab.language.tokenizers import train_tokenizer
-from vidtwin_lab.language.training import build_samples, mean_measures, measure_language_model
+from vidtwin_lab.language.training import build_samples, measure_language_model, token_means
 
 WORDS = ["red", "blue", "green", "star", "ring", "moves", "turns", "left", "right", "up", "a"]
 TINY: dict[str, Any] = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 32,
@@ -187,9 +187,9 @@ class TestEveryKind:
             measure_language_model(parts.model, parts.objective, parts.samples, batches)
             for batches in ([[0], [1], [2], [3], [4]], [[0, 1, 2], [3, 4]])
         ]  # fmt: skip
-        means = [mean_measures(row) for row in rows]
+        means = [token_means(row) for row in rows]
         assert means[0] == pytest.approx(means[1], rel=1e-3)
-        assert mean_measures(rows[0][::-1]) == means[0]
+        assert token_means(rows[0][::-1]) == means[0]
         for name, term in list(parts.objective.weights.items())[1:]:
             assert f"{name}_loss" in means[0] and term >= 0
 

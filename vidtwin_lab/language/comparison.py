@@ -6,7 +6,6 @@ has their sources. What is not finished is listed as missing.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from vidtwin.files import written_whole
+from vidtwin.files import file_digest, written_whole
 from vidtwin_lab.evaluation.report import (
     COLORS,
     Report,
@@ -353,7 +352,7 @@ def _pretraining(folder: Path) -> dict[str, Any] | None:
     tokenizer = folder / "language_model" / "tokenizer.json"
     if not tokenizer.is_file():
         return None
-    own: dict[str, Any] = {"tokenizer": hashlib.sha256(tokenizer.read_bytes()).hexdigest()}
+    own: dict[str, Any] = {"tokenizer": file_digest(tokenizer)}
     if not (folder / "metrics.jsonl").is_file():
         return own  # of random weights
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))

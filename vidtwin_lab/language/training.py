@@ -11,6 +11,8 @@ import torch
 from torch.utils.data import Dataset
 
 from diffusion.text_loading import load_tokenizer
+from vidtwin.metrics import sum_measures
+from vidtwin_lab import runtime
 from vidtwin_lab.language.config import TrainConfig
 from vidtwin_lab.language.corpus import Corpus, DocumentCorpus, read_texts
 from vidtwin_lab.language.models import build_language_model, load_teacher
@@ -24,8 +26,8 @@ from vidtwin_lab.language.samples import (
 )
 from vidtwin_lab.language.tokenizers import train_tokenizer
 
-# Of a sample: {name of the term: its sums}; see `Choice.rows`.
-Measures = dict[str, dict[str, float]]
+# Of a sample: the sums of each term of the objective, as "TERM.SUM"; see `Choice.rows`.
+Measures = dict[str, float]
 
 
 def build_tokenizer(config: TrainConfig, corpus: Corpus) -> Any:
@@ -112,29 +114,28 @@ def measure_language_model(
             terms = objective.terms(model, batch)
         columns = {name: term.rows() for name, term in terms.items()}
         for place, index in enumerate(part):
-            rows.append((index, {name: column[place] for name, column in columns.items()}))
+            sums = {name: column[place] for name, column in columns.items()}
+            rows.append((index, runtime.flatten(sums)))
     model.train(training)
     return rows
 
 
-def mean_measures(rows: Iterable[tuple[int, Measures]]) -> dict[str, float]:
+def token_means(rows: Iterable[tuple[int, Measures]]) -> dict[str, float]:
     """Accuracy, mean loss and perplexity over all predicted tokens, and their number.
 
-    Accuracy and loss of further terms are prefixed with their names. Sums follow the order of the
-    samples, so that they do not depend on which process measured which.
+    Those of the first term are named so; accuracy and loss of the others begin with their names.
     """
-    ordered = [values for _, values in sorted(rows, key=lambda row: row[0])]
+    sums, _ = sum_measures(rows)
+    names = dict.fromkeys(key.partition(".")[0] for key in sums)
     means: dict[str, float] = {}
-    for place, name in enumerate(ordered[0]):
-        keys = ordered[0][name]
-        sums = {key: sum(row[name][key] for row in ordered) for key in keys}
-        count = max(1.0, sums["count"])
-        loss = sums["loss"] / count
+    for place, name in enumerate(names):
+        count = max(1.0, sums[f"{name}.count"])
+        loss = sums[f"{name}.loss"] / count
         prefix = f"{name}_" if place else ""
-        if "right" in sums:
-            means[f"{prefix}accuracy"] = sums["right"] / count
+        if f"{name}.right" in sums:
+            means[f"{prefix}accuracy"] = sums[f"{name}.right"] / count
         means[f"{prefix}loss"] = loss
         if not place:
             means["perplexity"] = math.exp(min(loss, 700.0))  # the largest number there is
-            means["tokens"] = sums["count"]
+            means["tokens"] = sums[f"{name}.count"]
     return means
