@@ -14,6 +14,7 @@ from torch import nn
 from diffusion.text_encoder import TextEncoder
 from vidtwin_lab.language.config import (
     OBJECTIVES_OF,
+    TOKENIZER_OF,
     ContrastiveConfig,
     CorpusConfig,
     DistillationConfig,
@@ -99,7 +100,7 @@ class Parts:
         family, keys, sizes = KINDS[kind]
         self.config = objective_config(**(keys | changes))
         self.sizes = LanguageModelConfig(family=family, dropout=0.0, **(TINY | sizes))
-        self.tokenizer = tokenizers[self.sizes.tokenizer_kind]
+        self.tokenizer = tokenizers[TOKENIZER_OF[self.sizes.family]]
         self.teacher: Any = None
         if kind == "distillation":
             bert = LanguageModelConfig(family="bert", dropout=0.0, **TINY)
@@ -389,7 +390,7 @@ class TestParaphrases:
         torch.manual_seed(0)
         objective = objective_config(name="contrastive", mask_probability=0.1, **keys)
         sizes = LanguageModelConfig(family=family, dropout=0.0, **TINY)
-        tokenizer = tokenizers[sizes.tokenizer_kind]
+        tokenizer = tokenizers[TOKENIZER_OF[sizes.family]]
         model = build_language_model(sizes, objective, tokenizer)
         return model, build_objective(objective, family, tokenizer)
 

@@ -13,6 +13,7 @@ import torch
 
 from diffusion.text_loading import load_tokenizer
 from vidtwin_lab.language.config import (
+    TOKENIZER_OF,
     CorpusConfig,
     LanguageModelConfig,
     ObjectiveConfig,
@@ -278,7 +279,7 @@ class TestModels:
     def parts(self, family: str, **changes: Any) -> tuple[Any, Any, TokenizedCorpus]:
         torch.manual_seed(0)
         config = LanguageModelConfig(family=family, max_positions=32, **(TINY | changes))
-        words = tokenizer(config.tokenizer_kind)
+        words = tokenizer(TOKENIZER_OF[config.family])
         objective = build_objective(ObjectiveConfig(), family, words)
         samples = TokenizedCorpus(Lines(*((line,) for line in LINES)), words, 32, 0)
         return build_language_model(config, ObjectiveConfig(), words), objective, samples

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from diffusion.text_loading import load_tokenizer
 from vidtwin.metrics import sum_measures
 from vidtwin_lab import runtime
-from vidtwin_lab.language.config import TrainConfig
+from vidtwin_lab.language.config import TOKENIZER_OF, TrainConfig
 from vidtwin_lab.language.corpus import Corpus, DocumentCorpus, read_texts
 from vidtwin_lab.language.models import build_language_model, load_teacher
 from vidtwin_lab.language.objectives import Objective, build_objective
@@ -35,7 +35,7 @@ def build_tokenizer(config: TrainConfig, corpus: Corpus) -> Any:
     given = config.init_from or config.objective.distillation.teacher or config.tokenizer.path
     if given is not None:
         return load_tokenizer(given)
-    kind = config.tokenizer.kind or config.model.tokenizer_kind
+    kind = config.tokenizer.kind or TOKENIZER_OF[config.model.family]
     texts = read_texts(corpus, config.tokenizer.train_texts)
     return train_tokenizer(texts, kind, config.tokenizer, config.model.max_positions)
 
@@ -62,11 +62,6 @@ def build_samples(config: TrainConfig, corpus: Corpus, tokenizer: Any) -> Sample
     Raises:
         ValueError: if the corpus has no documents to pack or pair sentences of.
     """
-    samples = _samples(config, corpus, tokenizer)
-    return FirstSamples(samples, config.overfit) if config.overfit else samples
-
-
-def _samples(config: TrainConfig, corpus: Corpus, tokenizer: Any) -> Samples:
     objective, packing = config.objective, config.corpus.packing
     common = (tokenizer, config.model.max_positions, config.seed, objective.words)
     if objective.named(config.model.family) == "contrastive" and (
@@ -77,16 +72,19 @@ def _samples(config: TrainConfig, corpus: Corpus, tokenizer: Any) -> Samples:
             "corpus.source=shapes corpus.shapes.pair_fraction=1, got "
             f"{config.corpus.source} and {config.corpus.shapes.pair_fraction}"
         )
+    samples: Samples
     if objective.pairs == "none" and packing == "none":
-        return TokenizedCorpus(corpus, *common)
-    if not isinstance(corpus, DocumentCorpus):
+        samples = TokenizedCorpus(corpus, *common)
+    elif not isinstance(corpus, DocumentCorpus):
         raise ValueError(
             f"objective.pairs={objective.pairs} needs documents of sentences, and "
             f"corpus.source={config.corpus.source} has none; set corpus.source=text"
         )
-    if objective.pairs != "none":
-        return PairedCorpus(corpus, *common, objective.pairs, objective.short_fraction)
-    return PackedCorpus(corpus, *common, across=packing == "full")
+    elif objective.pairs != "none":
+        samples = PairedCorpus(corpus, *common, objective.pairs, objective.short_fraction)
+    else:
+        samples = PackedCorpus(corpus, *common, across=packing == "full")
+    return FirstSamples(samples, config.overfit) if config.overfit else samples
 
 
 @torch.no_grad()
