@@ -18,12 +18,11 @@ def accuracy(predicted: ArrayLike, wanted: ArrayLike) -> float:
     return float(np.mean(first == second))
 
 
-def f1(predicted: ArrayLike, wanted: ArrayLike, positive: int = 1) -> float:
-    """F1 of the class `positive`, as GLUE has it for MRPC and QQP; 0 where it is never met."""
-    first, second = (values == positive for values in _pair(predicted, wanted))
-    both = int(np.sum(first & second))
+def f1(predicted: ArrayLike, wanted: ArrayLike) -> float:
+    """F1 of class 1, as GLUE has it for MRPC and QQP; 0 where it is never met."""
+    first, second = (values == 1 for values in _pair(predicted, wanted))
     total = int(first.sum() + second.sum())
-    return 2 * both / total if total else 0.0
+    return 2 * int(np.sum(first & second)) / total if total else 0.0
 
 
 def matthews(predicted: ArrayLike, wanted: ArrayLike) -> float:
@@ -88,9 +87,8 @@ def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> flo
     if any(np.ptp(values, axis=0).max() == 0 for values in (first, second)):
         return 0.0  # before rounding of the means makes a constant column look as if it varied
     first, second = first - first.mean(0), second - second.mean(0)
-    spread = [float(np.sum(values**2)) for values in (first, second)]
-    value = float(np.sum(first * second)) / float(np.sqrt(spread[0]) * np.sqrt(spread[1]))
-    return min(1.0, max(-1.0, value))
+    value = np.sum(first * second) / (np.linalg.norm(first) * np.linalg.norm(second))
+    return float(np.clip(value, -1.0, 1.0))
 
 
 def _pair(predicted: ArrayLike, wanted: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -29,6 +29,8 @@ from vidtwin_lab.language.tasks.finetuning import pool
 from vidtwin_lab.language.tasks.metrics import accuracy, over_seeds
 from vidtwin_lab.language.tasks.rows import tokens_within
 
+BATCH_SIZE = 64
+
 
 def describe(config: CaptionProbesConfig) -> dict[str, Any]:
     """Questions, their answers and numbers of captions."""
@@ -110,9 +112,7 @@ def unknown_tokens(encoder: TextEncoder, texts: Sequence[ProbeText]) -> float:
     return sum(token == unknown for token in tokens) / max(1, len(tokens))
 
 
-def text_states(
-    encoder: TextEncoder, texts: Sequence[ProbeText], pooling: str, batch_size: int = 64
-) -> Tensor:
+def text_states(encoder: TextEncoder, texts: Sequence[ProbeText], pooling: str) -> Tensor:
     """(N, D) states: of whole texts pooled, of places that of their last token.
 
     Unknown tokens are not logged text by text; see `unknown_tokens`.
@@ -122,8 +122,8 @@ def text_states(
     """
     states = torch.zeros(len(texts), encoder.hidden_size)
     order = sorted(range(len(texts)), key=lambda i: (len(texts[i].text), i))
-    for first in range(0, len(order), batch_size):
-        chosen = order[first : first + batch_size]
+    for first in range(0, len(order), BATCH_SIZE):
+        chosen = order[first : first + BATCH_SIZE]
         with _without_warnings():
             encoding = encoder.encode([texts[i].text for i in chosen])
         cut = next((i for i, rest in zip(chosen, encoding.truncated) if rest is not None), None)
@@ -173,18 +173,15 @@ def word_counts(
 
 
 def probe(
-    train: tuple[Tensor, Sequence[int]],
-    test: Tensor,
-    num_classes: int,
-    decay: float = 1e-3,
-    iterations: int = 200,
+    train: tuple[Tensor, Sequence[int]], test: Tensor, num_classes: int, decay: float = 1e-3
 ) -> NDArray[np.int64]:
     """(N,) classes predicted by multinomial logistic regression on standardized features.
+
+    Fitted by L-BFGS on all samples at once, which starts at zero: nothing is random.
 
     Args:
         train: (N, D) features and N labels; test: (N, D).
         decay: of the weights, in the mean loss.
-        iterations: of L-BFGS on all samples at once, which starts at zero: nothing is random.
     """
     features, labels = train[0].double(), torch.tensor(train[1])
     mean, scale = features.mean(0), features.std(0).clamp_min(1e-6)
@@ -192,9 +189,7 @@ def probe(
     layer = nn.Linear(features.shape[1], num_classes, dtype=torch.float64)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
-    optimizer = torch.optim.LBFGS(
-        layer.parameters(), max_iter=iterations, line_search_fn="strong_wolfe"
-    )
+    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=200, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 # Of all tokens of a task; more, and its texts are in a script that the text encoder does not have.
 MOST_UNKNOWN = 0.5
+BUCKET = 32  # batches that are sorted by length together
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -249,11 +250,11 @@ def pad_rows(samples: Sequence[Sample], pad: int) -> tuple[Tensor, Tensor, Tenso
 
 
 def length_batches(
-    lengths: Sequence[int], batch_size: int, seed: int, epoch: int, bucket: int = 32
+    lengths: Sequence[int], batch_size: int, seed: int, epoch: int
 ) -> list[list[int]]:
     """Random batches of about one length each: what is padded costs time and teaches nothing.
 
-    An epoch's order is cut into runs of `bucket` batches, each sorted by length and cut; then
+    An epoch's order is cut into runs of `BUCKET` batches, each sorted by length and cut; then
     the batches are shuffled. The last, smaller one is left out, others in each epoch, unless
     there is no other.
 
@@ -265,8 +266,8 @@ def length_batches(
     order = rng.permutation(len(lengths)).tolist()
     kept = len(order) // batch_size * batch_size or len(order)
     batches = []
-    for first in range(0, kept, batch_size * bucket):
-        part = order[first : min(first + batch_size * bucket, kept)]
+    for first in range(0, kept, batch_size * BUCKET):
+        part = order[first : min(first + batch_size * BUCKET, kept)]
         part.sort(key=lambda index: lengths[index])
         batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches)).tolist()]
