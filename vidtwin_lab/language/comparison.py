@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from vidtwin.files import file_digest, written_whole
@@ -44,6 +45,13 @@ TITLES = {
     "span": "spans",
     "rtd": "replaced tokens",
     "clm": "next token",
+}
+# Stage, in the order of the rows -> the panel of its measures in the figure.
+PANELS = {
+    "glue": "fine-tuned",
+    "squad": "fine-tuned",
+    "probe": "probes of captions",
+    "adherence": "videos of prompts",
 }
 PROMPTED = ("color", "shape", "motion", "background", "all")
 
@@ -181,8 +189,7 @@ def measures(found: Comparison, config: CompareConfig) -> dict[str, str]:
     """Measure -> how its row is called, of what is asked for or is there, in the stages' order."""
     names = asked(config)
     names += sorted(name for name in found.values if name not in names)
-    stages = ("glue", "squad", "probe", "adherence")
-    names.sort(key=lambda name: stages.index(name.partition("/")[0]))
+    names.sort(key=lambda name: list(PANELS).index(name.partition("/")[0]))
     return {name: called(name) for name in names}
 
 
@@ -261,13 +268,11 @@ def draw(
     path: Path,
 ) -> None:
     """Medians with their spreads, a panel for each kind of task; published figures in gray."""
-    kinds = {
-        "fine-tuned": [row for row in rows if row.startswith(("glue/", "squad/"))],
-        "probes of captions": [row for row in rows if row.startswith("probe/")],
-        "videos of prompts": [row for row in rows if row.startswith("adherence/")],
-    }
-    panels = {title: [row for row in own if row in found.values] for title, own in kinds.items()}
-    panels = {title: own for title, own in panels.items() if own} or {"nothing is finished": []}
+    panels: dict[str, list[str]] = {}
+    for row in rows:
+        if row in found.values:
+            panels.setdefault(PANELS[row.partition("/")[0]], []).append(row)
+    panels = panels or {"nothing is finished": []}
     figure, axes = new_figure(len(panels), 1, size=(9.0, 3.2))
     for panel, (kind, own) in zip(axes, panels.items(), strict=True):
         _draw_text_encoders(panel, found, config, own)
@@ -302,14 +307,14 @@ def _draw_text_encoders(
         ]
         there = [(x, value) for x, value in points if value is not None]
         if there:
-            errors = [
-                [100 * (value["median"] - value["low"]) for _, value in there],
-                [100 * (value["high"] - value["median"]) for _, value in there],
-            ]
+            low, middle, high = (
+                np.array([100 * value[name] for _, value in there])
+                for name in ("low", "median", "high")
+            )
             panel.errorbar(
                 [x for x, _ in there],
-                [100 * value["median"] for _, value in there],
-                yerr=errors,
+                middle,
+                yerr=[middle - low, high - middle],
                 capsize=2,
                 linestyle="none",
                 marker="x" if encoder.startswith(BASELINE) else "o",

@@ -39,6 +39,7 @@ class Samples(Dataset[Sample], abc.ABC):
     """What the three kinds of samples share: special tokens around texts, and the seeds.
 
     Args:
+        corpus: the texts; a `DocumentCorpus` where its sentences are packed or paired.
         tokenizer: of the model.
         max_length: tokens of a sample, special ones included.
         seed: of every choice, and, as "mask_seed" of a sample, of what is hidden in it.
@@ -47,8 +48,10 @@ class Samples(Dataset[Sample], abc.ABC):
         ValueError: if the tokenizer has no tokens for the ends of a text, or can't tell words.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int, seed: int, words: bool) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self, corpus: Corpus, tokenizer: Any, max_length: int, seed: int, words: bool = False
+    ) -> None:
+        self.corpus, self.tokenizer = corpus, tokenizer
         self.first, self.last = _ends(tokenizer)
         self.max_length, self.seed, self.words = max_length, seed, words
         if words and not tokenizer.is_fast:
@@ -107,12 +110,6 @@ class TokenizedCorpus(Samples):
 
     A text that is longer than the model can read gives a window from a random place.
     """
-
-    def __init__(
-        self, corpus: Corpus, tokenizer: Any, max_length: int, seed: int, words: bool = False
-    ) -> None:
-        super().__init__(tokenizer, max_length, seed, words)
-        self.corpus = corpus
 
     def __len__(self) -> int:
         return len(self.corpus)
@@ -195,7 +192,7 @@ class PackedCorpus(Samples):
         words: bool = False,
         across: bool = True,
     ) -> None:
-        super().__init__(tokenizer, max_length, seed, words)
+        super().__init__(corpus, tokenizer, max_length, seed, words)
         room = max_length - 2
         self.stream = TokenStream(corpus.documents, tokenizer, room, words)
         self.rows = list(self._rows(room, across))
@@ -248,7 +245,7 @@ class PairedCorpus(Samples):
         kind: str = "nsp",
         short_fraction: float = 0.1,
     ) -> None:
-        super().__init__(tokenizer, max_length, seed, words)
+        super().__init__(corpus, tokenizer, max_length, seed, words)
         self.kind, self.short_fraction = kind, short_fraction
         self.room = max_length - 3
         # Any two sentences fit.
