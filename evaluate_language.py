@@ -76,27 +76,24 @@ def main() -> None:
 def measure_probes(config: CaptionProbesConfig) -> Report:
     """Probes of a frozen text encoder, shared among the processes."""
     accelerator = Accelerator()
-    return probes.measure(
-        config,
-        Processes(
-            rank=accelerator.process_index,
-            count=accelerator.num_processes,
-            device=accelerator.device,
-            gather=lambda rows: runtime.gather_rows(accelerator, rows),
-        ),
+    processes = Processes(
+        rank=accelerator.process_index,
+        count=accelerator.num_processes,
+        device=accelerator.device,
+        gather=lambda rows: runtime.gather_rows(accelerator, rows),
     )
+    return probes.measure(config, processes)
 
 
 def finetune_all(config: Config, name: str, dry_run: bool) -> tuple[Report | None, dict[str, Any]]:
     """Every task and seed that is not finished, and the report of all."""
-    config.text_encoder.pooling_of(
-        encoder := config.text_encoder.load()
-    )  # refuses what it can't have
+    encoder, length = config.text_encoder.load(), config.text_encoder.max_length
+    config.text_encoder.pooling_of(encoder)  # refuses what the text encoder can't have
     absent: list[dict[str, str]] = []
     if isinstance(config, GlueConfig):
-        tasks, absent = prepare_glue(config.data, encoder, config.text_encoder.max_length)
+        tasks, absent = prepare_glue(config.data, encoder, length)
     else:
-        tasks = [prepare_squad(config.data, encoder, config.text_encoder.max_length)]
+        tasks = [prepare_squad(config.data, encoder, length)]
     if dry_run:
         return None, {task.name: task.describe(config.steps(len(task.train))) for task in tasks}
     run = Run(config, encoder, tasks)
@@ -167,13 +164,9 @@ def finetune(run: Run, task: PreparedTask, seed: int) -> TaskResult:
     rank, count = accelerator.process_index, accelerator.num_processes
     steps, name = config.steps(len(task.train)), f"{task.name}/seed{seed}"
     torch.manual_seed(seed)
+    pooling, random_weights = run.text_encoder["pooling"], config.text_encoder.random_weights
     unwrapped = TaskModel(
-        run.encoder,
-        task.kind,
-        task.outputs,
-        run.text_encoder["pooling"],
-        config.dropout,
-        config.text_encoder.random_weights,
+        run.encoder, task.kind, task.outputs, pooling, config.dropout, random_weights
     )
     unwrapped.to(accelerator.device).train()
     schedule = config.schedule(steps)

@@ -154,7 +154,7 @@ def build_loader(run: Run, corpus: Corpus, tokenizer: Any, objective: Any) -> Da
 
 def validate(run: Run, objective: Any, samples: Any, step: int) -> None:
     """Measures the averaged weights on texts that are not trained on."""
-    from vidtwin_lab.language.training import mean_measures, measure_language_model
+    from vidtwin_lab.language.training import measure_language_model, token_means
 
     config, accelerator = run.config, run.accelerator
     count = min(config.validation_samples, len(samples))
@@ -169,7 +169,7 @@ def validate(run: Run, objective: Any, samples: Any, step: int) -> None:
             batches[accelerator.process_index :: accelerator.num_processes],
             autocast=accelerator.autocast,
         )
-    run.trackers.log_validation(mean_measures(runtime.gather_rows(accelerator, rows)), step + 1)
+    run.trackers.log_validation(token_means(runtime.gather_rows(accelerator, rows)), step + 1)
 
 
 if __name__ == "__main__":

@@ -31,38 +31,29 @@ _ESCAPE = re.compile(r" @([-,.])@ ")
 Documents = Iterable[list[str]]
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data", type=Path, help="folder with wikitext-2, lm, squad, glue")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    return parser.parse_args()
-
-
 def wikitext(folder: Path) -> Iterator[list[str]]:
     """Articles of WikiText-2, all of its parts: none of them is tested on here."""
-    files = tuple(str(folder / f"{name}.txt") for name in ("train", "valid", "test"))
-    there = tuple(name for name in files if Path(name).is_file())
-    if there:
-        config = CorpusConfig(
-            source="text", files=there, documents="heading", validation_fraction=1e-12
-        )
-        for article in DocumentCorpus(config).documents:
-            lines = (_ESCAPE.sub(r"\1", line).replace("<unk>", "[UNK]") for line in article)
-            yield [line for line in lines if not line.startswith("=")]
+    files = (folder / f"{name}.txt" for name in ("train", "valid", "test"))
+    for article in documents_of([file for file in files if file.is_file()], "heading"):
+        lines = (_ESCAPE.sub(r"\1", line).replace("<unk>", "[UNK]") for line in article)
+        yield [line for line in lines if not line.startswith("=")]
 
 
 def plain(folder: Path) -> Iterator[list[str]]:
     """Paragraphs of other files."""
-    files = tuple(map(str, sorted(folder.glob("*.txt"))))
-    if files:
-        config = CorpusConfig(
-            source="text", files=files, documents="blank", validation_fraction=1e-12
-        )
-        # A paragraph of verse is one line here.
-        yield from ([" ".join(lines)] for lines in DocumentCorpus(config).documents)
+    # A paragraph of verse is one line here.
+    paragraphs = documents_of(sorted(folder.glob("*.txt")), "blank")
+    yield from ([" ".join(lines)] for lines in paragraphs)
+
+
+def documents_of(files: list[Path], divided: str) -> list[list[str]]:
+    """The lines of all documents, divided as `CorpusConfig.documents` says."""
+    if not files:
+        return []
+    names = tuple(map(str, files))
+    # None is held out.
+    config = CorpusConfig(source="text", files=names, documents=divided, validation_fraction=1e-12)
+    return DocumentCorpus(config).documents
 
 
 def squad(folder: Path, pattern: str) -> Iterator[list[str]]:
@@ -100,15 +91,14 @@ def kept(
     for document in documents:
         lines = []
         for line in document:
+            parts = stretches(line, KNOWN_WORDS)
             if stretches(line, SHARED_WORDS) & tested:
                 leaks += 1
-                continue
-            parts = stretches(line, KNOWN_WORDS)
-            if parts <= known:
+            elif parts <= known:
                 repeated += 1
-                continue
-            known |= parts
-            lines.append(" ".join(line.split()))
+            else:
+                known |= parts
+                lines.append(" ".join(line.split()))
         if lines:
             found.append(lines)
     return found, leaks, repeated
@@ -116,7 +106,12 @@ def kept(
 
 def main() -> None:
     """Writes the files and prints a table of them."""
-    arguments = parse_arguments()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="folder with wikitext-2, lm, squad, glue")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    arguments = parser.parse_args()
     data, output = arguments.data, arguments.output
     held_out = [
         *squad(data / "squad", "dev-v[0-9].[0-9].json"),

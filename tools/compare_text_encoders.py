@@ -24,7 +24,7 @@ import argparse
 import functools
 import itertools
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,11 @@ from diffusion import TwinDiT
 from diffusion.text_encoder import TextEncoder
 from vidtwin.files import check_folder
 from vidtwin_lab import runtime
-from vidtwin_lab.language.comparison import Wanted, write_comparison
+from vidtwin_lab.language.comparison import write_comparison
 from vidtwin_lab.language.comparison_config import (
     BASELINE,
     STAGES,
     CompareConfig,
-    GlueStage,
-    SquadStage,
 )
 from vidtwin_lab.runtime.jobs import Job, Jobs
 
@@ -55,6 +53,8 @@ class Plan:
         self.config, self.output = config, Path(config.output)
         made = config.diffusion.cache is None
         self.cache = str(self.output / "latents" if made else config.diffusion.cache)
+        precision = config.mixed_precision
+        self.precision = f'mixed_precision="{precision}"' if precision else "mixed_precision=null"
 
     def jobs(self) -> list[Job]:
         """All jobs, those of every text encoder with the first seed before those with the next."""
@@ -67,14 +67,11 @@ class Plan:
         """The folder of a pretrained text encoder."""
         return self.output / "pretrain" / encoder / "language_model"
 
-    def runs(
-        self, stage: str, random_baselines: bool = True
-    ) -> Iterator[tuple[str, int, str, Path]]:
+    def runs(self, stage: str, encoders: Sequence[str]) -> Iterator[tuple[str, int, str, Path]]:
         """(text encoder, seed, name of the job, its folder) of what is done with each seed."""
-        for seed, encoder in itertools.product(self.config.seeds, self.config.encoders):
-            if random_baselines or not encoder.startswith(BASELINE):
-                run = f"{encoder}_seed{seed}"
-                yield encoder, seed, f"{stage}/{run}", self.output / stage / run
+        for seed, encoder in itertools.product(self.config.seeds, encoders):
+            run = f"{encoder}_seed{seed}"
+            yield encoder, seed, f"{stage}/{run}", self.output / stage / run
 
     def corpus(self) -> Iterator[Job]:
         """The texts."""
@@ -90,25 +87,18 @@ class Plan:
     def pretrain(self) -> Iterator[Job]:
         """A text encoder for each objective, and for the architecture of each random baseline."""
         own = self.config.pretrain
+        warmup = values(own, "warmup_steps", prefix="optimizer.")
         texts: tuple[str, ...] = ()
         if self.config.corpus.path is not None:
             files = [str(self.output / "texts" / name) for name in self.config.corpus.files]
             texts = (f"corpus.files=[{', '.join(files)}]",)
         for name in dict.fromkeys((*self.config.objectives, *self.config.random_baselines)):
+            output = f"output={self.model(name).parent}"
             yield Job(
                 name=f"pretrain/{name}",
                 script=script("train_language.py", "--config", own.config.format(objective=name)),
-                fixed=(
-                    *values(own, "steps", "batch_size", "seed"),
-                    f"optimizer.warmup_steps={own.warmup_steps}",
-                    *own.settings,
-                ),
-                free=(
-                    *values(own, "accumulation"),
-                    f"output={self.model(name).parent}",
-                    *texts,
-                    *self.precision(),
-                ),
+                fixed=(*values(own, "steps", "batch_size", "seed"), *warmup, *own.settings),
+                free=(*values(own, "accumulation"), output, *texts, self.precision),
                 files=(self.model(name) / "config.json",),
                 needs=("corpus/texts",) if texts else (),
             )
@@ -129,60 +119,41 @@ class Plan:
     def glue(self) -> Iterator[Job]:
         """Each text encoder on GLUE with each seed."""
         own, tasks = self.config.glue, self.config.glue_tasks
-        for encoder, seed, name, folder in self.runs("glue") if tasks else ():
-            yield Job(
-                name=name,
-                script=script("evaluate_language.py", "glue", "--config", own.config),
-                fixed=(
-                    *values(own, "epochs", "min_steps", "batch_size"),
-                    *self.fine_tuned(own, encoder),
-                ),
-                free=(
-                    f"seeds=[{seed}]",
-                    f"data.tasks=[{', '.join(tasks)}]",
-                    f"data.path={own.path}",
-                    *self.read(encoder, folder),
-                    *self.precision(),
-                ),
-                files=tuple(folder / "finished" / f"{task}_seed{seed}.json" for task in tasks),
-                needs=(f"pretrain/{encoder}",),
-            )
+        limit = values(own, "max_train", prefix="data.")
+        fixed = (*values(own, "epochs", "min_steps", "batch_size"), *limit)
+        free = (f"data.tasks=[{', '.join(tasks)}]", f"data.path={own.path}", self.precision)
+        files = [f"finished/{task}_seed{{seed}}.json" for task in tasks]
+        return self.evaluations("glue", fixed, free, files) if tasks else iter(())
 
     def squad(self) -> Iterator[Job]:
         """Each text encoder on SQuAD with each seed."""
         own = self.config.squad
-        split = () if own.article_split is None else (f"data.article_split={own.article_split}",)
-        for encoder, seed, name, folder in self.runs("squad"):
-            yield Job(
-                name=name,
-                script=script("evaluate_language.py", "squad", "--config", own.config),
-                fixed=(*values(own, "epochs", "batch_size"), *self.fine_tuned(own, encoder)),
-                free=(
-                    f"seeds=[{seed}]",
-                    f"data.train=[{', '.join(own.train)}]",
-                    f"data.dev={own.dev}",
-                    *split,
-                    *self.read(encoder, folder),
-                    *self.precision(),
-                ),
-                files=(folder / "squad.json",),
-                needs=(f"pretrain/{encoder}",),
-            )
+        limit = values(own, "max_train", prefix="data.")
+        fixed = (*values(own, "epochs", "batch_size"), *limit)
+        free = (*values(own, "train", "dev", "article_split", prefix="data."), self.precision)
+        return self.evaluations("squad", fixed, free, ["squad.json"])
 
     def probe(self) -> Iterator[Job]:
         """Probes of each text encoder, on other captions for each seed."""
-        own = self.config.probe
-        for encoder, seed, name, folder in self.runs("probe"):
+        fixed = values(self.config.probe, "questions", "train_size", "test_size")
+        return self.evaluations("probe", fixed, (), ["probe.json"])
+
+    def evaluations(
+        self, stage: str, fixed: Sequence[str], free: Sequence[str], files: Sequence[str]
+    ) -> Iterator[Job]:
+        """Jobs of evaluate_language.py, for each text encoder and seed."""
+        own = getattr(self.config, stage)
+        for encoder, seed, name, folder in self.runs(stage, self.config.encoders):
+            # Fine-tuning gives a random baseline new weights for each seed.
+            renewed = encoder.startswith(BASELINE) and stage != "probe"
+            weights = ("text_encoder.random_weights=true",) if renewed else ()
+            source = f"text_encoder.name={self.model(encoder)}"
             yield Job(
                 name=name,
-                script=script("evaluate_language.py", "probe", "--config", own.config),
-                fixed=(
-                    f"questions=[{', '.join(own.questions)}]",
-                    *values(own, "train_size", "test_size"),
-                    *own.settings,
-                ),
-                free=(f"seeds=[{seed}]", *self.read(encoder, folder)),
-                files=(folder / "probe.json",),
+                script=script("evaluate_language.py", stage, "--config", own.config),
+                fixed=(*fixed, *weights, *own.settings),
+                free=(f"seeds=[{seed}]", *free, source, f"output={folder}"),
+                files=tuple(folder / file.format(seed=seed) for file in files),
                 needs=(f"pretrain/{encoder}",),
             )
 
@@ -215,76 +186,35 @@ class Plan:
         """A transformer that is conditioned on each text encoder, with each seed."""
         own = self.config.diffusion
         cache = ("latents/cache",) if own.cache is None else ()
-        for encoder, seed, name, folder in self.runs("diffusion", own.random_baselines):
-            start = f"start_seed{seed}" if own.init_from else ""
+        warmup = values(own, "warmup_steps", prefix="optimizer.")
+        fixed = (*values(own, "steps", "batch_size"), *warmup, *own.settings)
+        free = (*values(own, "autoencoder"), f"cache={self.cache}", self.precision)
+        for encoder, seed, name, folder in self.runs("diffusion", self.config.conditioning):
+            start = [f"start_seed{seed}"] if own.init_from else []
+            source = [f"init_from={folder.with_name(each)}" for each in start]
+            text_encoder = f"text_encoder={self.model(encoder)}"
             yield Job(
                 name=name,
                 script=script("train_diffusion.py", "--config", own.config),
-                fixed=(
-                    *values(own, "steps", "batch_size"),
-                    f"seed={seed}",
-                    f"optimizer.warmup_steps={own.warmup_steps}",
-                    *own.settings,
-                ),
-                free=(
-                    f"text_encoder={self.model(encoder)}",
-                    *values(own, "autoencoder"),
-                    f"cache={self.cache}",
-                    *([f"init_from={folder.with_name(start)}"] if start else []),
-                    f"output={folder}",
-                    *self.precision(),
-                ),
+                fixed=(f"seed={seed}", *fixed),
+                free=(text_encoder, *source, *free, f"output={folder}"),
                 files=(folder / "pipeline" / "model_index.json",),
-                needs=(f"pretrain/{encoder}", *cache, *([f"diffusion/{start}"] if start else [])),
+                needs=(f"pretrain/{encoder}", *cache, *(f"diffusion/{each}" for each in start)),
             )
 
     def adherence(self) -> Iterator[Job]:
         """What each transformer shows of the same prompts."""
-        own = self.config.adherence
-        for _, _, name, folder in self.runs("adherence", self.config.diffusion.random_baselines):
+        own, trained = self.config.adherence, self.output / "diffusion"
+        names = ("samples", "steps", "guidance_scale", "batch_size")
+        for _, _, name, folder in self.runs("adherence", self.config.conditioning):
             yield Job(
                 name=name,
                 script=script("evaluate.py", "adherence"),
-                fixed=(
-                    "mode=prompt",
-                    *values(own, "samples", "steps", "guidance_scale", "batch_size"),
-                    *own.settings,
-                ),
-                free=(
-                    f"pipeline={self.output / 'diffusion' / folder.name / 'pipeline'}",
-                    f"output={folder}",
-                ),
+                fixed=("mode=prompt", *values(own, *names), *own.settings),
+                free=(f"pipeline={trained / folder.name / 'pipeline'}", f"output={folder}"),
                 files=(folder / "adherence.json",),
                 needs=(f"diffusion/{folder.name}",),
             )
-
-    def wanted(self) -> Wanted:
-        """What the table shall have."""
-        config = self.config
-        conditioned = [run[0] for run in self.runs("adherence", config.diffusion.random_baselines)]
-        return Wanted(
-            encoders=config.encoders,
-            seeds=config.seeds,
-            tasks=config.glue_tasks if config.chosen("glue") else (),
-            squad=config.chosen("squad"),
-            questions=config.probe.questions if config.chosen("probe") else (),
-            conditioned=tuple(dict.fromkeys(conditioned)) if config.chosen("adherence") else (),
-        )
-
-    def fine_tuned(self, stage: GlueStage | SquadStage, encoder: str) -> tuple[str, ...]:
-        """Arguments of a fine-tuning; a random baseline has new weights for each seed."""
-        limit = () if stage.max_train is None else (f"data.max_train={stage.max_train}",)
-        weights = ("text_encoder.random_weights=true",) if encoder.startswith(BASELINE) else ()
-        return (*limit, *weights, *stage.settings)
-
-    def read(self, encoder: str, folder: Path) -> tuple[str, str]:
-        """Arguments that say which text encoder it is, and where the results go."""
-        return f"text_encoder.name={self.model(encoder)}", f"output={folder}"
-
-    def precision(self) -> tuple[str]:
-        """Of trainings."""
-        precision = self.config.mixed_precision
-        return (f'mixed_precision="{precision}"' if precision else "mixed_precision=null",)
 
 
 def script(name: str, *words: str) -> tuple[str, ...]:
@@ -292,9 +222,15 @@ def script(name: str, *words: str) -> tuple[str, ...]:
     return (str(ROOT / name), *words)
 
 
-def values(stage: Any, *names: str) -> tuple[str, ...]:
-    """key=value of some keys of a stage."""
-    return tuple(f"{name}={getattr(stage, name)}" for name in names)
+def values(stage: Any, *names: str, prefix: str = "") -> tuple[str, ...]:
+    """PREFIXkey=value of some keys of a stage, without those that are null."""
+    found = []
+    for name in names:
+        value = getattr(stage, name)
+        if value is not None:
+            text = f"[{', '.join(value)}]" if isinstance(value, tuple) else value
+            found.append(f"{prefix}{name}={text}")
+    return tuple(found)
 
 
 def write_random_baseline(source: Path, target: Path, seed: int) -> None:
@@ -349,7 +285,7 @@ def main() -> None:
     check_folder(plan.output, "output=FOLDER")
     jobs.run(chosen)
     if config.chosen("table"):
-        print(write_comparison(plan.output, plan.wanted(), ROOT / PUBLISHED), end="")
+        print(write_comparison(plan.output, config, ROOT / PUBLISHED), end="")
 
 
 if __name__ == "__main__":

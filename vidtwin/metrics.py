@@ -36,6 +36,7 @@ __all__ = [
     "measure_reconstructions",
     "psnr",
     "ssim",
+    "sum_measures",
 ]
 
 # PSNR is capped at 100 dB: an identical frame would give infinity, and make the mean of a whole
@@ -323,17 +324,24 @@ def measure_reconstructions(
     return rows, sheet
 
 
-def mean_measures(rows: Iterable[tuple[int, Metrics]]) -> Metrics:
-    """The mean of each metric over all clips, and "clips", their number.
+def sum_measures(rows: Iterable[tuple[int, Metrics]]) -> tuple[Metrics, int]:
+    """The sum of each metric over all (index, metrics), and how many these are.
 
     Sums in the order of the indices, so that the result doesn't depend on which process measured
-    which clip.
+    what.
+    """
+    ordered = [values for _, values in sorted(rows, key=lambda row: row[0])]
+    names = ordered[0] if ordered else ()
+    return {name: sum(values[name] for values in ordered) for name in names}, len(ordered)
+
+
+def mean_measures(rows: Iterable[tuple[int, Metrics]]) -> Metrics:
+    """The mean of each metric over all clips, and "clips", their number; see `sum_measures`.
 
     Raises:
         ValueError: if there is no clip.
     """
-    ordered = [values for _, values in sorted(rows, key=lambda row: row[0])]
-    if not ordered:
+    sums, clips = sum_measures(rows)
+    if not clips:
         raise ValueError("no validation clip could be used; the log says why each was skipped")
-    means = {name: sum(v[name] for v in ordered) / len(ordered) for name in ordered[0]}
-    return {**means, "clips": float(len(ordered))}
+    return {**{name: value / clips for name, value in sums.items()}, "clips": float(clips)}

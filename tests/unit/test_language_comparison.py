@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from vidtwin_lab.language.comparison import Wanted, collect, write_comparison
+from vidtwin_lab.language.comparison import collect, write_comparison
+from vidtwin_lab.language.comparison_config import CompareConfig, DiffusionStage
 from vidtwin_lab.language.published import PUBLISHED, read_published, read_tables
 from vidtwin_lab.runtime import jobs as jobs_module
 from vidtwin_lab.runtime.jobs import Job, Jobs
@@ -154,7 +155,7 @@ class TestJobs:
 
 class TestPublished:
     def test_every_figure_is_found_on_the_page(self):
-        found = {model.title: model.figures for model in read_published(PAGE)}
+        found = read_published(PAGE)
         assert set(found) == set(PUBLISHED)
         assert found["GPT (test)"]["glue/stsb/spearman"] == "80.0"
         assert found["BERT base (test; SQuAD dev)"]["squad/squad1/exact"] == "80.8"
@@ -229,8 +230,15 @@ def glue(folder: Path, encoder: str, seed: int, value: float, **settings: Any) -
     )
 
 
-WANTED = Wanted(encoders=("mlm", "clm", "random_mlm"), seeds=(0, 1, 2), tasks=("sst2",),
-                conditioned=("mlm", "clm"))  # fmt: skip
+def config(*stages: str, **changes: Any) -> CompareConfig:
+    """What is compared: the stages' results of tiny text encoders, and of one random baseline."""
+    return CompareConfig(**{
+        "stages": stages, "objectives": ("mlm", "clm"), "random_baselines": ("mlm",),
+        "tasks": ("sst2",), "diffusion": DiffusionStage(random_baselines=False), **changes,
+    })  # fmt: skip
+
+
+WANTED = config("glue", "adherence")
 
 
 class TestTable:
@@ -277,7 +285,7 @@ class TestTable:
         assert "| SST-2 accuracy | not run | not run | not run |" in text
 
     def test_seeds_that_are_not_asked_for_are_not_counted(self, compared):
-        wanted = Wanted(encoders=("mlm",), seeds=(0, 2), tasks=("sst2",))
+        wanted = config("glue", objectives=("mlm",), random_baselines=(), seeds=(0, 2))
         assert "75.0 (60.0 to 90.0)" in write_comparison(compared, wanted, PAGE)
 
     def test_readers_that_were_treated_unlike_are_refused(self, compared):
@@ -290,6 +298,7 @@ class TestTable:
             collect(compared, WANTED)
 
     def test_what_is_there_is_shown_without_being_asked_for(self, compared):
-        text = write_comparison(compared, Wanted(encoders=("mlm",), seeds=(0, 1, 2)), PAGE)
+        wanted = config("table", objectives=("mlm",), random_baselines=())
+        text = write_comparison(compared, wanted, PAGE)
         assert "| SST-2 accuracy | 60.0 (50.0 to 90.0) |" in text
         assert "not finished" not in text

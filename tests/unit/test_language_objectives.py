@@ -14,6 +14,7 @@ from torch import nn
 from diffusion.text_encoder import TextEncoder
 from vidtwin_lab.language.config import (
     OBJECTIVES_OF,
+    TOKENIZER_OF,
     ContrastiveConfig,
     CorpusConfig,
     DistillationConfig,
@@ -41,7 +42,7 @@ from vidtwin_lab.language.objectives.masked_tokens import (
 from vidtwin_lab.language.objectives.replaced_tokens import fill_gaps, sample_tokens
 from vidtwin_lab.language.samples import PackedCorpus, PairedCorpus, Samples, TokenizedCorpus
 from vidtwin_lab.language.tokenizers import train_tokenizer
-from vidtwin_lab.language.training import build_samples, mean_measures, measure_language_model
+from vidtwin_lab.language.training import build_samples, measure_language_model, token_means
 
 WORDS = ["red", "blue", "green", "star", "ring", "moves", "turns", "left", "right", "up", "a"]
 TINY: dict[str, Any] = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 32,
@@ -99,7 +100,7 @@ class Parts:
         family, keys, sizes = KINDS[kind]
         self.config = objective_config(**(keys | changes))
         self.sizes = LanguageModelConfig(family=family, dropout=0.0, **(TINY | sizes))
-        self.tokenizer = tokenizers[self.sizes.tokenizer_kind]
+        self.tokenizer = tokenizers[TOKENIZER_OF[self.sizes.family]]
         self.teacher: Any = None
         if kind == "distillation":
             bert = LanguageModelConfig(family="bert", dropout=0.0, **TINY)
@@ -187,9 +188,9 @@ class TestEveryKind:
             measure_language_model(parts.model, parts.objective, parts.samples, batches)
             for batches in ([[0], [1], [2], [3], [4]], [[0, 1, 2], [3, 4]])
         ]  # fmt: skip
-        means = [mean_measures(row) for row in rows]
+        means = [token_means(row) for row in rows]
         assert means[0] == pytest.approx(means[1], rel=1e-3)
-        assert mean_measures(rows[0][::-1]) == means[0]
+        assert token_means(rows[0][::-1]) == means[0]
         for name, term in list(parts.objective.weights.items())[1:]:
             assert f"{name}_loss" in means[0] and term >= 0
 
@@ -389,7 +390,7 @@ class TestParaphrases:
         torch.manual_seed(0)
         objective = objective_config(name="contrastive", mask_probability=0.1, **keys)
         sizes = LanguageModelConfig(family=family, dropout=0.0, **TINY)
-        tokenizer = tokenizers[sizes.tokenizer_kind]
+        tokenizer = tokenizers[TOKENIZER_OF[sizes.family]]
         model = build_language_model(sizes, objective, tokenizer)
         return model, build_objective(objective, family, tokenizer)
 

@@ -13,6 +13,7 @@ import torch
 
 from diffusion.text_loading import load_tokenizer
 from vidtwin_lab.language.config import (
+    TOKENIZER_OF,
     CorpusConfig,
     LanguageModelConfig,
     ObjectiveConfig,
@@ -25,7 +26,7 @@ from vidtwin_lab.language.objectives import build_objective
 from vidtwin_lab.language.objectives.base import IGNORED
 from vidtwin_lab.language.samples import TokenizedCorpus
 from vidtwin_lab.language.tokenizers import train_tokenizer
-from vidtwin_lab.language.training import mean_measures, measure_language_model
+from vidtwin_lab.language.training import measure_language_model, token_means
 
 LINES = [f"{a} {b} {c}" for a in ("a", "one") for b in ("red", "blue", "naïve", "five-sided")
          for c in ("circle", "star", "ring moves left", "Square.")]  # fmt: skip
@@ -278,7 +279,7 @@ class TestModels:
     def parts(self, family: str, **changes: Any) -> tuple[Any, Any, TokenizedCorpus]:
         torch.manual_seed(0)
         config = LanguageModelConfig(family=family, max_positions=32, **(TINY | changes))
-        words = tokenizer(config.tokenizer_kind)
+        words = tokenizer(TOKENIZER_OF[config.family])
         objective = build_objective(ObjectiveConfig(), family, words)
         samples = TokenizedCorpus(Lines(*((line,) for line in LINES)), words, 32, 0)
         return build_language_model(config, ObjectiveConfig(), words), objective, samples
@@ -301,7 +302,7 @@ class TestModels:
         assert first == pytest.approx(np.log(len(samples.tokenizer)), rel=0.2)
         assert loss.item() < 0.5 * first
         rows = measure_language_model(model, objective, samples, [range(8), range(8, 16)])
-        assert mean_measures(rows)["accuracy"] > 0.3
+        assert token_means(rows)["accuracy"] > 0.3
 
     def test_measures_do_not_depend_on_the_batch(self, family):
         model, objective, samples = self.parts(family)
@@ -313,8 +314,8 @@ class TestModels:
             for name in first:
                 assert first[name] == pytest.approx(second[name], rel=1e-4)
         shuffled = [*rows[0][::2], *rows[0][1::2]]  # as two processes would give them
-        means = mean_measures(rows[0])
-        assert mean_measures(shuffled) == means
+        means = token_means(rows[0])
+        assert token_means(shuffled) == means
         assert means["perplexity"] == pytest.approx(np.exp(means["loss"]))
 
     def test_predicts_the_next_token_alone(self, family):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+from vidtwin_lab.runtime import flatten
 
 __all__ = ["check_alike", "told_once"]
 
@@ -38,10 +40,10 @@ def check_alike(stage: str, given: Mapping[str, Any]) -> None:
         stage: a key of `FREE`.
         given: name -> everything that its figures follow from, nested.
     """
-    flat = {name: dict(flattened(value)) for name, value in given.items()}
-    names = list(flat)
-    for name in names[1:]:
-        first, other = flat[names[0]], flat[name]
+    flat = {name: flatten(value) for name, value in given.items()}
+    start = next(iter(flat), "")
+    for name, other in flat.items():
+        first = flat[start]
         differing = [
             key
             for key in dict.fromkeys((*first, *other))
@@ -50,7 +52,7 @@ def check_alike(stage: str, given: Mapping[str, Any]) -> None:
         ]
         if differing:
             raise ValueError(
-                f"{stage} of {names[0]} and of {name} differ in {', '.join(differing[:5])}; "
+                f"{stage} of {start} and of {name} differ in {', '.join(differing[:5])}; "
                 "treat text encoders alike that are compared"
             )
 
@@ -65,15 +67,6 @@ def told_once(protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     for run, tasks in protocols.items():
         for task, protocol in tasks.items():
             own = found.setdefault(task, {"first": protocol, "others": {}})
-            first = dict(flattened(own["first"]))
-            own["others"][run] = {k: v for k, v in flattened(protocol) if first.get(k) != v}
+            first, other = flatten(own["first"]), flatten(protocol)
+            own["others"][run] = {k: v for k, v in other.items() if first.get(k) != v}
     return found
-
-
-def flattened(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of nested dicts."""
-    if isinstance(value, dict) and value:
-        for key, each in value.items():
-            yield from flattened(each, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, value

@@ -1,7 +1,4 @@
-"""What the comparison of text encoders is asked to do: its stages and their settings.
-
-What belongs to a stage's script alone stands in that script's config and in `settings`.
-"""
+"""What the comparison of text encoders is asked to do: its stages and their settings."""
 
 from __future__ import annotations
 
@@ -14,8 +11,8 @@ from vidtwin_lab.language.tasks.glue import find_task
 # Before the name of an objective: its architecture with random weights.
 BASELINE = "random_"
 STAGES = (
-    *("corpus", "pretrain", "glue", "squad", "probe", "latents", "diffusion", "adherence"),
-    "table",
+    *("corpus", "pretrain", "glue", "squad", "probe"),
+    *("latents", "diffusion", "adherence", "table"),
 )
 OBJECTIVES = ("mlm", "span", "rtd", "clm")
 
@@ -34,14 +31,21 @@ class CorpusStage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainStage:
-    """Pretraining, the same for all objectives.
+class Stage:
+    """The settings of a stage's script; its other keys here are that script's.
 
     Args:
-        config: file of train_language.py; {objective} stands for the objective.
-        steps, batch_size, accumulation, warmup_steps, seed: of each.
-        settings: further key=value of train_language.py.
+        config: file of the script.
+        settings: further key=value.
     """
+
+    config: str
+    settings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainStage(Stage):
+    """Pretraining by train_language.py, the same for all objectives; {objective} is its name."""
 
     config: str = "configs/language/wikitext_{objective}.yaml"
     steps: int = 3000
@@ -49,17 +53,15 @@ class PretrainStage:
     accumulation: int = 1
     warmup_steps: int = 300
     seed: int = 0
-    settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlueStage:
-    """Fine-tuning on GLUE; the keys are those of evaluate_language.py.
+class GlueStage(Stage):
+    """Fine-tuning on GLUE by evaluate_language.py.
 
     Args:
         path: folder with CoLA/, SST-2/, ... in it.
         max_train: rows of each task at most.
-        settings: further key=value.
     """
 
     config: str = "configs/language/tasks/glue_comparison.yaml"
@@ -68,17 +70,15 @@ class GlueStage:
     epochs: float = 3.0
     min_steps: int = 600
     batch_size: int = 32
-    settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class SquadStage:
-    """Fine-tuning on SQuAD; the keys are those of evaluate_language.py.
+class SquadStage(Stage):
+    """Fine-tuning on SQuAD by evaluate_language.py.
 
     Args:
         train, dev, article_split: as `data.train`, `data.dev` and `data.article_split` there.
         max_train: questions at most.
-        settings: further key=value.
     """
 
     config: str = "configs/language/tasks/squad_comparison.yaml"
@@ -88,40 +88,29 @@ class SquadStage:
     max_train: int | None = None
     epochs: float = 2.0
     batch_size: int = 32
-    settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeStage:
-    """Probes of captions; the keys are those of evaluate_language.py probe.
-
-    Args:
-        questions: names, or all.
-        train_size, test_size: captions for each question and seed.
-        settings: further key=value.
-    """
+class ProbeStage(Stage):
+    """Probes of captions by evaluate_language.py."""
 
     config: str = "configs/language/tasks/probe.yaml"
     questions: tuple[str, ...] = ("all",)
     train_size: int = 4000
     test_size: int = 2000
-    settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionStage:
-    """Transformers over cached latents.
+class DiffusionStage(Stage):
+    """Transformers over cached latents by train_diffusion.py.
 
     Args:
-        config: of train_diffusion.py.
         autoencoder: its folder.
         cache: folder of encode.py; null makes one by `encode_config`.
         encode_config, encode_settings: of encode.py, and further key=value.
         init_from: a trained transformer to start from, with a new text part: it can make videos and
             has to learn to use the text encoder; null for one that has learnt nothing.
-        steps, batch_size, warmup_steps: of each training.
         random_baselines: train with the text encoders of random weights too.
-        settings: further key=value of train_diffusion.py.
     """
 
     config: str = "configs/diffusion/shapes_text_encoder.yaml"
@@ -134,19 +123,13 @@ class DiffusionStage:
     batch_size: int = 64
     warmup_steps: int = 200
     random_baselines: bool = True
-    settings: tuple[str, ...] = ()
 
     RENAMED_KEYS: ClassVar[dict[str, str]] = {"floors": "random_baselines"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdherenceStage:
-    """Videos of prompts, judged; the keys are those of evaluate.py adherence.
-
-    Args:
-        samples: videos of each transformer, the same prompts and noise for all.
-        settings: further key=value.
-    """
+    """Videos of prompts, judged by evaluate.py; the same prompts and noise for all transformers."""
 
     samples: int = 256
     steps: int = 30
@@ -174,8 +157,6 @@ class CompareConfig:
     stages: tuple[str, ...] = ("all",)
     objectives: tuple[str, ...] = OBJECTIVES
     random_baselines: tuple[str, ...] = ("mlm", "clm")
-
-    RENAMED_KEYS: ClassVar[dict[str, str]] = {"floors": "random_baselines"}
     seeds: tuple[int, ...] = (0, 1, 2)
     tasks: tuple[str, ...] = ("cola", "sst2", "mrpc", "rte", "stsb")
     mixed_precision: str | None = "no"
@@ -187,13 +168,14 @@ class CompareConfig:
     diffusion: DiffusionStage = DiffusionStage()
     adherence: AdherenceStage = AdherenceStage()
 
+    RENAMED_KEYS: ClassVar[dict[str, str]] = {"floors": "random_baselines"}
+
     def __post_init__(self) -> None:
-        choices = {
-            "stages": ("all", *STAGES),
-            "objectives": OBJECTIVES,
-            "random_baselines": OBJECTIVES,
-        }
-        for name, known in choices.items():
+        for name, known in (
+            ("stages", ("all", *STAGES)),
+            ("objectives", OBJECTIVES),
+            ("random_baselines", OBJECTIVES),
+        ):
             given = getattr(self, name)
             wrong = [each for each in given if each not in known]
             if wrong or len(set(given)) < len(given):
@@ -215,6 +197,11 @@ class CompareConfig:
     def encoders(self) -> tuple[str, ...]:
         """Objectives, then random_baselines."""
         return (*self.objectives, *(BASELINE + name for name in self.random_baselines))
+
+    @property
+    def conditioning(self) -> tuple[str, ...]:
+        """Those of `encoders` that video models are conditioned on."""
+        return self.encoders if self.diffusion.random_baselines else self.objectives
 
     def chosen(self, stage: str) -> bool:
         """Whether a stage shall be done."""

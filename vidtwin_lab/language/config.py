@@ -116,16 +116,12 @@ class CorpusConfig:
         check_choices(
             self, source=SOURCES, documents=DOCUMENTS, sentences=SENTENCES, packing=PACKINGS
         )
-        self._check_place()
         if self.source == "shapes" and self.packing != "none":
             raise ValueError(
                 f"`packing` must be none for source=shapes, whose captions have no end, "
                 f"got {self.packing}"
             )
         check_range(self, "in (0, 1)", "validation_fraction")
-
-    def _check_place(self) -> None:
-        """Of where the texts lie."""
         if self.source in ("text", "csv") and (self.path is None) == (not self.files):
             raise ValueError(
                 f"`path` or `files` is required for source={self.source}, one of the two; got "
@@ -189,8 +185,8 @@ class LanguageModelConfig:
 
     def __post_init__(self) -> None:
         check_choices(self, family=TOKENIZER_OF)
-        check_range(self, "at least 1", "hidden_size", "num_layers", "num_heads")
-        check_range(self, "at least 1", "intermediate_size", "embedding_size")
+        sizes = ("hidden_size", "num_layers", "num_heads", "intermediate_size", "embedding_size")
+        check_range(self, "at least 1", *sizes)
         check_range(self, "in [0, 1)", "dropout")
         if self.hidden_size % self.num_heads:
             raise ValueError(
@@ -204,11 +200,6 @@ class LanguageModelConfig:
             )
         if self.max_positions < 8:
             raise ValueError(f"`max_positions` must be at least 8, got {self.max_positions}")
-
-    @property
-    def tokenizer_kind(self) -> str:
-        """Of the family: "wordpiece" or "byte_bpe"."""
-        return TOKENIZER_OF[self.family]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -83,18 +83,24 @@ class DocumentCorpus:
 
     def __init__(self, config: CorpusConfig, part: str = "train") -> None:
         held_out = part == "validation"
-        documents = _documents(config, held_out)
+        read = DOCUMENT_SOURCES[config.source]
+        documents = read(config, held_out)
         if config.validation_path is None and config.validation_split is None:
             fraction = config.validation_fraction
             kept = [doc for doc in documents if _is_held_out(doc, fraction) == held_out]
         elif held_out:
             kept = list(documents)
         else:
-            kept = _without_those_of(documents, _documents(config, held_out=True))
-        self.documents = [_sentences(lines, config.sentences) for lines in kept]
+            kept = _without_those_of(documents, read(config, True))
+        self.documents = kept
+        if config.sentences == "split":
+            self.documents = [[s for line in doc for s in split_sentences(line)] for doc in kept]
         if not self.documents:
             hint = "set corpus.validation_path" if held_out else "it is empty or too small"
-            raise ValueError(f"no {part} text in {place_of(config)}; {hint} to be divided")
+            place = config.path or ", ".join(config.files)
+            if config.data is not None:
+                place = config.data.path or config.data.source
+            raise ValueError(f"no {part} text in {place}; {hint} to be divided")
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -119,13 +125,6 @@ def read_texts(corpus: Corpus, count: int) -> Iterator[str]:
         yield from corpus.texts(index, 0)
 
 
-def place_of(config: CorpusConfig) -> str:
-    """Where the texts come from, in a word."""
-    if config.data is not None:
-        return config.data.path or config.data.source
-    return config.path or ", ".join(config.files)
-
-
 def split_sentences(text: str) -> list[str]:
     """The sentences of a text, by a simple rule for stops that errs at rare abbreviations."""
     cuts = [0]
@@ -139,37 +138,23 @@ def split_sentences(text: str) -> list[str]:
     return [sentence for start, end in stretches if (sentence := text[start:end].strip())]
 
 
-def _sentences(lines: list[str], how: str) -> list[str]:
-    if how == "line":
-        return lines
-    return [sentence for line in lines for sentence in split_sentences(line)]
-
-
-def _documents(config: CorpusConfig, held_out: bool) -> Iterator[list[str]]:
-    """The lines of each document of a part, before a fraction of them is held out."""
-    return DOCUMENT_SOURCES[config.source](config, held_out)
-
-
 def _documents_of_files(config: CorpusConfig, held_out: bool) -> Iterator[list[str]]:
-    own = held_out and config.validation_path is not None
-    places = [config.validation_path] if own else [config.path] if config.path else config.files
-    for file in _files([str(place) for place in places], config.source):
-        yield from _documents_in(file, config)
-
-
-def _documents_in(file: Path, config: CorpusConfig) -> Iterator[list[str]]:
-    """The documents of one file: their lines, stripped, without empty ones."""
-    try:
-        with file.open(encoding="utf-8", newline="" if config.source == "csv" else None) as lines:
-            if config.source == "csv":
-                cells = (cell.strip() for cell in _cells(file, lines, config.column))
-                yield from ([cell] for cell in cells if cell)
-            else:
-                yield from _grouped((line.strip() for line in lines), config.documents)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text: {error}") from error
-    except csv.Error as error:
-        raise ValueError(f"{file} is not a CSV file: {error}") from error
+    """The documents of all files: their lines, stripped, without empty ones."""
+    places = [config.path] if config.path else config.files
+    if held_out and config.validation_path is not None:
+        places = [config.validation_path]
+    table = config.source == "csv"
+    for file in _files(places, ".csv" if table else ".txt"):
+        try:
+            with file.open(encoding="utf-8", newline="" if table else None) as lines:
+                if table:
+                    cells = (cell.strip() for cell in _cells(file, lines, config.column))
+                    yield from ([cell] for cell in cells if cell)
+                else:
+                    yield from _grouped((line.strip() for line in lines), config.documents)
+        except (UnicodeDecodeError, csv.Error) as error:
+            kind = "a CSV file" if isinstance(error, csv.Error) else "UTF-8 text"
+            raise ValueError(f"{file} is not {kind}: {error}") from error
 
 
 def _grouped(lines: Iterable[str], how: str) -> Iterator[list[str]]:
@@ -190,23 +175,20 @@ def _grouped(lines: Iterable[str], how: str) -> Iterator[list[str]]:
         yield document
 
 
-def _files(places: Sequence[str], source: str) -> list[Path]:
+def _files(places: Sequence[str], suffix: str) -> list[Path]:
     """The files of some files, folders and patterns, each once."""
-    suffix = ".csv" if source == "csv" else ".txt"
     found: dict[Path, None] = {}
     for place in places:
         path = Path(place).expanduser()
-        if path.is_dir():
+        if folder := path.is_dir():
             files = sorted(path.rglob(f"*{suffix}"))
-            if not files:
-                raise ValueError(f"no {suffix} file below {path}")
-        elif path.is_file():
-            files = [path]
         else:
-            matches = glob.glob(str(path), recursive=True)
-            files = sorted(Path(name) for name in matches if Path(name).is_file())
-            if not files:
-                raise ValueError(f"corpus {path} does not exist")
+            names = [path] if path.is_file() else glob.glob(str(path), recursive=True)
+            files = sorted(file for file in map(Path, names) if file.is_file())
+        if not files:
+            raise ValueError(
+                f"no {suffix} file below {path}" if folder else f"corpus {path} does not exist"
+            )
         found.update(dict.fromkeys(files))
     return list(found)
 

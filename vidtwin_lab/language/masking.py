@@ -64,8 +64,7 @@ def choose_words(
         if used >= budget:
             break
     stretches = [np.arange(starts[word], ends[word]) for word in sorted(taken)]
-    places = np.concatenate([np.empty(0, np.int64), *stretches])
-    return _with_draws(places, np.arange(len(places)), plain, rng, [])
+    return _with_draws(stretches, plain, rng)
 
 
 def choose_spans(
@@ -94,10 +93,8 @@ def choose_spans(
     used = 0
     while used < budget and len(starts):
         size = 1 + int(rng.choice(len(lengths), p=lengths))
-        firsts = _fitting(free, joined, size)
-        while not len(firsts) and size > 1:
+        while not len(firsts := _fitting(free, joined, size)) and size > 1:
             size -= 1
-            firsts = _fitting(free, joined, size)
         if not len(firsts):
             break
         first = int(firsts[rng.integers(len(firsts))])
@@ -111,9 +108,7 @@ def choose_spans(
         free[max(0, first - 1) : last + 2] = False
     spans.sort()
     stretches = [np.arange(first, last + 1) for first, last in spans]
-    places = np.concatenate([np.empty(0, np.int64), *stretches])
-    groups = np.repeat(np.arange(len(spans)), [len(stretch) for stretch in stretches])
-    return _with_draws(places, groups, plain, rng, spans)
+    return _with_draws(stretches, plain, rng, spans)
 
 
 def span_lengths(probability: float, longest: int) -> np.ndarray:
@@ -147,12 +142,14 @@ def _fitting(free: np.ndarray, joined: np.ndarray, size: int) -> np.ndarray:
 
 
 def _with_draws(
-    places: np.ndarray,
-    groups: np.ndarray,
+    stretches: list[np.ndarray],
     plain: np.ndarray,
     rng: np.random.Generator,
-    spans: list[tuple[int, int]],
+    spans: list[tuple[int, int]] | None = None,
 ) -> Hidden:
-    kinds = rng.random(len(places))[groups]
-    randoms = plain[rng.integers(len(plain), size=len(places))]
-    return Hidden(places, kinds, randoms, spans)
+    """Draws what stands in the places of the stretches: the same kind in all of a span."""
+    places = np.concatenate([np.empty(0, np.int64), *stretches])
+    kinds = rng.random(len(places))
+    if spans:
+        kinds = kinds[np.repeat(np.arange(len(spans)), [len(each) for each in stretches])]
+    return Hidden(places, kinds, plain[rng.integers(len(plain), size=len(places))], spans or [])

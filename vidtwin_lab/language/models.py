@@ -9,22 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import (
-    AlbertConfig,
-    AlbertForMaskedLM,
-    AlbertForPreTraining,
-    BertConfig,
-    BertForMaskedLM,
-    BertForPreTraining,
-    DistilBertConfig,
-    DistilBertForMaskedLM,
-    ElectraConfig,
-    ElectraForMaskedLM,
-    ElectraForPreTraining,
-    GPT2Config,
-    GPT2LMHeadModel,
-    RobertaConfig,
-    RobertaForMaskedLM,
+from transformers import AutoConfig, ElectraForMaskedLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_PRETRAINING_MAPPING,
 )
 
 from diffusion.text_loading import one_line, packaged_encoder, position_table, quiet
@@ -38,7 +27,6 @@ from vidtwin_lab.language.objectives.replaced_tokens import (
 )
 
 ALBERT_EMBEDDING = 128  # width of ALBERT's embeddings, as published
-_POOLER = ".pooler."
 
 
 def build_language_model(
@@ -96,77 +84,44 @@ def load_teacher(config: LanguageModelConfig, name: str, tokenizer: Any) -> Any:
 
 def _model_class(family: str, objective: str, pairs: str) -> Any:
     """Transformers' class of a family with the heads of an objective."""
-    if pairs != "none":
-        return {"bert": BertForPreTraining, "albert": AlbertForPreTraining}[family]
-    if objective == "rtd":
-        return ElectraForPreTraining
-    return {
-        "bert": BertForMaskedLM,
-        "roberta": RobertaForMaskedLM,
-        "albert": AlbertForMaskedLM,
-        "distilbert": DistilBertForMaskedLM,
-        "electra": ElectraForMaskedLM,
-        "gpt2": GPT2LMHeadModel,
-    }[family]
+    # GPT-2 has one head, and stands among the classes for pretraining alone.
+    pretraining = pairs != "none" or objective in ("rtd", "clm")
+    mapping = MODEL_FOR_PRETRAINING_MAPPING if pretraining else MODEL_FOR_MASKED_LM_MAPPING
+    return mapping[CONFIG_MAPPING[family]]
 
 
 def _model_config(config: LanguageModelConfig, tokenizer: Any) -> Any:
     """Transformers' config of a family in these sizes."""
-    size = len(tokenizer)
-    if config.family == "gpt2":
-        return GPT2Config(
-            vocab_size=size,
-            n_embd=config.hidden_size,
-            n_layer=config.num_layers,
-            n_head=config.num_heads,
-            n_inner=config.intermediate_size,
-            n_positions=config.max_positions,
-            resid_pdrop=config.dropout,
-            embd_pdrop=config.dropout,
-            attn_pdrop=config.dropout,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    if config.family == "distilbert":
-        return DistilBertConfig(
-            vocab_size=size,
-            dim=config.hidden_size,
-            n_layers=config.num_layers,
-            n_heads=config.num_heads,
-            hidden_dim=config.intermediate_size,
-            max_position_embeddings=config.max_positions,
-            dropout=config.dropout,
-            attention_dropout=config.dropout,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    common = {
-        "vocab_size": size,
+    values: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
-        "intermediate_size": config.intermediate_size,
-        "hidden_dropout_prob": config.dropout,
-        "attention_probs_dropout_prob": config.dropout,
-        "pad_token_id": tokenizer.pad_token_id,
         "max_position_embeddings": config.max_positions,
+        "pad_token_id": tokenizer.pad_token_id,
     }
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    size, dropout = config.intermediate_size, config.dropout
+    if config.family == "gpt2":
+        values |= {"n_inner": size}
+        values |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
+    elif config.family == "distilbert":
+        values |= {"hidden_dim": size, "dropout": dropout, "attention_dropout": dropout}
+    else:
+        values |= {"intermediate_size": size}
+        values |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), dropout)
+    if config.family in ("gpt2", "roberta", "albert"):
+        values["bos_token_id"] = tokenizer.bos_token_id
+        values["eos_token_id"] = tokenizer.eos_token_id
     if config.family == "roberta":
         # RoBERTa counts positions from the one after its padding token's.
-        common["max_position_embeddings"] += tokenizer.pad_token_id + 1
-        return RobertaConfig(type_vocab_size=1, **ends, **common)
-    if config.family == "albert":
-        width = config.embedding_size or ALBERT_EMBEDDING
-        return AlbertConfig(
-            embedding_size=width,
-            classifier_dropout_prob=config.dropout,  # of the head for pairs
-            **ends,
-            **common,
-        )
-    if config.family == "electra":
-        return ElectraConfig(embedding_size=config.embedding_size or config.hidden_size, **common)
-    return BertConfig(**common)
+        values["max_position_embeddings"] += tokenizer.pad_token_id + 1
+        values["type_vocab_size"] = 1
+    elif config.family == "albert":
+        values["embedding_size"] = config.embedding_size or ALBERT_EMBEDDING
+        values["classifier_dropout_prob"] = dropout  # of the head for pairs
+    elif config.family == "electra":
+        values["embedding_size"] = config.embedding_size or config.hidden_size
+    return AutoConfig.for_model(config.family, **values)
 
 
 def _generator(
@@ -210,7 +165,8 @@ def _load_language_model(
             f"(known are {', '.join(TOKENIZER_OF)}), got {config.family!r}"
         )
     missing = sorted(report["missing_keys"])
-    heads = [key for key in missing if _is_head(key, model.base_model_prefix)]
+    encoder = f"{model.base_model_prefix}."
+    heads = [key for key in missing if not key.startswith(encoder) or "pooler." in key]
     if len(heads) < len(missing) or (missing and not config.new_heads):
         lacking = next((key for key in missing if key not in heads), missing[0])
         hint = "; set model.new_heads=true for new ones" if len(heads) == len(missing) else ""
@@ -227,10 +183,6 @@ def _load_language_model(
     if len(tokenizer) > rows:
         raise ValueError(f"{name} embeds {rows} tokens and its tokenizer has {len(tokenizer)}")
     return model, bool(missing)
-
-
-def _is_head(key: str, encoder: str) -> bool:
-    return not key.startswith(f"{encoder}.") or _POOLER in f".{key}"
 
 
 class LanguageModelFiles:

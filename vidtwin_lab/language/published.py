@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["PUBLISHED", "Published", "PublishedTable", "read_published", "read_tables"]
+__all__ = ["PUBLISHED", "PublishedTable", "read_published", "read_tables"]
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 # Columns of GLUE whose measure every paper means alike.
@@ -79,16 +78,7 @@ PUBLISHED: dict[str, tuple[Source, ...]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Published:
-    """A published model: measure -> figure in percent, as printed."""
-
-    title: str
-    figures: dict[str, str]
-
-
-@dataclass(frozen=True)
-class PublishedTable:
+class PublishedTable(NamedTuple):
     """A table: the number of its section, its header, and its rows by their first cells."""
 
     section: int
@@ -96,8 +86,8 @@ class PublishedTable:
     rows: dict[str, tuple[str, ...]]
 
 
-def read_published(page: str | Path) -> list[Published]:
-    """The figures of `PUBLISHED`.
+def read_published(page: str | Path) -> dict[str, dict[str, str]]:
+    """The figures of `PUBLISHED`: title -> measure -> figure in percent, as printed.
 
     Args:
         page: docs/results/published_language.md.
@@ -108,13 +98,11 @@ def read_published(page: str | Path) -> list[Published]:
         tables = read_tables(Path(page).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"the published figures can't be read: {error}") from error
-    found = []
+    found: dict[str, dict[str, str]] = {title: {} for title in PUBLISHED}
     for title, sources in PUBLISHED.items():
-        figures: dict[str, str] = {}
         for source in sources:
             table = next((t for t in tables if (t.section, t.header[0]) == source[:2]), None)
-            row = None if table is None else table.rows.get(source.row)
-            if table is None or row is None:
+            if table is None or source.row not in table.rows:
                 raise ValueError(
                     f"{page} has no row {source.row!r} in a table {source.table!r} of section "
                     f"{source.section}"
@@ -122,9 +110,8 @@ def read_published(page: str | Path) -> list[Published]:
             for column, measures in source.columns.items():
                 if column not in table.header:
                     raise ValueError(f"{page}: the table {source.table!r} has no column {column!r}")
-                cell = row[table.header.index(column)]
-                figures |= dict(zip(measures, _NUMBER.findall(cell), strict=False))
-        found.append(Published(title, figures))
+                cell = table.rows[source.row][table.header.index(column)]
+                found[title] |= dict(zip(measures, _NUMBER.findall(cell), strict=False))
     return found
 
 
@@ -133,16 +120,13 @@ def read_tables(text: str) -> list[PublishedTable]:
     tables: list[PublishedTable] = []
     section, within = 0, False
     for line in text.splitlines():
-        heading = re.match(r"## (\d+)\.", line)
-        if heading:
+        if heading := re.match(r"## (\d+)\.", line):
             section = int(heading[1])
-        if not line.startswith("|"):
-            within = False
-            continue
-        cells = tuple(cell.strip() for cell in line.strip().strip("|").split("|"))
-        if not within:
-            tables.append(PublishedTable(section, cells, {}))
-        elif set("".join(cells)) - set("-: "):
-            tables[-1].rows[cells[0]] = cells
-        within = True
+        if line.startswith("|"):
+            cells = tuple(cell.strip() for cell in line.strip().strip("|").split("|"))
+            if not within:
+                tables.append(PublishedTable(section, cells, {}))
+            elif set("".join(cells)) - set("-: "):
+                tables[-1].rows[cells[0]] = cells
+        within = line.startswith("|")
     return tables

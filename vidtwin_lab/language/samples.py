@@ -8,6 +8,7 @@ is asked for). Beside them: index; mask_seed of what is to be hidden; pair_label
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import itertools
 import logging
@@ -34,10 +35,11 @@ _CHUNK = 1000
 _DRAWS = 100
 
 
-class Samples(Dataset[Sample]):
+class Samples(Dataset[Sample], abc.ABC):
     """What the three kinds of samples share: special tokens around texts, and the seeds.
 
     Args:
+        corpus: the texts; a `DocumentCorpus` where its sentences are packed or paired.
         tokenizer: of the model.
         max_length: tokens of a sample, special ones included.
         seed: of every choice, and, as "mask_seed" of a sample, of what is hidden in it.
@@ -46,8 +48,10 @@ class Samples(Dataset[Sample]):
         ValueError: if the tokenizer has no tokens for the ends of a text, or can't tell words.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int, seed: int, words: bool) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self, corpus: Corpus, tokenizer: Any, max_length: int, seed: int, words: bool = False
+    ) -> None:
+        self.corpus, self.tokenizer = corpus, tokenizer
         self.first, self.last = _ends(tokenizer)
         self.max_length, self.seed, self.words = max_length, seed, words
         if words and not tokenizer.is_fast:
@@ -56,8 +60,16 @@ class Samples(Dataset[Sample]):
                 "objective.masking=token, or take one of the tokenizers library"
             )
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def read(self, epoch: int, index: int) -> Sample:
+        """The sample of an epoch and index."""
+
+    def __getitem__(self, item: tuple[int, int] | int) -> Sample:
+        """The sample of (epoch, index), or of epoch 0."""
+        return self.read(0, item) if isinstance(item, int) else self.read(*item)
 
     def sample(
         self, epoch: int, index: int, segments: Sequence[Segment], numbered: bool = True
@@ -99,18 +111,10 @@ class TokenizedCorpus(Samples):
     A text that is longer than the model can read gives a window from a random place.
     """
 
-    def __init__(
-        self, corpus: Corpus, tokenizer: Any, max_length: int, seed: int, words: bool = False
-    ) -> None:
-        super().__init__(tokenizer, max_length, seed, words)
-        self.corpus = corpus
-
     def __len__(self) -> int:
         return len(self.corpus)
 
-    def __getitem__(self, item: tuple[int, int] | int) -> Sample:
-        """The sample of (epoch, index), or of epoch 0."""
-        epoch, index = (0, item) if isinstance(item, int) else item
+    def read(self, epoch: int, index: int) -> Sample:
         rng = np.random.default_rng([self.seed, WINDOW_STREAM, epoch, index])
         texts = self.corpus.texts(index, epoch)
         encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)
@@ -188,7 +192,7 @@ class PackedCorpus(Samples):
         words: bool = False,
         across: bool = True,
     ) -> None:
-        super().__init__(tokenizer, max_length, seed, words)
+        super().__init__(corpus, tokenizer, max_length, seed, words)
         room = max_length - 2
         self.stream = TokenStream(corpus.documents, tokenizer, room, words)
         self.rows = list(self._rows(room, across))
@@ -199,11 +203,11 @@ class PackedCorpus(Samples):
         """The sentences of each sample: a stretch for every document that it reads of."""
         row: list[tuple[int, int]] = []
         used = 0
-        for start, end in itertools.pairwise(self.stream.documents):
+        for start, end in itertools.pairwise(self.stream.documents.tolist()):
             while start < end:
                 stop = self.stream.filled(start, end, room - used)
                 if stop > start:
-                    row.append((int(start), int(stop)))
+                    row.append((start, stop))
                     used += self.stream.length(start, stop) + 1
                 if stop < end or used >= room or not across:
                     if row:
@@ -216,9 +220,7 @@ class PackedCorpus(Samples):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, item: tuple[int, int] | int) -> Sample:
-        """The sample of (epoch, index), or of epoch 0."""
-        epoch, index = (0, item) if isinstance(item, int) else item
+    def read(self, epoch: int, index: int) -> Sample:
         segments = [self.stream.segment(*stretch) for stretch in self.rows[index]]
         return self.sample(epoch, index, segments, numbered=False)
 
@@ -243,15 +245,16 @@ class PairedCorpus(Samples):
         kind: str = "nsp",
         short_fraction: float = 0.1,
     ) -> None:
-        super().__init__(tokenizer, max_length, seed, words)
+        super().__init__(corpus, tokenizer, max_length, seed, words)
         self.kind, self.short_fraction = kind, short_fraction
         self.room = max_length - 3
         # Any two sentences fit.
         self.stream = TokenStream(corpus.documents, tokenizer, self.room // 2, words)
-        self.rows, lone = self._rows()
+        self.rows = list(self._rows())
+        known = {document for document, _, _ in self.rows}
+        lone = len(self.stream.documents) - 1 - len(known)
         if lone:
             logger.info("%d documents of a single sentence give no pair", lone)
-        known = {document for document, _, _ in self.rows}
         if len(known) < (2 if kind == "nsp" else 1):
             raise ValueError(
                 f"objective.pairs={kind} needs documents of two sentences or more, and several of "
@@ -259,29 +262,21 @@ class PairedCorpus(Samples):
                 "corpus.sentences=split"
             )
 
-    def _rows(self) -> tuple[list[tuple[int, int, int]], int]:
-        """(document, first sentence, the one after the last) of samples; documents without."""
-        rows, lone = [], 0
-        bounds = self.stream.documents
-        for document, (start, end) in enumerate(itertools.pairwise(bounds)):
-            if end - start < 2:
-                lone += 1
-                continue
-            place = int(start)
-            while place < end:
+    def _rows(self) -> Iterator[tuple[int, int, int]]:
+        """(document, first sentence, the one after the last) of each sample."""
+        for document, (start, end) in enumerate(itertools.pairwise(self.stream.documents.tolist())):
+            place = start
+            while end - start >= 2 and place < end:
                 # A last sentence alone takes the one before it again.
-                place = min(place, int(end) - 2)
-                stop = self.stream.filled(place, int(end), self.room)
-                rows.append((document, place, stop))
+                place = min(place, end - 2)
+                stop = self.stream.filled(place, end, self.room)
+                yield document, place, stop
                 place = stop
-        return rows, lone
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, item: tuple[int, int] | int) -> Sample:
-        """The sample of (epoch, index), or of epoch 0."""
-        epoch, index = (0, item) if isinstance(item, int) else item
+    def read(self, epoch: int, index: int) -> Sample:
         rng = np.random.default_rng([self.seed, PAIR_STREAM, epoch, index])
         document, start, end = self.rows[index]
         short = rng.random() < self.short_fraction

@@ -11,7 +11,9 @@ import torch
 from torch.utils.data import Dataset
 
 from diffusion.text_loading import load_tokenizer
-from vidtwin_lab.language.config import TrainConfig
+from vidtwin.metrics import sum_measures
+from vidtwin_lab import runtime
+from vidtwin_lab.language.config import TOKENIZER_OF, TrainConfig
 from vidtwin_lab.language.corpus import Corpus, DocumentCorpus, read_texts
 from vidtwin_lab.language.models import build_language_model, load_teacher
 from vidtwin_lab.language.objectives import Objective, build_objective
@@ -24,8 +26,8 @@ from vidtwin_lab.language.samples import (
 )
 from vidtwin_lab.language.tokenizers import train_tokenizer
 
-# Of a sample: {name of the term: its sums}; see `Choice.rows`.
-Measures = dict[str, dict[str, float]]
+# Of a sample: the sums of each term of the objective, as "TERM.SUM"; see `Choice.rows`.
+Measures = dict[str, float]
 
 
 def build_tokenizer(config: TrainConfig, corpus: Corpus) -> Any:
@@ -33,7 +35,7 @@ def build_tokenizer(config: TrainConfig, corpus: Corpus) -> Any:
     given = config.init_from or config.objective.distillation.teacher or config.tokenizer.path
     if given is not None:
         return load_tokenizer(given)
-    kind = config.tokenizer.kind or config.model.tokenizer_kind
+    kind = config.tokenizer.kind or TOKENIZER_OF[config.model.family]
     texts = read_texts(corpus, config.tokenizer.train_texts)
     return train_tokenizer(texts, kind, config.tokenizer, config.model.max_positions)
 
@@ -60,11 +62,6 @@ def build_samples(config: TrainConfig, corpus: Corpus, tokenizer: Any) -> Sample
     Raises:
         ValueError: if the corpus has no documents to pack or pair sentences of.
     """
-    samples = _samples(config, corpus, tokenizer)
-    return FirstSamples(samples, config.overfit) if config.overfit else samples
-
-
-def _samples(config: TrainConfig, corpus: Corpus, tokenizer: Any) -> Samples:
     objective, packing = config.objective, config.corpus.packing
     common = (tokenizer, config.model.max_positions, config.seed, objective.words)
     if objective.named(config.model.family) == "contrastive" and (
@@ -75,16 +72,19 @@ def _samples(config: TrainConfig, corpus: Corpus, tokenizer: Any) -> Samples:
             "corpus.source=shapes corpus.shapes.pair_fraction=1, got "
             f"{config.corpus.source} and {config.corpus.shapes.pair_fraction}"
         )
+    samples: Samples
     if objective.pairs == "none" and packing == "none":
-        return TokenizedCorpus(corpus, *common)
-    if not isinstance(corpus, DocumentCorpus):
+        samples = TokenizedCorpus(corpus, *common)
+    elif not isinstance(corpus, DocumentCorpus):
         raise ValueError(
             f"objective.pairs={objective.pairs} needs documents of sentences, and "
             f"corpus.source={config.corpus.source} has none; set corpus.source=text"
         )
-    if objective.pairs != "none":
-        return PairedCorpus(corpus, *common, objective.pairs, objective.short_fraction)
-    return PackedCorpus(corpus, *common, across=packing == "full")
+    elif objective.pairs != "none":
+        samples = PairedCorpus(corpus, *common, objective.pairs, objective.short_fraction)
+    else:
+        samples = PackedCorpus(corpus, *common, across=packing == "full")
+    return FirstSamples(samples, config.overfit) if config.overfit else samples
 
 
 @torch.no_grad()
@@ -112,29 +112,28 @@ def measure_language_model(
             terms = objective.terms(model, batch)
         columns = {name: term.rows() for name, term in terms.items()}
         for place, index in enumerate(part):
-            rows.append((index, {name: column[place] for name, column in columns.items()}))
+            sums = {name: column[place] for name, column in columns.items()}
+            rows.append((index, runtime.flatten(sums)))
     model.train(training)
     return rows
 
 
-def mean_measures(rows: Iterable[tuple[int, Measures]]) -> dict[str, float]:
+def token_means(rows: Iterable[tuple[int, Measures]]) -> dict[str, float]:
     """Accuracy, mean loss and perplexity over all predicted tokens, and their number.
 
-    Accuracy and loss of further terms are prefixed with their names. Sums follow the order of the
-    samples, so that they do not depend on which process measured which.
+    Those of the first term are named so; accuracy and loss of the others begin with their names.
     """
-    ordered = [values for _, values in sorted(rows, key=lambda row: row[0])]
+    sums, _ = sum_measures(rows)
+    names = dict.fromkeys(key.partition(".")[0] for key in sums)
     means: dict[str, float] = {}
-    for place, name in enumerate(ordered[0]):
-        keys = ordered[0][name]
-        sums = {key: sum(row[name][key] for row in ordered) for key in keys}
-        count = max(1.0, sums["count"])
-        loss = sums["loss"] / count
+    for place, name in enumerate(names):
+        count = max(1.0, sums[f"{name}.count"])
+        loss = sums[f"{name}.loss"] / count
         prefix = f"{name}_" if place else ""
-        if "right" in sums:
-            means[f"{prefix}accuracy"] = sums["right"] / count
+        if f"{name}.right" in sums:
+            means[f"{prefix}accuracy"] = sums[f"{name}.right"] / count
         means[f"{prefix}loss"] = loss
         if not place:
             means["perplexity"] = math.exp(min(loss, 700.0))  # the largest number there is
-            means["tokens"] = sums["count"]
+            means["tokens"] = sums[f"{name}.count"]
     return means

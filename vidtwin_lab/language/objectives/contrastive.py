@@ -50,13 +50,11 @@ class Contrastive(MaskedTokens):
         cosines = first @ second.T / self.config.contrastive.temperature
         places = torch.arange(len(cosines), device=cosines.device)
         # One row for each pair: both directions, (B, 2, B), and both texts' tokens, (B, 2 L, V).
+        both = torch.stack([cosines, cosines.T], 1)
+        logits, labels = (torch.cat(x.chunk(2), 1) for x in (output.logits, batch["labels"]))
         return {
-            "contrastive": Choice(
-                torch.stack([cosines, cosines.T], 1), places[:, None].repeat(1, 2)
-            ),
-            "mlm": Choice(
-                torch.cat(output.logits.chunk(2), 1), torch.cat(batch["labels"].chunk(2), 1)
-            ),
+            "contrastive": Choice(both, places[:, None].repeat(1, 2)),
+            "mlm": Choice(logits, labels),
         }
 
 

@@ -5,6 +5,7 @@ Axes: B batch, L tokens, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -73,12 +74,10 @@ class Distillation(MaskedTokens):
         seen = batch["attention_mask"] == 1
         states = (output.hidden_states[-1].float(), expected.hidden_states[-1].float())
         angle = 1 - torch.nn.functional.cosine_similarity(*states, dim=-1)
-        logits = (output.logits, expected.logits)
+        logits, temperature = (output.logits, expected.logits), self.config.distillation.temperature
         return {
             "mlm": Choice(output.logits, batch["labels"]),
-            "soft": Distance(
-                soft_cross_entropy(*logits, self.config.distillation.temperature), seen
-            ),
+            "soft": Distance(soft_cross_entropy(*logits, temperature), seen),
             "cosine": Distance(angle, seen),
         }
 
@@ -122,8 +121,8 @@ def build_student(teacher: Any, kind: Any, num_layers: int) -> Any:
             new = "" if layer is None else str(places[int(layer[0])])
             weights[_LAYER.sub(new, name)] = value.clone()
     if kind is type(teacher):
-        values = {**teacher.config.to_dict(), "num_hidden_layers": num_layers}
-        config = type(teacher.config).from_dict(values)
+        config = copy.deepcopy(teacher.config)
+        config.num_hidden_layers = num_layers
     else:
         config = _distilbert_config(teacher.config, num_layers)
         weights = _distilbert_weights(weights)
@@ -154,10 +153,10 @@ def _distilbert_config(teacher: Any, num_layers: int) -> DistilBertConfig:
 
 def _distilbert_weights(weights: dict[str, Any]) -> dict[str, Any]:
     """BERT's weights by DistilBERT's names."""
-    renamed = {}
     segments = weights.pop("bert.embeddings.token_type_embeddings.weight")
     weights["bert.embeddings.position_embeddings.weight"] += segments[0]
     weights.pop("cls.predictions.bias")  # the decoder's own, under another name
+    renamed = {}
     for name, value in weights.items():
         for old, new in _DISTILBERT_NAMES:
             name = name.replace(old, new)

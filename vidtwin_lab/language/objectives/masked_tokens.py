@@ -19,13 +19,7 @@ from torch.nn import functional
 
 from vidtwin_lab.language import masking
 from vidtwin_lab.language.config import ObjectiveConfig
-from vidtwin_lab.language.objectives.base import (
-    IGNORED,
-    Choice,
-    Objective,
-    Term,
-    inputs_for,
-)
+from vidtwin_lab.language.objectives.base import IGNORED, Choice, Objective, Term, inputs_for
 from vidtwin_lab.language.samples import Sample
 
 # Tokens of a span that the span-boundary objective predicts; "mlm" alone predicts those after.
@@ -63,12 +57,10 @@ class MaskedTokens(Objective):
         hidden = self._choose(sample, np.random.default_rng(sample["mask_seed"]))
         labels = np.full_like(row, IGNORED)
         labels[hidden.places] = row[hidden.places]
-        to_mask = hidden.kinds < self.config.replaced_by_mask
-        to_random = ~to_mask & (
-            hidden.kinds < self.config.replaced_by_mask + self.config.replaced_by_random
-        )
-        row[hidden.places[to_mask]] = self.mask
+        masked = self.config.replaced_by_mask
+        to_random = hidden.kinds < masked + self.config.replaced_by_random
         row[hidden.places[to_random]] = hidden.randoms[to_random]
+        row[hidden.places[hidden.kinds < masked]] = self.mask
         sample = {**sample, "input_ids": row.tolist(), "labels": labels.tolist()}
         if self.config.span_boundary:
             sample["spans"] = hidden.spans
@@ -100,10 +92,8 @@ class MaskedTokens(Objective):
             batch["pair_labels"] = torch.tensor([sample["pair_label"] for sample in samples])
         if self.config.span_boundary:
             targets = [span_targets(sample["spans"], sample["labels"]) for sample in samples]
-            most = max(1, *map(len, targets))
-            nothing = [(0, 0, 0, IGNORED)]
-            rows = [row + nothing * (most - len(row)) for row in targets]
-            batch["spans"] = torch.tensor(rows)
+            most, nothing = max(1, *map(len, targets)), [(0, 0, 0, IGNORED)]
+            batch["spans"] = torch.tensor([row + nothing * (most - len(row)) for row in targets])
         return batch
 
     def terms(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> dict[str, Term]:

@@ -171,7 +171,6 @@ class FinetuneConfig:
         seeds: of the head, dropout and the order of the samples.
         epochs: of the training samples.
         min_steps: small tasks go on beyond their epochs until so many steps.
-        max_steps: stop there, to try things out.
         batch_size: samples per step, over all processes.
         evaluation_batch_size: of each process.
         dropout: of the head; the text encoder has its own.
@@ -185,7 +184,6 @@ class FinetuneConfig:
     seeds: tuple[int, ...] = (0,)
     epochs: float = 3.0
     min_steps: int = 0
-    max_steps: int | None = None
     batch_size: int = 32
     evaluation_batch_size: int = 64
     dropout: float = 0.1
@@ -200,7 +198,6 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         check_seeds(self.seeds)
         check_range(self, "at least 1", "batch_size", "evaluation_batch_size", "log_every")
-        check_range(self, "at least 1", "max_steps")
         check_range(self, "at least 0", "min_steps")
         check_range(self, "above 0", "epochs")
         check_range(self, "in [0, 1)", "dropout", "warmup_fraction")
@@ -209,8 +206,7 @@ class FinetuneConfig:
     def steps(self, samples: int) -> int:
         """Of a task with so many samples."""
         per_epoch = max(1, samples // self.batch_size)
-        steps = max(1, round(self.epochs * per_epoch), self.min_steps)
-        return min(steps, self.max_steps or steps)
+        return max(1, round(self.epochs * per_epoch), self.min_steps)
 
     def schedule(self, steps: int) -> runtime.OptimizerConfig:
         """The optimizer with its warm-up counted out."""
@@ -270,12 +266,11 @@ class CaptionProbesConfig:
         if min(self.train_size, self.test_size) < 2 or self.decay < 0:
             raise ValueError("`train_size` and `test_size` must be at least 2, `decay` at least 0")
         for names, known in ((self.names, tuple(QUESTIONS)), (self.wordings, WORDINGS)):
-            for name in names:
-                if name not in known:
-                    raise ValueError(
-                        f"unknown name {name!r}; the nearest is {nearest_name(name, known)!r} "
-                        f"(known are {', '.join(known)})"
-                    )
+            for name in (name for name in names if name not in known):
+                raise ValueError(
+                    f"unknown name {name!r}; the nearest is {nearest_name(name, known)!r} "
+                    f"(known are {', '.join(known)})"
+                )
         if self.text_encoder.random_weights or self.text_encoder.max_length is not None:
             raise ValueError(
                 "text_encoder.random_weights and text_encoder.max_length are for fine-tuning; "

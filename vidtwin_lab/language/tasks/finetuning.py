@@ -21,8 +21,6 @@ from diffusion.text_encoder import TextEncoder
 from vidtwin_lab.language.tasks.rows import Sample, pad_rows
 from vidtwin_lab.language.tasks.squad import WindowSpans
 
-KINDS = ("classes", "score", "span")
-
 
 class TaskModel(nn.Module):
     """A copy of a text encoder with a new head.
@@ -50,8 +48,6 @@ class TaskModel(nn.Module):
         random_weights: bool = False,
     ) -> None:
         super().__init__()
-        if kind not in KINDS:
-            raise ValueError(f"`kind` must be one of {', '.join(KINDS)}; got {kind!r}")
         self._encoder = copy.copy(encoder)
         own: Any = encoder.model
         # Its own class and config, which says how it is initialized.
@@ -122,10 +118,10 @@ def summed_task_loss(kind: str, outputs: Tensor, labels: Tensor, mask: Tensor) -
     if kind == "score":
         return functional.mse_loss(outputs[:, 0], labels, reduction="sum")
     if kind == "span":
-        ends = rearrange(_masked(outputs, mask), "B L E -> (B E) L")
-        return (
-            functional.cross_entropy(ends, rearrange(labels, "B E -> (B E)"), reduction="sum") / 2
-        )
+        # No end of an answer is in the padding.
+        ends = outputs.masked_fill(~mask[..., None], torch.finfo(outputs.dtype).min)
+        ends, labels = rearrange(ends, "B L E -> (B E) L"), rearrange(labels, "B E -> (B E)")
+        return functional.cross_entropy(ends, labels, reduction="sum") / 2
     return functional.cross_entropy(outputs, labels, reduction="sum")
 
 
@@ -158,14 +154,13 @@ def predict(
         with autocast():
             outputs = model(tokens, mask, types)
         outputs = outputs.float().cpu()
+        found: list[Any] = outputs.tolist()
         if model.kind == "span":
-            spans = (
+            found = [
                 best_spans(ends.numpy(), sample, model.null_place(sample), max_answer, n_best)
                 for ends, sample in zip(outputs, part, strict=True)
-            )
-            rows += zip(places, spans, strict=True)
-        else:
-            rows += zip(places, outputs.tolist(), strict=True)
+            ]
+        rows += zip(places, found, strict=True)
     model.train(training)
     return rows
 
@@ -184,19 +179,14 @@ def best_spans(
     # Stable, so that equal scores are taken in the order of the text.
     firsts, lasts = (np.argsort(-scores[:, end], kind="stable")[:n_best] for end in (0, 1))
     found = [
-        (float(scores[first, 0] + scores[last, 1]), *_characters(sample, first, last))
+        (
+            float(scores[first, 0] + scores[last, 1]),
+            sample.offsets[first][0],
+            sample.offsets[last][1],
+        )
         for first in firsts.tolist()
         for last in lasts.tolist()
         if first <= last < first + max_answer
     ]
     found.sort(key=lambda span: (-span[0], span[1:]))
     return WindowSpans(sample.index, float(ends[null_place].sum()), tuple(found[:n_best]))
-
-
-def _characters(sample: Sample, first: int, last: int) -> tuple[int, int]:
-    return sample.offsets[first][0], sample.offsets[last][1]
-
-
-def _masked(outputs: Tensor, mask: Tensor) -> Tensor:
-    """(B, L, 2) without what is padding."""
-    return outputs.masked_fill(~mask[..., None], torch.finfo(outputs.dtype).min)

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 HUB_NAME = "nyu-mll/glue"
 HIGHEST_SCORE = 5.0  # of STS-B, whose scores start at 0
+_UNLABELLED = "; labels are missing: is it a test file?"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,10 +37,10 @@ class GlueTask:
         texts: the columns of its one or two texts; hub_texts: the same on the hub.
         label: the column of the label.
         labels: as they are written in the files, in the order of their numbers; none for a score.
-        written: labels of a submission file, if they are others.
         metrics: names in `METRICS`.
         parts: what is measured -> its file and its split on the hub.
-        tests: name of a submission file -> the file without labels and its split on the hub.
+        tests: name of a submission file -> the file without labels and its split on the hub; none
+            means one that is called as the folder.
         headless: the columns of files that have no header.
         tolerant: leave out rows that lack a text, as GLUE's own reader does.
     """
@@ -58,10 +59,23 @@ class GlueTask:
     headless: tuple[str, ...] = ()
     tolerant: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.tests:
+            object.__setattr__(self, "tests", {self.folder: ("test.tsv", "test")})
+
     @property
     def outputs(self) -> int:
         """How many numbers a model gives for a sample."""
         return len(self.labels) or 1
+
+    def prefix(self, part: str) -> str:
+        """Of the measures of a part: nothing, unless there are several parts."""
+        return "" if len(self.parts) == 1 else f"{part}_"
+
+    @property
+    def measures(self) -> list[str]:
+        """The names of all measures."""
+        return [self.prefix(part) + metric for part in self.parts for metric in self.metrics]
 
     def decide(self, outputs: NDArray[np.float64]) -> NDArray[Any]:
         """(N,) class numbers or scores from (N, outputs)."""
@@ -77,11 +91,10 @@ class GlueTask:
     def submission(self, indices: Sequence[str], outputs: NDArray[np.float64]) -> str:
         """The text of a submission file: index and prediction in two columns."""
         predicted = self.decide(outputs)
-        cells = [self.labels[number] for number in predicted] if self.labels else [
-            f"{score:.3f}" for score in predicted
-        ]  # fmt: skip
-        lines = (f"{index}\t{cell}\n" for index, cell in zip(indices, cells, strict=True))
-        return "index\tprediction\n" + "".join(lines)
+        lines = ["index\tprediction\n"]
+        for index, value in zip(indices, predicted, strict=True):
+            lines.append(f"{index}\t{self.labels[value] if self.labels else f'{value:.3f}'}\n")
+        return "".join(lines)
 
 
 class GlueExample(NamedTuple):
@@ -101,78 +114,29 @@ class GlueSplit(NamedTuple):
     skipped: list[dict[str, str]]
 
 
-def _test(name: str) -> dict[str, tuple[str, str]]:
-    return {name: ("test.tsv", "test")}
-
-
 _ENTAILMENT = ("entailment", "not_entailment")
 _PAIR = ("sentence1", "sentence2")
-GLUE_TASKS: dict[str, GlueTask] = {
-    task.name: task
-    for task in (
-        GlueTask(
-            name="cola",
-            folder="CoLA",
-            texts=("sentence",),
-            metrics=("matthews",),
-            tests=_test("CoLA"),
-            headless=("source", "label", "mark", "sentence"),
-        ),
-        GlueTask(name="sst2", folder="SST-2", texts=("sentence",), tests=_test("SST-2")),
-        GlueTask(
-            name="mrpc",
-            folder="MRPC",
-            texts=("#1 String", "#2 String"),
-            hub_texts=_PAIR,
-            label="Quality",
-            metrics=("f1", "accuracy"),
-            tests=_test("MRPC"),
-        ),
-        GlueTask(
-            name="qqp",
-            folder="QQP",
-            texts=("question1", "question2"),
-            label="is_duplicate",
-            metrics=("f1", "accuracy"),
-            tests=_test("QQP"),
-            tolerant=True,
-        ),
-        GlueTask(
-            name="stsb",
-            folder="STS-B",
-            texts=_PAIR,
-            label="score",
-            labels=(),
-            metrics=("pearson", "spearman"),
-            tests=_test("STS-B"),
-        ),
-        GlueTask(
-            name="mnli",
-            folder="MNLI",
-            texts=_PAIR,
-            hub_texts=("premise", "hypothesis"),
-            label="gold_label",
-            labels=("entailment", "neutral", "contradiction"),
-            parts={
-                "matched": ("dev_matched.tsv", "validation_matched"),
-                "mismatched": ("dev_mismatched.tsv", "validation_mismatched"),
-            },
-            tests={
-                "MNLI-m": ("test_matched.tsv", "test_matched"),
-                "MNLI-mm": ("test_mismatched.tsv", "test_mismatched"),
-            },
-        ),
-        GlueTask(
-            name="qnli",
-            folder="QNLI",
-            texts=("question", "sentence"),
-            labels=_ENTAILMENT,
-            tests=_test("QNLI"),
-        ),
-        GlueTask(name="rte", folder="RTE", texts=_PAIR, labels=_ENTAILMENT, tests=_test("RTE")),
-        GlueTask(name="wnli", folder="WNLI", texts=_PAIR, tests=_test("WNLI")),
-    )
-}
+_TASKS = (
+    GlueTask(name="cola", folder="CoLA", texts=("sentence",), metrics=("matthews",),
+             headless=("source", "label", "mark", "sentence")),
+    GlueTask(name="sst2", folder="SST-2", texts=("sentence",)),
+    GlueTask(name="mrpc", folder="MRPC", texts=("#1 String", "#2 String"), hub_texts=_PAIR,
+             label="Quality", metrics=("f1", "accuracy")),
+    GlueTask(name="qqp", folder="QQP", texts=("question1", "question2"), label="is_duplicate",
+             metrics=("f1", "accuracy"), tolerant=True),
+    GlueTask(name="stsb", folder="STS-B", texts=_PAIR, label="score", labels=(),
+             metrics=("pearson", "spearman")),
+    GlueTask(name="mnli", folder="MNLI", texts=_PAIR, hub_texts=("premise", "hypothesis"),
+             label="gold_label", labels=("entailment", "neutral", "contradiction"),
+             parts={name: (f"dev_{name}.tsv", f"validation_{name}")
+                    for name in ("matched", "mismatched")},
+             tests={"MNLI-m": ("test_matched.tsv", "test_matched"),
+                    "MNLI-mm": ("test_mismatched.tsv", "test_mismatched")}),
+    GlueTask(name="qnli", folder="QNLI", texts=("question", "sentence"), labels=_ENTAILMENT),
+    GlueTask(name="rte", folder="RTE", texts=_PAIR, labels=_ENTAILMENT),
+    GlueTask(name="wnli", folder="WNLI", texts=_PAIR),
+)  # fmt: skip
+GLUE_TASKS: dict[str, GlueTask] = {task.name: task for task in _TASKS}
 
 
 def find_task(name: str) -> GlueTask:
@@ -181,7 +145,7 @@ def find_task(name: str) -> GlueTask:
     Raises:
         ValueError: if there is none; names the nearest.
     """
-    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    plain = _plain(name)
     plain = {"mnlim": "mnli", "mnlimm": "mnli", "sts": "stsb", "sst": "sst2"}.get(plain, plain)
     if plain not in GLUE_TASKS:
         near = nearest_name(plain, GLUE_TASKS)
@@ -201,15 +165,12 @@ def read_glue(task: GlueTask, data: str, source: str, part: str) -> GlueSplit | 
     Raises:
         ValueError: if the file is not of the task's format: says the line and the column.
     """
-    known = {"train": ("train.tsv", "train"), **task.parts, **task.tests}
-    file, split = known[part]
+    file, split = {"train": ("train.tsv", "train"), **task.parts, **task.tests}[part]
     labelled = part not in task.tests
     if source == "datasets":
         return _read_hub(task, data, split, labelled)
     path = task_folder(task, data) / file
-    if not path.is_file():
-        return None
-    return _read_file(task, path, labelled)
+    return _read_file(task, path, labelled) if path.is_file() else None
 
 
 def task_folder(task: GlueTask, data: str) -> Path:
@@ -219,11 +180,12 @@ def task_folder(task: GlueTask, data: str) -> Path:
         raise ValueError(
             f"the folder of the GLUE tasks, {data}, does not exist; set data.path=FOLDER"
         )
-    wanted = re.sub(r"[^a-z0-9]", "", task.folder.lower())
-    for folder in sorted(root.iterdir()):
-        if folder.is_dir() and re.sub(r"[^a-z0-9]", "", folder.name.lower()) == wanted:
-            return folder
-    return root / task.folder
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
+    return next((f for f in folders if _plain(f.name) == _plain(task.folder)), root / task.folder)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _read_file(task: GlueTask, path: Path, labelled: bool) -> GlueSplit:
@@ -237,17 +199,15 @@ def _read_file(task: GlueTask, path: Path, labelled: bool) -> GlueSplit:
     examples, skipped = [], []
     for number, cells in lines:
         where = f"{path}, line {number}"
-        missing = len(cells) <= max(places.values())
-        if not missing and len(cells) != len(columns) and not task.tolerant:
-            raise ValueError(f"{where}: expected {len(columns)} columns, got {len(cells)}")
-        if missing and not task.tolerant:
+        cut_off = len(cells) <= max(places.values())
+        if len(cells) != len(columns) and not task.tolerant:
             raise ValueError(
                 f"{where}: expected {len(columns)} columns ({', '.join(columns)}), "
                 f"got {len(cells)}: {_shown(cells)}"
             )
-        texts = () if missing else tuple(cells[places[name]].strip() for name in task.texts)
-        if missing or not all(texts):
-            empty = "a column" if missing else task.texts[texts.index("")]
+        texts = () if cut_off else tuple(cells[places[name]].strip() for name in task.texts)
+        if not all(texts or [""]):
+            empty = "a column" if cut_off else task.texts[texts.index("")]
             if not task.tolerant:
                 raise ValueError(f"{where}: column {empty!r} is empty, expected a text")
             skipped.append({"path": where, "reason": f"{empty} is missing"})
@@ -287,7 +247,7 @@ def _places(
     """Column -> its place, of the columns that are read."""
     number, cells = first
     if labelled and task.headless and len(cells) != len(columns):
-        hint = "; labels are missing: is it a test file?" if len(cells) == 2 else ""
+        hint = _UNLABELLED if len(cells) == 2 else ""
         raise ValueError(
             f"{path}, line {number}: expected {len(columns)} columns without a header "
             f"({', '.join(columns)}), got {len(cells)}: {_shown(cells)}{hint}"
@@ -296,16 +256,16 @@ def _places(
     for name in wanted:
         if name not in columns:
             near = difflib.get_close_matches(name, columns, n=1, cutoff=0.6)
-            hint = f"; the nearest is {near[0]!r}" if near else ""
-            if name == task.label and not near:
-                hint = "; labels are missing: is it a test file?"
+            unlabelled = _UNLABELLED if name == task.label else ""
+            hint = f"; the nearest is {near[0]!r}" if near else unlabelled
             raise ValueError(
                 f"{path}, line 1: no column {name!r} in {_shown(columns)} of {task.folder}{hint}"
             )
-    for name in ("index", "id"):  # of test files; QQP's has the second
+    places = {name: columns.index(name) for name in wanted}
+    for name in ("id", "index"):  # of test files; QQP's has the first
         if not labelled and name in columns:
-            return {**{name: columns.index(name) for name in wanted}, "index": columns.index(name)}
-    return {name: columns.index(name) for name in wanted}
+            places["index"] = columns.index(name)
+    return places
 
 
 def _label(task: GlueTask, cell: str, where: str) -> float:
@@ -322,7 +282,7 @@ def _label(task: GlueTask, cell: str, where: str) -> float:
         if 0.0 <= score <= HIGHEST_SCORE:
             return score
         expected = f"a number from 0 to {HIGHEST_SCORE:g}"
-    hint = "; labels are missing: is it a test file?" if cell in ("", "-1", "?", "hidden") else ""
+    hint = _UNLABELLED if cell in ("", "-1", "?", "hidden") else ""
     raise ValueError(f"{where}, column {task.label!r}: expected {expected}, got {cell!r}{hint}")
 
 
@@ -336,12 +296,10 @@ def _read_hub(task: GlueTask, name: str, split: str, labelled: bool) -> GlueSpli
             label, index = row["label"], str(row.get("idx", number))
         except KeyError as error:
             raise ValueError(f"{where}: no column {error}, got {', '.join(row)}") from error
-        if labelled:
-            # Numbers of classes are in the order of `labels`; -1 stands for a hidden label.
-            cell = task.labels[label] if task.labels and 0 <= label < task.outputs else str(label)
-            examples.append(GlueExample(texts, _label(task, cell, where), index))
-        else:
-            examples.append(GlueExample(texts, None, index))
+        # Numbers of classes are in the order of `labels`; -1 stands for a hidden label.
+        cell = task.labels[label] if task.labels and 0 <= label < task.outputs else str(label)
+        number_or_score = _label(task, cell, where) if labelled else None
+        examples.append(GlueExample(texts, number_or_score, index))
     return GlueSplit(examples, f"{name} {task.name} {split}", digest, [])
 
 

@@ -18,12 +18,11 @@ def accuracy(predicted: ArrayLike, wanted: ArrayLike) -> float:
     return float(np.mean(first == second))
 
 
-def f1(predicted: ArrayLike, wanted: ArrayLike, positive: int = 1) -> float:
-    """F1 of the class `positive`, as GLUE has it for MRPC and QQP; 0 where it is never met."""
-    first, second = (values == positive for values in _pair(predicted, wanted))
-    both = int(np.sum(first & second))
+def f1(predicted: ArrayLike, wanted: ArrayLike) -> float:
+    """F1 of class 1, as GLUE has it for MRPC and QQP; 0 where it is never met."""
+    first, second = (values == 1 for values in _pair(predicted, wanted))
     total = int(first.sum() + second.sum())
-    return 2 * both / total if total else 0.0
+    return 2 * int(np.sum(first & second)) / total if total else 0.0
 
 
 def matthews(predicted: ArrayLike, wanted: ArrayLike) -> float:
@@ -67,17 +66,20 @@ METRICS: dict[str, Callable[[ArrayLike, ArrayLike], float]] = {
 
 def over_seeds(measures: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
     """Median, lowest, highest and all values of each measure, in the order of the seeds."""
-    names = dict.fromkeys(name for row in measures for name in row)
     found: dict[str, dict[str, Any]] = {}
-    for name in names:
+    for name in dict.fromkeys(name for row in measures for name in row):
         values = [row[name] for row in measures if name in row]
-        found[name] = {
-            "median": float(np.median(values)),
-            "low": min(values),
-            "high": max(values),
-            "values": values,
-        }
+        median = float(np.median(values))
+        found[name] = {"median": median, "low": min(values), "high": max(values), "values": values}
     return found
+
+
+def percent(summary: Mapping[str, Any]) -> str:
+    """A measure of `over_seeds` as tables show it: the median in percent, and the spread."""
+    text = f"{100 * summary['median']:.1f}"
+    if len(summary["values"]) > 1:
+        text += f" ({100 * summary['low']:.1f} to {100 * summary['high']:.1f})"
+    return text
 
 
 def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
@@ -85,9 +87,8 @@ def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> flo
     if any(np.ptp(values, axis=0).max() == 0 for values in (first, second)):
         return 0.0  # before rounding of the means makes a constant column look as if it varied
     first, second = first - first.mean(0), second - second.mean(0)
-    spread = [float(np.sum(values**2)) for values in (first, second)]
-    value = float(np.sum(first * second)) / float(np.sqrt(spread[0]) * np.sqrt(spread[1]))
-    return min(1.0, max(-1.0, value))
+    value = np.sum(first * second) / (np.linalg.norm(first) * np.linalg.norm(second))
+    return float(np.clip(value, -1.0, 1.0))
 
 
 def _pair(predicted: ArrayLike, wanted: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:

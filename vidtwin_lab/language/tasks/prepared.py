@@ -26,7 +26,6 @@ from vidtwin_lab.language.tasks.glue import (
 from vidtwin_lab.language.tasks.rows import RowFormat, Sample, length_batches
 from vidtwin_lab.language.tasks.squad import (
     Question,
-    SquadFile,
     WindowSpans,
     best_answers,
     evaluate_v1,
@@ -108,29 +107,21 @@ def prepare_glue(
     """
     tasks, absent = [], []
     for task in GLUE_TASKS.values() if data.all else map(find_task, data.tasks):
-        splits = _glue_splits(task, data)
-        lacking = [part for part in ("train", *task.parts) if splits.get(part) is None]
-        if lacking:
-            known = {"train": ("train.tsv", ""), **task.parts}
-            reason = f"no {' and no '.join(known[part][0] for part in lacking)} in {task.folder}"
-            if not data.all:
-                raise ValueError(f"{reason} of {data.path}; task {task.name} needs it")
-            logger.warning("%s is left out: %s", task.name, reason)
-            absent.append({"path": task.folder, "reason": reason})
+        files = {"train": ("train.tsv", ""), **task.parts, **task.tests}
+        found = {part: read_glue(task, data.path or HUB_NAME, data.source, part) for part in files}
+        splits = {part: split for part, split in found.items() if split is not None}
+        lacking = [files[part][0] for part in ("train", *task.parts) if part not in splits]
+        if not lacking:
+            tasks.append(_glue_task(task, splits, data, RowFormat(encoder, max_length)))
             continue
-        found = {part: split for part, split in splits.items() if split is not None}
-        tasks.append(_glue_task(task, found, data, RowFormat(encoder, max_length)))
+        reason = f"no {' and no '.join(lacking)} in {task.folder}"
+        if not data.all:
+            raise ValueError(f"{reason} of {data.path}; task {task.name} needs it")
+        logger.warning("%s is left out: %s", task.name, reason)
+        absent.append({"path": task.folder, "reason": reason})
     if not tasks:
         raise ValueError(f"{data.path} has no task with files to train and to measure on")
     return tasks, absent
-
-
-def _glue_splits(task: GlueTask, data: GlueData) -> dict[str, GlueSplit | None]:
-    place = data.path or HUB_NAME
-    return {
-        part: read_glue(task, place, data.source, part)
-        for part in ("train", *task.parts, *task.tests)
-    }
 
 
 def _glue_task(
@@ -154,13 +145,12 @@ def _glue_task(
         for part, values in outputs.items():
             array = np.asarray(values, np.float64)
             if part in task.tests:
-                indices = [row.name for row in rows[part]]
-                files[f"{part}.tsv"] = task.submission(indices, array)
+                names = [row.name for row in rows[part]]
+                files[f"{part}.tsv"] = task.submission(names, array)
                 continue
-            prefix = "" if len(task.parts) == 1 else f"{part}_"
             wanted = [float(row.label or 0) for row in rows[part]]
             found = task.measure(array, wanted)
-            measures |= {f"{prefix}{name}": value for name, value in found.items()}
+            measures |= {task.prefix(part) + name: value for name, value in found.items()}
         return TaskResult(measures, files)
 
     return PreparedTask(
@@ -191,12 +181,15 @@ def prepare_squad(data: SquadData, encoder: TextEncoder, max_length: int | None)
         ValueError: if a file is not in SQuAD's format, has no answers to measure against, or the
             text encoder can't read it.
     """
-    dev = _squad_file(data, str(data.dev), "validation")
-    files = {"dev": dev}
-    train: list[Question] = []
-    for number, name in enumerate(data.train):
-        files[f"train_{number}"] = file = _squad_file(data, name, "train")
-        train += file.questions
+    named = {"dev": str(data.dev), **{f"train_{i}": name for i, name in enumerate(data.train)}}
+    files = {
+        part: read_squad(name)
+        if data.source == "files"
+        else read_hub_squad(name, "validation" if part == "dev" else "train")
+        for part, name in named.items()
+    }
+    dev = files["dev"]
+    train = [asked for part, file in files.items() if part != "dev" for asked in file.questions]
     asked = dev.questions
     if data.article_split is not None:
         titles, held_out = read_article_split(data.article_split)
@@ -261,10 +254,6 @@ def prepare_squad(data: SquadData, encoder: TextEncoder, max_length: int | None)
         max_answer=data.max_answer,
         n_best=data.n_best,
     )
-
-
-def _squad_file(data: SquadData, name: str, split: str) -> SquadFile:
-    return read_squad(name) if data.source == "files" else read_hub_squad(name, split)
 
 
 def _squad_result(

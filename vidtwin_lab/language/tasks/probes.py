@@ -27,6 +27,9 @@ from vidtwin_lab.language.tasks.caption_questions import (
 from vidtwin_lab.language.tasks.config import CaptionProbesConfig
 from vidtwin_lab.language.tasks.finetuning import pool
 from vidtwin_lab.language.tasks.metrics import accuracy, over_seeds
+from vidtwin_lab.language.tasks.rows import tokens_within
+
+BATCH_SIZE = 64
 
 
 def describe(config: CaptionProbesConfig) -> dict[str, Any]:
@@ -44,12 +47,11 @@ def measure(config: CaptionProbesConfig, processes: Processes) -> Report:
     encoder = chosen.load(config.layer).to(processes.device)
     pooling = chosen.pooling_of(encoder, default="mean")
     jobs = [(name, seed) for name in config.names for seed in config.seeds]
-    rows: list[dict[str, Any]] = [
+    rows: list[dict[str, Any]] = processes.gather_sorted([
         {"index": jobs.index(job), "question": job[0], "seed": job[1]}
         | _ask(config, encoder, pooling, *job)
         for job in processes.share(jobs)
-    ]
-    rows = processes.gather_sorted(rows)
+    ])  # fmt: skip
     measures = ("accuracy", "words_alone", "most_frequent", "unknown_tokens")
     found = {
         name: over_seeds(
@@ -62,11 +64,11 @@ def measure(config: CaptionProbesConfig, processes: Processes) -> Report:
         protocol={
             "metric": "accuracy of multinomial logistic regression on frozen states",
             "text_encoder": {**chosen.protocol(encoder, pooling), "layer": config.layer},
-            "captions": {"train": config.train_size, "test": config.test_size},
             "wordings": list(config.wordings),
+            "decay": config.decay,
+            "captions": {"train": config.train_size, "test": config.test_size},
             "answers": {name: len(QUESTIONS[name]) for name in config.names},
             "seeds": list(config.seeds),
-            "decay": config.decay,
             **software_protocol(processes),
         },
         found=found,
@@ -86,19 +88,17 @@ def _ask(
         caption_questions(name, count, 2 * seed + part, config.wordings[part])
         for part, count in enumerate((config.train_size, config.test_size))
     )
-    labels = [text.label for text in train]
-    wanted = [text.label for text in test]
-    states = [text_states(encoder, texts, pooling) for texts in (train, test)]
-    counts = word_counts(encoder, train, test)
-    classes = len(QUESTIONS[name])
-    frequent = Counter(labels).most_common(1)[0][0]
+    labels, wanted = ([text.label for text in texts] for texts in (train, test))
+
+    def solved(features: Sequence[Tensor]) -> float:
+        classes = len(QUESTIONS[name])
+        return accuracy(probe((features[0], labels), features[1], classes, config.decay), wanted)
+
     return {
-        "accuracy": accuracy(probe((states[0], labels), states[1], classes, config.decay), wanted),
-        "words_alone": accuracy(
-            probe((counts[0], labels), counts[1], classes, config.decay), wanted
-        ),
+        "accuracy": solved([text_states(encoder, texts, pooling) for texts in (train, test)]),
+        "words_alone": solved(word_counts(encoder, train, test)),
         "unknown_tokens": unknown_tokens(encoder, [*train, *test]),
-        "most_frequent": accuracy(np.full(len(wanted), frequent), wanted),
+        "most_frequent": accuracy([Counter(labels).most_common(1)[0][0]] * len(wanted), wanted),
     }
 
 
@@ -112,9 +112,7 @@ def unknown_tokens(encoder: TextEncoder, texts: Sequence[ProbeText]) -> float:
     return sum(token == unknown for token in tokens) / max(1, len(tokens))
 
 
-def text_states(
-    encoder: TextEncoder, texts: Sequence[ProbeText], pooling: str, batch_size: int = 64
-) -> Tensor:
+def text_states(encoder: TextEncoder, texts: Sequence[ProbeText], pooling: str) -> Tensor:
     """(N, D) states: of whole texts pooled, of places that of their last token.
 
     Unknown tokens are not logged text by text; see `unknown_tokens`.
@@ -124,8 +122,8 @@ def text_states(
     """
     states = torch.zeros(len(texts), encoder.hidden_size)
     order = sorted(range(len(texts)), key=lambda i: (len(texts[i].text), i))
-    for first in range(0, len(order), batch_size):
-        chosen = order[first : first + batch_size]
+    for first in range(0, len(order), BATCH_SIZE):
+        chosen = order[first : first + BATCH_SIZE]
         with _without_warnings():
             encoding = encoder.encode([texts[i].text for i in chosen])
         cut = next((i for i, rest in zip(chosen, encoding.truncated) if rest is not None), None)
@@ -148,11 +146,7 @@ def token_at(encoder: TextEncoder, text: str, place: tuple[int, int]) -> int:
     if not encoder.tokenizer.is_fast:
         raise ValueError("a probe at a word needs a fast tokenizer, which knows its characters")
     encoded = encoder.tokenizer(text, return_offsets_mapping=True, verbose=False)
-    held = [
-        number
-        for number, (first, behind) in enumerate(encoded["offset_mapping"])
-        if first < place[1] and behind > place[0]
-    ]
+    held = tokens_within(encoded["offset_mapping"], *place)
     if not held:
         raise ValueError(f"no token of {text!r} has the characters {place[0]} to {place[1]}")
     return held[-1]
@@ -170,30 +164,24 @@ def word_counts(
         cut = [t.text if t.place is None else t.text[slice(*t.place)] for t in texts]
         rows.append(encoder.tokenizer(cut, add_special_tokens=False, verbose=False)["input_ids"])
     column = {token: i for i, token in enumerate(sorted({t for row in rows[0] for t in row}))}
-    counts = []
-    for part in rows:
-        values = torch.zeros(len(part), max(1, len(column)))
+    counts = [torch.zeros(len(part), max(1, len(column))) for part in rows]
+    for values, part in zip(counts, rows, strict=True):
         for number, row in enumerate(part):
-            for token in row:
-                if token in column:
-                    values[number, column[token]] += 1
-        counts.append(values)
+            for token in filter(column.__contains__, row):
+                values[number, column[token]] += 1
     return counts[0], counts[1]
 
 
 def probe(
-    train: tuple[Tensor, Sequence[int]],
-    test: Tensor,
-    num_classes: int,
-    decay: float = 1e-3,
-    iterations: int = 200,
+    train: tuple[Tensor, Sequence[int]], test: Tensor, num_classes: int, decay: float = 1e-3
 ) -> NDArray[np.int64]:
     """(N,) classes predicted by multinomial logistic regression on standardized features.
+
+    Fitted by L-BFGS on all samples at once, which starts at zero: nothing is random.
 
     Args:
         train: (N, D) features and N labels; test: (N, D).
         decay: of the weights, in the mean loss.
-        iterations: of L-BFGS on all samples at once, which starts at zero: nothing is random.
     """
     features, labels = train[0].double(), torch.tensor(train[1])
     mean, scale = features.mean(0), features.std(0).clamp_min(1e-6)
@@ -201,9 +189,7 @@ def probe(
     layer = nn.Linear(features.shape[1], num_classes, dtype=torch.float64)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
-    optimizer = torch.optim.LBFGS(
-        layer.parameters(), max_iter=iterations, line_search_fn="strong_wolfe"
-    )
+    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=200, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()

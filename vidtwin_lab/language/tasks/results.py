@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vidtwin.files import write_json, written_whole
+from vidtwin_lab import runtime
 from vidtwin_lab.evaluation.report import Report, rounded
-from vidtwin_lab.language.tasks.metrics import over_seeds
+from vidtwin_lab.language.tasks.metrics import over_seeds, percent
 from vidtwin_lab.language.tasks.prepared import PreparedTask, TaskResult
 
 # Measures that are thresholds of a score and no shares.
@@ -126,7 +127,7 @@ def fine_tuning_report(
         found[task.name] = over_seeds([run.measures for run in own])
         for measure, values in found[task.name].items():
             if not measure.endswith(_NO_SHARE):
-                columns.append((f"{task.name} {measure}", _cell(values)))
+                columns.append((f"{task.name} {measure}", percent(values)))
     columns.append(("seeds", str(len({run.seed for run in runs}))))
     made_by = {json.dumps(run.made_by, sort_keys=True) for run in runs}
     return Report(
@@ -143,23 +144,13 @@ def fine_tuning_report(
     )
 
 
-def _cell(values: Mapping[str, Any]) -> str:
-    """Median and spread in percent."""
-    text = f"{100 * values['median']:.1f}"
-    if len(values["values"]) > 1:
-        text += f" ({100 * values['low']:.1f} to {100 * values['high']:.1f})"
-    return text
-
-
-def _changes(before: Any, now: Any, name: str = "") -> list[str]:
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """ "key was this, now that" of every value that differs, in dotted keys."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = [*before, *(key for key in now if key not in before)]
-        files = "sha256" in before or name in ("text_encoder", "settings.data")
-        return [
-            line
-            for key in keys
-            if not (files and key in _PLACES)
-            for line in _changes(before.get(key), now.get(key), f"{name}.{key}" if name else key)
-        ]
-    return [] if before == now else [f"{name} was {before!r}, now {now!r}"]
+    first, second = runtime.flatten(before), runtime.flatten(now)
+    found = []
+    for key in dict.fromkeys((*first, *second)):
+        parent, _, name = key.rpartition(".")
+        file = f"{parent}.sha256" in first or parent in ("text_encoder", "settings.data")
+        if first.get(key) != second.get(key) and not (file and name in _PLACES):
+            found.append(f"{key} was {first.get(key)!r}, now {second.get(key)!r}")
+    return found

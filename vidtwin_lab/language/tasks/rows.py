@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from diffusion.text_encoder import TextEncoder
 from vidtwin_lab.language.tasks.squad import Question
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 # Of all tokens of a task; more, and its texts are in a script that the text encoder does not have.
 MOST_UNKNOWN = 0.5
+BUCKET = 32  # batches that are sorted by length together
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,8 +80,6 @@ class RowFormat:
         self.tokenizer = encoder.tokenizer
         self.max_length = max_length or encoder.max_length
         self.counts = Counts()
-        size = int(getattr(encoder.model.config, "type_vocab_size", 0) or 0)
-        self._types = size > 1
         self._single, self._single_types = self._frame(("a",))
         self._pair, self._pair_types = self._frame(("a", "b"))
         rows = encoder.model.get_input_embeddings().num_embeddings
@@ -99,7 +99,8 @@ class RowFormat:
         Args:
             labels: of the rows; None for a test file.
         """
-        flat = iter(self._tokens([text for row in rows for text in row]))
+        texts = [text for row in rows for text in row]
+        flat = iter(self._encoded(texts)["input_ids"] if texts else [])
         plain = [[next(flat) for _ in row] for row in rows]
         wanted = [None] * len(rows) if labels is None else labels
         return [
@@ -139,15 +140,14 @@ class RowFormat:
             self.counts.lost_answers += 1
             return []
         answer = next(filter(question.found, question.answers), None) if train else None
-        asked = self._tokens([question.question])[0]
+        asked = self._encoded([question.question])["input_ids"][0]
         if len(asked) > max_question:
             self.counts.truncated += 1
-        encoded = self.tokenizer(
-            question.context, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        context, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
-        self._count(context)
-        span = None if answer is None else _token_span(offsets, answer.start, len(answer.text))
+        encoded = self._encoded([question.context], return_offsets_mapping=True)
+        context, offsets = encoded["input_ids"][0], encoded["offset_mapping"][0]
+        held = None
+        if answer is not None:
+            held = tokens_within(offsets, answer.start, answer.start + len(answer.text))
         frame, types = self._pair, self._pair_types
         room = self.max_length - sum(map(len, frame)) - min(len(asked), max_question)
         if room < 1:
@@ -158,8 +158,8 @@ class RowFormat:
             row, kinds = self._joined(frame, types, part)
             start = len(frame[0]) + len(part[0]) + len(frame[1])
             label = (-1, -1)
-            if span is not None and first <= span[0] and span[1] < first + len(part[1]):
-                label = (start + span[0] - first, start + span[1] - first)
+            if held and first <= held[0] and held[-1] < first + len(part[1]):
+                label = (start + held[0] - first, start + held[-1] - first)
             places = tuple((a, b) for a, b in offsets[first : first + room])
             samples.append(Sample(row, kinds, label if train else None, index, start, places))
             if first + room >= len(context):
@@ -172,36 +172,31 @@ class RowFormat:
         """Raises ValueError if most of what was read is unknown to the text encoder."""
         counts = self.counts
         if counts.unknown_tokens > MOST_UNKNOWN * max(1, counts.tokens):
-            shown = next((text for text in texts if self._unknown(self._plain([text])[0])), "")
+            shown = next((text for text in texts if self._unknown(self._plain(text))), "")
             raise ValueError(
                 f"{where}: {counts.unknown_tokens} of {counts.tokens} tokens are unknown to the "
                 f"text encoder, such as in {shown[:40]!r}; choose a text encoder for this script"
             )
 
-    def _plain(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of each text alone."""
-        if not texts:
-            return []
-        return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    def _plain(self, text: str) -> list[int]:
+        """The tokens of a text alone."""
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
-    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """The same, counted."""
-        rows = self._plain(texts)
-        for row in rows:
-            self._count(row)
-        return rows
+    def _encoded(self, texts: list[str], **options: bool) -> Any:
+        """Texts without special tokens, counted."""
+        encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False, **options)
+        for row in encoded["input_ids"]:
+            unknown = self._unknown(row)
+            self.counts.texts += 1
+            self.counts.tokens += len(row)
+            self.counts.unknown_tokens += unknown
+            self.counts.texts_with_unknown += unknown > 0
+        return encoded
 
     def _unknown(self, row: list[int]) -> int:
         unknown = self.tokenizer.unk_token_id
         # A byte tokenizer's is that of the end of text, which no text holds.
         return 0 if unknown is None else row.count(unknown)
-
-    def _count(self, row: list[int]) -> None:
-        unknown = self._unknown(row)
-        self.counts.texts += 1
-        self.counts.tokens += len(row)
-        self.counts.unknown_tokens += unknown
-        self.counts.texts_with_unknown += unknown > 0
 
     def _frame(self, texts: tuple[str, ...]) -> tuple[list[list[int]], list[list[int]]]:
         """The special tokens before, between and behind the texts; and the kinds of all parts."""
@@ -212,7 +207,7 @@ class RowFormat:
         segments: list[list[int]] = []
         at = 0
         for text in texts:
-            plain = self._plain([text])[0]
+            plain = self._plain(text)
             places = range(at, len(row) - len(plain) + 1)
             place = next((i for i in places if row[i : i + len(plain)] == plain), None)
             if not plain or place is None:
@@ -225,14 +220,9 @@ class RowFormat:
             at = place + len(plain)
         frame.append(row[at:])
         segments.append(kinds[at:])
-        end = next(
-            (
-                token
-                for name in ("eos_token_id", "sep_token_id", "bos_token_id", "cls_token_id")
-                if (token := getattr(self.tokenizer, name, None)) is not None
-            ),
-            None,
-        )
+        names = ("eos_token_id", "sep_token_id", "bos_token_id", "cls_token_id")
+        ends = (getattr(self.tokenizer, name, None) for name in names)
+        end = next((token for token in ends if token is not None), None)
         if end is not None:  # between two texts, and behind the last
             for number in range(1, len(frame)):
                 if not frame[number]:
@@ -247,27 +237,24 @@ class RowFormat:
         for number, tokens in enumerate(plain):
             row += [*tokens, *frame[number + 1]]
             kinds += [types[2 * number + 1][0]] * len(tokens) + types[2 * number + 2]
-        return row, kinds if self._types else [0] * len(row)
+        return row, kinds
 
 
 def pad_rows(samples: Sequence[Sample], pad: int) -> tuple[Tensor, Tensor, Tensor]:
     """(B, L) tokens, mask (bool, True for tokens) and token types, padded on the right."""
-    longest = max(len(sample.input_ids) for sample in samples)
-    tokens = torch.full((len(samples), longest), pad)
-    types = torch.zeros(len(samples), longest, dtype=torch.long)
-    lengths = torch.tensor([len(sample.input_ids) for sample in samples])
-    for place, sample in enumerate(samples):
-        tokens[place, : len(sample.input_ids)] = torch.tensor(sample.input_ids)
-        types[place, : len(sample.token_types)] = torch.tensor(sample.token_types)
-    return tokens, torch.arange(longest) < lengths[:, None], types
+    tokens = [torch.tensor(sample.input_ids) for sample in samples]
+    types = [torch.tensor(sample.token_types) for sample in samples]
+    lengths = torch.tensor([len(row) for row in tokens])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    return pad_sequence(tokens, True, pad), mask, pad_sequence(types, True)
 
 
 def length_batches(
-    lengths: Sequence[int], batch_size: int, seed: int, epoch: int, bucket: int = 32
+    lengths: Sequence[int], batch_size: int, seed: int, epoch: int
 ) -> list[list[int]]:
     """Random batches of about one length each: what is padded costs time and teaches nothing.
 
-    An epoch's order is cut into runs of `bucket` batches, each sorted by length and cut; then
+    An epoch's order is cut into runs of `BUCKET` batches, each sorted by length and cut; then
     the batches are shuffled. The last, smaller one is left out, others in each epoch, unless
     there is no other.
 
@@ -279,20 +266,13 @@ def length_batches(
     order = rng.permutation(len(lengths)).tolist()
     kept = len(order) // batch_size * batch_size or len(order)
     batches = []
-    for first in range(0, kept, batch_size * bucket):
-        part = order[first : min(first + batch_size * bucket, kept)]
+    for first in range(0, kept, batch_size * BUCKET):
+        part = order[first : min(first + batch_size * BUCKET, kept)]
         part.sort(key=lambda index: lengths[index])
         batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches)).tolist()]
 
 
-def _token_span(
-    offsets: Sequence[tuple[int, int]], start: int, size: int
-) -> tuple[int, int] | None:
-    """(first, last) token of the characters from `start` on; None if no token has them."""
-    held = [
-        place
-        for place, (first, behind) in enumerate(offsets)
-        if first < start + size and behind > start
-    ]
-    return (held[0], held[-1]) if held else None
+def tokens_within(offsets: Sequence[tuple[int, int]], start: int, behind: int) -> list[int]:
+    """The tokens that have any of the characters from `start` to before `behind`."""
+    return [place for place, (a, b) in enumerate(offsets) if a < behind and b > start]

@@ -80,12 +80,11 @@ def read_squad(path: str) -> SquadFile:
         ) from error
     questions, impossible = [], False
     for article, where in _listed(content, "data", path):
-        title = str(article.get("title", "")) if isinstance(article, dict) else ""
         for paragraph, at in _listed(article, "paragraphs", where):
-            context = _text(paragraph, "context", at)
+            title, context = str(article.get("title", "")), _text(paragraph, "context", at)
             for qa, place in _listed(paragraph, "qas", at):
-                impossible |= "is_impossible" in qa if isinstance(qa, dict) else False
                 questions.append(_question(qa, place, title, context))
+                impossible |= "is_impossible" in qa
     if not questions:
         raise ValueError(f"{path} has no question")
     return SquadFile(questions, impossible, path, file_digest(file))
@@ -177,15 +176,15 @@ def question_scores(question: Question, predicted: str, version2: bool) -> tuple
 
 def evaluate_v1(questions: Sequence[Question], predictions: Mapping[str, str]) -> dict[str, float]:
     """Exact match and F1 in [0, 1]; a question without a prediction counts as wrong."""
-    missing = [question.id for question in questions if question.id not in predictions]
+    scores, missing = [(0.0, 0.0)], []
+    for question in questions:
+        if question.id in predictions:
+            scores.append(question_scores(question, predictions[question.id], version2=False))
+        else:
+            missing.append(question.id)
     if missing:
         logger.warning("%d questions have no prediction, such as %s", len(missing), missing[0])
-    scores = [
-        question_scores(question, predictions[question.id], version2=False)
-        for question in questions
-        if question.id in predictions
-    ]
-    exact, f1 = (sum(values) / len(questions) for values in zip(*scores or [(0.0, 0.0)]))
+    exact, f1 = (sum(values) / len(questions) for values in zip(*scores, strict=True))
     return {"exact": exact, "f1": f1}
 
 
@@ -215,14 +214,11 @@ def evaluate_v2(
         for name, scores in plain.items()
     }
     found: dict[str, float] = {}
-    for prefix, chosen in (
-        ("", list(scored)),
-        ("has_answer_", [name for name in scored if answerable[name]]),
-        ("no_answer_", [name for name in scored if not answerable[name]]),
-    ):
-        for place, measure in enumerate(("exact", "f1")):
-            if chosen:
-                found[prefix + measure] = sum(scored[name][place] for name in chosen) / len(chosen)
+    kinds = {"": (True, False), "has_answer_": (True,), "no_answer_": (False,)}
+    for prefix, kind in kinds.items():
+        if chosen := [pair for name, pair in scored.items() if answerable[name] in kind]:
+            for measure, values in zip(("exact", "f1"), zip(*chosen, strict=True), strict=True):
+                found[prefix + measure] = sum(values) / len(chosen)
     for place, measure in enumerate(("exact", "f1")):
         scores = {name: pair[place] for name, pair in plain.items()}
         best, at = best_threshold(scores, predictions, null_odds, answerable)
