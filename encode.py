@@ -243,7 +243,6 @@ def encode(
     accelerator.wait_for_everyone()
 
 
-@torch.inference_mode()
 def encode_batch(
     model: VidTwinAutoencoder, video: torch.Tensor, accelerator: Accelerator
 ) -> VidTwinPosterior:

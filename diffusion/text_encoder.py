@@ -372,7 +372,7 @@ class CachedTextEncoder:
         unread = [prompt for prompt in dict.fromkeys(texts) if prompt not in known]
         size = 1 if self.encoder.device.type == "cpu" else max(1, len(unread))
         for start in range(0, len(unread), size):
-            known |= self._read(unread[start : start + size])
+            known |= self._read_together(unread[start : start + size])
         rows = [known[prompt] for prompt in texts]
         lengths = torch.tensor([len(states) for states, _ in rows])
         hidden = torch.zeros(len(rows), int(lengths.max()), self.encoder.hidden_size)
@@ -395,7 +395,7 @@ class CachedTextEncoder:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
         unread = sorted(set(_checked_prompts(captions)), key=lambda text: (len(text), text))
         for start in range(0, len(unread), batch_size):
-            self._read(unread[start : start + batch_size])
+            self._read_together(unread[start : start + batch_size])
             if len(self._known) < min(start + batch_size, len(unread)):
                 raise ValueError(
                     f"{len(unread)} captions do not fit into max_bytes={self.max_bytes}; raise "
@@ -406,12 +406,13 @@ class CachedTextEncoder:
         self._known.move_to_end(prompt)
         return self._known[prompt]
 
-    def _read(self, prompts: Sequence[str]) -> dict[str, tuple[Tensor, str | None]]:
+    def _read_together(self, prompts: Sequence[str]) -> dict[str, tuple[Tensor, str | None]]:
         """Reads different prompts in one batch, keeps them and gives them as they are kept."""
         encoding = self.encoder.encode(prompts)
-        # All states at once: each copy waits for the device.
-        hidden = encoding.hidden_states.to(device="cpu", dtype=self.dtype)
-        lengths = encoding.attention_mask.sum(1).tolist()
+        # All states and the mask in one copy: each copy waits for the device.
+        mask = encoding.attention_mask[..., None].to(encoding.hidden_states.dtype)
+        both = torch.cat([encoding.hidden_states, mask], dim=-1).to(device="cpu", dtype=self.dtype)
+        hidden, lengths = both[..., :-1], both[..., -1].bool().sum(1).tolist()
         rows = {}
         for place, (prompt, cut) in enumerate(zip(prompts, encoding.truncated, strict=True)):
             # A copy, which does not keep the batch.
