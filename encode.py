@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from diffusion.cache_format import check_storage
 from diffusion.cache_writer import CacheWriter
-from vidtwin import DiagonalGaussian, VidTwinAutoencoder, VidTwinPosterior
+from diffusion.latent_sources import encode_clips
+from vidtwin import VidTwinAutoencoder, VidTwinPosterior
 from vidtwin.data import (
     BadFileLog,
     DataConfig,
@@ -242,19 +243,11 @@ def encode(
     accelerator.wait_for_everyone()
 
 
-@torch.inference_mode()
 def encode_batch(
     model: VidTwinAutoencoder, video: torch.Tensor, accelerator: Accelerator
 ) -> VidTwinPosterior:
     """The posterior of (B, 3, T, H, W) videos, in float32 on the CPU."""
-    with accelerator.autocast():
-        posterior = model.encode(video.to(accelerator.device, non_blocking=True))
-    return VidTwinPosterior(
-        *(
-            DiagonalGaussian(part.mean.float().cpu(), part.logvar.float().cpu())
-            for part in posterior.parts()
-        )
-    )
+    return encode_clips(model, video, accelerator.autocast).to("cpu")
 
 
 def report(writer: CacheWriter, manifest: dict[str, Any]) -> None:

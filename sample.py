@@ -7,8 +7,10 @@
     accelerate launch sample.py --class-label 3 --num-samples 2048 --batch-size 32
 
 Writes sample_0000.mp4, .gif and .latents.safetensors for each video, sheet.png of the first ones,
-and sample.json with everything that made them. Sample i has seed --seed + i and is the same video
-for any number of processes; with the default --batch-size of 1, also for any number of samples.
+and sample.json with everything that made them. Sample i has seed --seed + i. Its noise is the same
+bit for bit for any number of processes, any --batch-size and any device. So is its video for any
+number of processes, and with the default --batch-size of 1 for any number of samples; another
+batch size or device changes it by rounding.
 
 Exit status: 0, or 2 if an argument was bad; then nothing was written.
 """
@@ -65,21 +67,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the first sample; the next ones count on")
     add("--num-videos", type=int, metavar="N", help="of each prompt or class (default: 1)")
     add("--num-samples", type=int, metavar="N", help="in all, the prompts or classes in turn")
-    add("--steps", type=int, default=config.NUM_INFERENCE_STEPS, help="of the solver (%(default)s)")
+    add("--steps", type=int, help="of the solver (default: the pipeline's)")
     names = ", ".join(config.SCHEDULER_NAMES)
     add("--scheduler", metavar="NAME", help=f"{names} (default: the pipeline's)")
-    add(
-        "--guidance-scale", type=float, default=config.GUIDANCE_SCALE, help="1 is off (%(default)s)"
-    )
+    add("--guidance-scale", type=float, help="1 is off (default: the pipeline's)")
     add("--class-guidance-scale", type=float, metavar="SCALE", help="of the class alone")
     add("--structure-guidance-scale", type=float, metavar="SCALE", help="for structure alone")
     add("--dynamics-guidance-scale", type=float, metavar="SCALE", help="for dynamics alone")
-    add(
-        "--given-guidance-scale",
-        type=float,
-        default=config.GIVEN_GUIDANCE_SCALE,
-        help="of what is given",
-    )
+    add("--given-guidance-scale", type=float, help="of what is given (default: the pipeline's)")
     add("--held-guidance-scale", action=runtime.RenamedOption, now="--given-guidance-scale")
     add("--motion-scale", type=float, default=1.0, help="of the dynamics' changes (%(default)s)")
     add("--num-frames", type=int, metavar="N", help="beyond what the model makes at once")
@@ -147,7 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def guidance_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The guidance scales as keywords of the pipeline, checked."""
     scales = {name: getattr(arguments, name) for name in config.GuidanceScales.KEYWORDS.values()}
-    config.GuidanceScales.from_keywords(**scales)
+    given = {name: scale for name, scale in scales.items() if scale is not None}
+    config.GuidanceScales.from_keywords(**{"guidance_scale": config.GUIDANCE_SCALE} | given)
     return scales
 
 
@@ -209,6 +205,9 @@ def sampling_options(arguments: argparse.Namespace, pipeline: VidTwinPipeline) -
     """Keywords of the pipeline that all videos share."""
     shared = ("motion_scale", "num_frames", "negative_prompt")
     options: dict[str, Any] = guidance_of(arguments) | {"num_inference_steps": arguments.steps}
+    for name in ("guidance_scale", "given_guidance_scale", "num_inference_steps"):
+        if options[name] is None:
+            options[name] = pipeline.config[name]
     options |= {name: getattr(arguments, name) for name in shared}
     for name in ("structure", "dynamics"):
         path = getattr(arguments, f"{name}_from")

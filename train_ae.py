@@ -70,6 +70,9 @@ class TrainConfig(runtime.RunConfig):
         return dataclasses.replace(self, data=data.first(self.overfit) if self.overfit else data)
 
 
+# A discriminator normalises and is averaged over each micro-batch of all processes, and weighs the
+# adversarial loss by it: a batch that is cut otherwise would go on as another training.
+FIXED_WITH_DISCRIMINATOR = ("accumulation",)
 # Where the clips lie and how they are read may change while a run goes on, which they are may not.
 DATA_MAY_CHANGE = ("data.path", "data.root", "data.timeout", "data.max_bad_fraction", "init_from")
 
@@ -92,7 +95,8 @@ def train(config: TrainConfig, resume: str | None) -> None:
     from vidtwin.data import build_dataset, build_loader
     from vidtwin.media import write_video
 
-    run = runtime.TrainingRun(config, DATA_MAY_CHANGE)
+    fixed = FIXED_WITH_DISCRIMINATOR if config.loss.discriminator_weight > 0 else ()
+    run = runtime.TrainingRun(config, DATA_MAY_CHANGE, fixed)
     accelerator = run.accelerator
     dataset, held_out = build_dataset(config.data), held_out_clips(run)
     models = (config.model, config.discriminator, config.loss)

@@ -10,6 +10,7 @@ sample.py after every checkpoint.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -88,13 +89,11 @@ def describe(config: TrainConfig) -> None:
     print(f"clips: {len(inputs.source):,}; classes: {names}")
 
 
-def find_inputs(
-    config: TrainConfig, device: torch.device | str, *, untrained: bool = False
-) -> TrainingInputs:
-    """The frozen models, the data and the conditions of a run."""
+def find_inputs(config: TrainConfig, device: torch.device | str, **options: Any) -> TrainingInputs:
+    """The frozen models, the data and the conditions of a run; options as of `build_inputs`."""
     from diffusion.training import build_inputs
 
-    inputs = build_inputs(config, device, config.validation_samples > 0, untrained)
+    inputs = build_inputs(config, device, config.validation_samples > 0, **options)
     if config.sample_classes:
         class_indices(config.sample_classes, len(inputs.class_names), inputs.class_names)
     return inputs
@@ -107,11 +106,13 @@ def train(config: TrainConfig, resume: str | None) -> None:
 
     run = runtime.TrainingRun(config, MAY_CHANGE)
     accelerator = run.accelerator
-    inputs = find_inputs(config, accelerator.device)
+    inputs = find_inputs(config, accelerator.device, autocast=accelerator.autocast)
     run.prepare(build_transformer(inputs.transformer_sizes(config.model), config.init_from))
     run.resume(resume, inputs, video_writer=write_video)
     if not run.start_step:
-        inputs.measure_stats(config.stats_samples, config.validation_batch_size)
+        gather = functools.partial(runtime.gather_rows, accelerator)
+        settings = (config.stats_samples, config.validation_batch_size)
+        inputs.measure_stats(*settings, **run.ranks, gather=gather)
     pipeline = build_pipeline(run, inputs)
     batches = inputs.train_batches(
         batch_size=config.batch_size,

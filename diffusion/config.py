@@ -26,7 +26,7 @@ __all__ = [
     "TransformerConfig",
 ]
 
-# How the pipeline samples unless it is told otherwise.
+# How a new pipeline samples unless told otherwise; the last, if trained for it.
 NUM_INFERENCE_STEPS = 30
 GUIDANCE_SCALE = 6.0
 GIVEN_GUIDANCE_SCALE = 2.0
@@ -321,6 +321,12 @@ class FlowConfig:
                 f"got {self.beta_schedule!r}"
             )
 
+    @property
+    def given_guidance_scale(self) -> float:
+        """By a given latent: 1.0 (off) unless both kinds were trained as noise beside the other."""
+        both = self.structure_noise > 0 and self.dynamics_noise > 0
+        return GIVEN_GUIDANCE_SCALE if both else 1.0
+
     def check_steps(self, name: str, steps: int) -> None:
         """Raises ValueError for a number of solver steps that no scheduler takes."""
         most = math.inf if self.prediction == "velocity" else NUM_TIMESTEPS
@@ -362,14 +368,13 @@ class GuidanceScales:
 
     def __post_init__(self) -> None:
         for field, keyword in self.KEYWORDS.items():
-            value = getattr(self, field)
-            if value is not None and not 1.0 <= value < math.inf:
-                raise ValueError(f"`{keyword}` must be at least 1.0 (which is off), got {value}")
+            self.check(keyword, getattr(self, field))
 
-    @property
-    def guides(self) -> bool:
-        """Whether a scale of a condition counts for any latent and is above 1."""
-        return any(scale > 1 for name in ("text", "class_") for scale in self.of(name))
+    @staticmethod
+    def check(keyword: str, value: float | None) -> None:
+        """Raises ValueError for a scale that guidance can't have; None stands for another's."""
+        if value is not None and not 1.0 <= value < math.inf:
+            raise ValueError(f"`{keyword}` must be at least 1.0 (which is off), got {value}")
 
     @staticmethod
     def from_keywords(

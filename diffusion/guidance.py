@@ -11,7 +11,7 @@ InstructPix2Pix (arXiv 2211.09800) for several conditions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -33,6 +33,54 @@ def guidance_terms(
     return [(name, scales.of(name)) for name in names]
 
 
+def guidance_variants(
+    terms: Sequence[GuidanceTerm],
+) -> list[tuple[int, tuple[float, float, float]]]:
+    """(how many of the conditions a variant knows, its weights for each latent) of each variant
+    that counts for anything, the one that knows most first.
+    """
+    # A variant stands in the sum with its own scale and, as what the next one is compared with,
+    # with minus the next one's.
+    ladder = [(1.0, 1.0, 1.0), *(scales for _, scales in terms), (0.0, 0.0, 0.0)]
+    found = []
+    for count in reversed(range(len(terms) + 1)):
+        own, after = ladder[count], ladder[count + 1]
+        weights = (own[0] - after[0], own[1] - after[1], own[2] - after[2])
+        if any(weights):
+            found.append((count, weights))
+    return found
+
+
+def takes_negative(names: Sequence[str], count: int) -> bool:
+    """Whether the variant that knows the first `count` names sees a negative prompt."""
+    return "text" not in names[:count] and (GIVEN in names[:count] or GIVEN not in names)
+
+
+def check_negative(
+    conditions: Conditions, scales: GuidanceScales, given: Sequence[Collection[str]]
+) -> None:
+    """Raises ValueError for a negative prompt that changes none of the latents that are sampled.
+
+    Args:
+        given: the names of the latents that are given in each window of the video.
+    """
+    for names_given in given:
+        terms = guidance_terms(conditions, scales, bool(names_given))
+        names = [name for name, _ in terms]
+        for count, weights in guidance_variants(terms):
+            acts = any(
+                weight
+                for name, weight in zip(VidTwinLatents.names, weights, strict=True)
+                if name not in names_given
+            )
+            if acts and takes_negative(names, count):
+                return
+    raise ValueError(
+        "a `negative_prompt` does nothing while every guidance scale is 1.0, or that of the prompt "
+        "is also that of what is given; raise `guidance_scale`, or leave it out"
+    )
+
+
 def guided_prediction(
     predict: Callable[[Conditions, Sequence[bool]], VidTwinLatents],
     conditions: Conditions,
@@ -49,17 +97,12 @@ def guided_prediction(
         negative: conditions to take in place of unconditional values.
     """
     names = [name for name, _ in terms]
-    # A variant knows the first `count` conditions. It stands in the sum with its own scale and,
-    # as what the next one is compared with, with minus the next one's.
-    ladder = [(1.0, 1.0, 1.0), *(scales for _, scales in terms), (0.0, 0.0, 0.0)]
     variants, weights, given_known = [], [], []
-    for count in reversed(range(len(names) + 1)):
-        weight = [own - after for own, after in zip(ladder[count], ladder[count + 1])]
-        if any(weight):  # one that counts for nothing is not asked for
-            knows_given = GIVEN in names[:count] or GIVEN not in names
-            variants.append(conditions.keep(names[:count], negative if knows_given else None))
-            weights.append(weight)
-            given_known.append(knows_given)
+    for count, weight in guidance_variants(terms):
+        replaces = negative if takes_negative(names, count) else None
+        variants.append(conditions.keep(names[:count], replaces))
+        weights.append(weight)
+        given_known.append(GIVEN in names[:count] or GIVEN not in names)
     predictions = predict(Conditions.cat(variants), given_known)
     if len(variants) == 1:
         return predictions

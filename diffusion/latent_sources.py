@@ -6,7 +6,8 @@ Axes: B batch, C channels, T frames, H W pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,41 @@ import torch
 
 from diffusion.cache import LatentCache, build_latent_loader, iterate_latents
 from diffusion.cache_format import lasting
-from diffusion.latent_stats import LatentStats
+from diffusion.latent_stats import LatentStats, LatentStatsAccumulator
 from vidtwin import (
     DataConfig,
     VidTwinAutoencoder,
     VidTwinLatents,
+    VidTwinPosterior,
     build_dataset,
     build_evaluation_loader,
     build_loader,
     draw_noise,
     weights_digest,
 )
+from vidtwin.data import iterate_variants
 
-__all__ = ["CachedLatents", "EncodedClips", "LatentSource", "open_source"]
+__all__ = ["CachedLatents", "EncodedClips", "LatentSource", "encode_clips", "open_source"]
 
 DEFAULT_FPS = 8.0
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+@torch.no_grad()
+def encode_clips(
+    autoencoder: VidTwinAutoencoder, video: torch.Tensor, autocast: Autocast = nullcontext
+) -> VidTwinPosterior:
+    """The float32 posterior of (B, 3, T, H, W) clips, on the autoencoder's device.
+
+    Clips that are encoded in advance and clips that are encoded as they come both go through here,
+    so that a precision means the same with and without a cache.
+
+    Args:
+        autocast: context of the run's precision; what comes out of it is made float32.
+    """
+    with autocast():
+        posterior = autoencoder.encode(video.to(autoencoder.device, non_blocking=True))
+    return posterior.to(dtype=torch.float32)
 
 
 class LatentSource(ABC):
@@ -83,8 +104,22 @@ class LatentSource(ABC):
         """This rank's validation clips once; settings as of `vidtwin.build_evaluation_loader`."""
 
     @abstractmethod
-    def stats(self, num_clips: int, batch_size: int) -> LatentStats:
-        """The statistics of the latents, measured on as many clips if they are not known."""
+    def stats(
+        self,
+        num_clips: int,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        gather: Callable[[list[Any]], list[Any]] = list,
+    ) -> LatentStats:
+        """The statistics of the latents, measured on as many clips if they are not known.
+
+        Args:
+            rank, world_size: the work is shared out over as many processes; the result is the same
+                for any number of them, bit for bit.
+            gather: gives the items of every process, on every process.
+        """
 
     @abstractmethod
     def latents(self, batch: Mapping[str, Any]) -> VidTwinLatents:
@@ -99,6 +134,7 @@ class EncodedClips(LatentSource):
         data: the clips; its sizes follow the autoencoder's.
         overfit: take the first N clips alone, for validation as well.
         validates: whether validation clips are wanted.
+        autocast: context that they are encoded in, see `encode_clips`.
     """
 
     def __init__(
@@ -107,7 +143,9 @@ class EncodedClips(LatentSource):
         data: DataConfig,
         overfit: int | None = None,
         validates: bool = True,
+        autocast: Autocast = nullcontext,
     ) -> None:
+        self.autocast = autocast
         sizes = autoencoder.sizes
         data = data.first(overfit) if overfit else data
         data = data.sized(sizes.num_frames, sizes.height, sizes.width)
@@ -128,19 +166,38 @@ class EncodedClips(LatentSource):
         """The same of the validation clips."""
         return build_evaluation_loader(self.held_out, **settings)
 
-    @torch.no_grad()
-    def stats(self, num_clips: int, batch_size: int) -> LatentStats:
+    def stats(
+        self,
+        num_clips: int,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        gather: Callable[[list[Any]], list[Any]] = list,
+    ) -> LatentStats:
         """Of the first clips."""
         dataset = build_dataset(self.data.centered())
-        loader = build_evaluation_loader(dataset, batch_size=batch_size, max_samples=num_clips)
-        return LatentStats.measure(
-            self.autoencoder.encode(batch["video"].to(self.device)) for batch in loader
-        )
+        keys = [(index, 0) for index in range(min(num_clips, len(dataset)))]
+        # Whole batches are shared out, so that each is the same for any number of processes.
+        batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
+        mine = batches[rank::world_size]
+        found = []
+        for places, batch in zip(mine, iterate_variants(dataset, mine), strict=True):
+            dataset.bad_file_log.record(batch["skipped"])
+            if batch["video"] is not None:
+                sums = LatentStatsAccumulator()
+                sums.add(encode_clips(self.autoencoder, batch["video"], self.autocast))
+                found.append((places[0], sums.state_dict()))
+        # Added up in the order of the clips, whoever encoded them.
+        total = LatentStatsAccumulator()
+        for _, state in sorted(gather(found), key=lambda item: item[0]):
+            total.merge(LatentStatsAccumulator.from_state(state))
+        return total.result()
 
     @torch.no_grad()
     def latents(self, batch: Mapping[str, Any]) -> VidTwinLatents:
         """Drawn from the posteriors of the videos."""
-        posterior = self.autoencoder.encode(batch["video"].to(self.device))
+        posterior = encode_clips(self.autoencoder, batch["video"], self.autocast)
         noise = draw_noise(self.autoencoder.sizes, batch["noise_seed"].tolist())
         return posterior.sample(noise=noise.to(self.device))
 
@@ -204,7 +261,7 @@ class CachedLatents(LatentSource):
         """The same of the validation clips."""
         return iterate_latents(self.held_out, **settings)
 
-    def stats(self, num_clips: int, batch_size: int) -> LatentStats:
+    def stats(self, num_clips: int, batch_size: int, **shared: Any) -> LatentStats:
         """Of the whole cache."""
         return self.dataset.stats
 
@@ -219,10 +276,11 @@ def open_source(
     data: DataConfig,
     overfit: int | None = None,
     validates: bool = True,
+    autocast: Autocast = nullcontext,
 ) -> LatentSource:
     """The latents of a cache, or those of clips if there is none; arguments as of the classes."""
     if cache is None:
-        return EncodedClips(autoencoder, data, overfit, validates)
+        return EncodedClips(autoencoder, data, overfit, validates, autocast)
     return CachedLatents(cache, autoencoder, data, overfit, validates)
 
 

@@ -23,19 +23,10 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion.conditions import ClassEmbedder, Condition, Conditions, TextEmbedder
-from diffusion.config import (
-    GIVEN_GUIDANCE_SCALE,
-    GUIDANCE_SCALE,
-    NUM_INFERENCE_STEPS,
-    GuidanceScales,
-)
+from diffusion.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, GuidanceScales
 from diffusion.dit import TwinDiT
-from diffusion.inputs import (
-    check_count,
-    class_indices,
-    common_length,
-    prompt_list,
-)
+from diffusion.guidance import check_negative
+from diffusion.inputs import check_count, class_indices, common_length, prompt_list
 from diffusion.latent_stats import LatentStats
 from diffusion.long_video import join_windows, latent_windows, scale_motion, window_starts
 from diffusion.pipeline_files import check_parts, check_scheduler, load_parts
@@ -87,6 +78,9 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         fps: frames per second of the clips that the transformer was trained on.
         prediction: what the transformer predicts, "velocity", "epsilon" or "v_prediction"; None
             for what the scheduler expects.
+        num_inference_steps, guidance_scale, given_guidance_scale: defaults of a call. Guidance by
+            a given latent suits a transformer that was trained for it alone, see
+            `FlowConfig.given_guidance_scale`.
     Raises:
         ValueError: naming the parts that do not belong together.
     """
@@ -110,6 +104,9 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         max_text_length: int | None = None,
         fps: float | None = None,
         prediction: str | None = None,
+        num_inference_steps: int = NUM_INFERENCE_STEPS,
+        guidance_scale: float = GUIDANCE_SCALE,
+        given_guidance_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -126,7 +123,11 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             max_text_length=max_text_length,
             fps=fps,
             prediction=prediction or prediction_of(scheduler),
+            num_inference_steps=check_count("num_inference_steps", num_inference_steps),
+            guidance_scale=guidance_scale,
+            given_guidance_scale=given_guidance_scale,
         )
+        GuidanceScales(text=guidance_scale, given=given_guidance_scale)
         self._interrupt = False
         check_parts(self)
 
@@ -187,8 +188,8 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         self,
         prompt: str | Sequence[str] | None = None,
         class_labels: int | str | Sequence[int | str] | None = None,
-        num_inference_steps: int = NUM_INFERENCE_STEPS,
-        guidance_scale: float = GUIDANCE_SCALE,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         num_videos_per_prompt: int = 1,
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -200,7 +201,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         class_guidance_scale: float | None = None,
         structure_guidance_scale: float | None = None,
         dynamics_guidance_scale: float | None = None,
-        given_guidance_scale: float = GIVEN_GUIDANCE_SCALE,
+        given_guidance_scale: float | None = None,
         num_frames: int | None = None,
         overlap_frames: int | None = None,
         motion_scale: float = 1.0,
@@ -212,11 +213,12 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         Args:
             prompt: what to show; one or several.
             class_labels: the same by class, number or name.
-            num_inference_steps: solver steps.
+            num_inference_steps: solver steps; None for the pipeline's own, as for the next.
             guidance_scale: of the prompt, and of the class unless it has its own; 1.0 is off.
             num_videos_per_prompt: videos of each prompt, one after the other.
-            seed: of the first video, the next ones count on; or one for each. A video depends on
-                its own seed alone, not on the others beside it.
+            seed: of the first video, the next ones count on; or one for each. A video's noise
+                depends on its own seed alone, bit for bit on any device and in any batch. The
+                video is then the same up to rounding, which batch size and device change.
             generator: instead of seeds: one for all videos, or one for each.
             negative_prompt: what not to show.
             structure: latents, or a video (B, 3, T, H, W) in [-1, 1], whose structure is kept
@@ -228,8 +230,8 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             structure_guidance_scale: for the structure latent, instead of both former scales.
             dynamics_guidance_scale: the same for the dynamics latents.
             given_guidance_scale: of the structure or dynamics that are given, or carried over from
-                a long video's first window; for models that were trained with
-                `FlowConfig.structure_noise` and `dynamics_noise`.
+                a long video's first window; None for the pipeline's own, which is 1.0 (off) unless
+                it was trained with `FlowConfig.structure_noise` and `dynamics_noise`.
             num_frames: of the video; more than the model makes at once takes several windows.
             overlap_frames: which neighbouring windows share; a quarter of a window by default.
             motion_scale: multiplies the dynamics' deviation from their mean over time.
@@ -242,7 +244,9 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         Raises:
             ValueError: for anything that this pipeline can't do; the message names the keyword.
         """
-        check_count("num_inference_steps", num_inference_steps)
+        num_inference_steps = check_count(
+            "num_inference_steps", self._or_own("num_inference_steps", num_inference_steps)
+        )
         check_count("num_videos_per_prompt", num_videos_per_prompt)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(
@@ -252,11 +256,11 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             raise ValueError(f"`motion_scale` must be finite, got {motion_scale}")
         check_scheduler(self)
         scales = GuidanceScales.from_keywords(
-            guidance_scale,
+            self._or_own("guidance_scale", guidance_scale),
             class_guidance_scale,
             structure_guidance_scale,
             dynamics_guidance_scale,
-            given_guidance_scale,
+            self._or_own("given_guidance_scale", given_guidance_scale),
         )
         starts = self._window_starts(num_frames, overlap_frames, dynamics is not None)
         asked = self._asked(prompt, negative_prompt, class_labels)
@@ -264,11 +268,6 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             raise ValueError(
                 f"`class_guidance_scale` is {class_guidance_scale} and there are no class labels "
                 "to guide by; leave it out, or ask for a class"
-            )
-        if asked["negative_prompt"] is not None and not scales.guides:
-            raise ValueError(
-                "a `negative_prompt` does nothing while every guidance scale is 1.0; raise "
-                "`guidance_scale`, or leave it out"
             )
         sizes, device = self.autoencoder.sizes, self._execution_device
         given, given_names = given_latents(structure, dynamics, sizes, self._encode, device)
@@ -278,6 +277,9 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         generators = generators_of(seed, generator, batch_size)
         after_step = self._after_step(callback_on_step_end, callback_on_step_end_tensor_inputs)
         conditions, negative = self._conditions(**asked, batch_size=batch_size)
+        if negative is not None:
+            later = [given_names | {"structure"}] if len(starts) > 1 else []
+            check_negative(conditions, scales, [given_names, *later])
         self._interrupt = False
         windows = LatentSampler(
             transformer=self.transformer,
@@ -304,6 +306,10 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         self.maybe_free_model_hooks()
         output = VidTwinPipelineOutput(videos=videos, latents=latents)
         return output if return_dict else output.to_tuple()
+
+    def _or_own(self, name: str, value: Any) -> Any:
+        """The value that a call gives, or else the pipeline's own."""
+        return self.config[name] if value is None else value
 
     def _window_starts(
         self, num_frames: int | None, overlap: int | None, dynamics_are_given: bool

@@ -331,7 +331,9 @@ class TextEncoder:
 class CachedTextEncoder:
     """A text encoder that remembers what it has read, for training, which sees captions again.
 
-    Embeddings do not depend on what was asked before: one that is not remembered is made alone.
+    On a CPU, embeddings do not depend on what was asked before, bit for bit: one that is not
+    remembered is made alone. On other devices, where a batch costs little more than one prompt, all
+    that are not remembered are made at once, and depend on each other by rounding.
 
     Args:
         encoder: reads what is not yet known.
@@ -365,7 +367,13 @@ class CachedTextEncoder:
 
     def encode(self, prompts: str | Sequence[str]) -> TextEncoding:
         """As `TextEncoder.encode`, on the encoder's device."""
-        rows = [self._row(prompt) for prompt in _checked_prompts(prompts)]
+        texts = _checked_prompts(prompts)
+        known = {prompt: self._recall(prompt) for prompt in texts if prompt in self._known}
+        unread = [prompt for prompt in dict.fromkeys(texts) if prompt not in known]
+        size = 1 if self.encoder.device.type == "cpu" else max(1, len(unread))
+        for start in range(0, len(unread), size):
+            known |= self._read_together(unread[start : start + size])
+        rows = [known[prompt] for prompt in texts]
         lengths = torch.tensor([len(states) for states, _ in rows])
         hidden = torch.zeros(len(rows), int(lengths.max()), self.encoder.hidden_size)
         for place, (states, _) in enumerate(rows):
@@ -387,36 +395,39 @@ class CachedTextEncoder:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
         unread = sorted(set(_checked_prompts(captions)), key=lambda text: (len(text), text))
         for start in range(0, len(unread), batch_size):
-            part = unread[start : start + batch_size]
-            encoding = self.encoder.encode(part)
-            lengths = encoding.attention_mask.sum(1).tolist()
-            for place, caption in enumerate(part):
-                states = encoding.hidden_states[place, : lengths[place]]
-                self._remember(caption, states, encoding.truncated[place])
+            self._read_together(unread[start : start + batch_size])
             if len(self._known) < min(start + batch_size, len(unread)):
                 raise ValueError(
                     f"{len(unread)} captions do not fit into max_bytes={self.max_bytes}; raise "
                     "it, or store float16"
                 )
 
-    def _row(self, prompt: str) -> tuple[Tensor, str | None]:
-        if prompt in self._known:
-            self._known.move_to_end(prompt)
-            return self._known[prompt]
-        encoding = self.encoder.encode([prompt])
-        return self._remember(prompt, encoding.hidden_states[0], encoding.truncated[0])
+    def _recall(self, prompt: str) -> tuple[Tensor, str | None]:
+        self._known.move_to_end(prompt)
+        return self._known[prompt]
 
-    def _remember(self, prompt: str, states: Tensor, cut: str | None) -> tuple[Tensor, str | None]:
-        """Keeps (tokens, D) states and gives them as they are kept."""
+    def _read_together(self, prompts: Sequence[str]) -> dict[str, tuple[Tensor, str | None]]:
+        """Reads different prompts in one batch, keeps them and gives them as they are kept."""
+        encoding = self.encoder.encode(prompts)
+        # All states and the mask in one copy: each copy waits for the device.
+        mask = encoding.attention_mask[..., None].to(encoding.hidden_states.dtype)
+        both = torch.cat([encoding.hidden_states, mask], dim=-1).to(device="cpu", dtype=self.dtype)
+        hidden, lengths = both[..., :-1], both[..., -1].bool().sum(1).tolist()
+        rows = {}
+        for place, (prompt, cut) in enumerate(zip(prompts, encoding.truncated, strict=True)):
+            # A copy, which does not keep the batch.
+            rows[prompt] = (hidden[place, : lengths[place]].clone(), cut)
+            self._remember(prompt, rows[prompt])
+        return rows
+
+    def _remember(self, prompt: str, row: tuple[Tensor, str | None]) -> None:
         if prompt in self._known:
             self._bytes -= self._known.pop(prompt)[0].nbytes
-        row = (states.to(device="cpu", dtype=self.dtype).clone(), cut)
         self._known[prompt] = row
         self._bytes += row[0].nbytes
         while self._bytes > self.max_bytes and self._known:
             _, (forgotten, _) = self._known.popitem(last=False)
             self._bytes -= forgotten.nbytes
-        return row
 
 
 def _special_tokens_behind(special: Sequence[int]) -> int:

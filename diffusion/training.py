@@ -146,9 +146,10 @@ class TrainingInputs:
         found = Conditions(embedder.embed(batch[embedder.column]) for embedder in self.embedders)
         return found.to(self.device)
 
-    def measure_stats(self, num_clips: int, batch_size: int) -> None:
-        """Sets the statistics of the latents, see `LatentSource.stats`."""
-        self.stats.load_state_dict(self.source.stats(num_clips, batch_size).state_dict())
+    def measure_stats(self, num_clips: int, batch_size: int, **shared: Any) -> None:
+        """Sets the statistics of the latents; arguments as of `LatentSource.stats`."""
+        stats = self.source.stats(num_clips, batch_size, **shared)
+        self.stats.load_state_dict(stats.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the statistics, and what gave latents and conditions."""
@@ -178,6 +179,7 @@ class TrainingInputs:
             scheduler=scheduler,
             latent_stats=self.stats,
             fps=self.source.fps,
+            given_guidance_scale=self.objective.config.given_guidance_scale,
             **parts,
         )
 
@@ -187,6 +189,7 @@ def build_inputs(
     device: torch.device | str,
     validates: bool = True,
     untrained: bool = False,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> TrainingInputs:
     """The frozen models, the data and the conditions of a run.
 
@@ -195,13 +198,14 @@ def build_inputs(
         device: of the models.
         validates: whether validation clips are wanted.
         untrained: see `load_autoencoder`.
+        autocast: context that clips are encoded in, where there is no cache.
     Raises:
         ValueError: if one is missing, or they do not belong together.
     """
     loaded, _ = load_autoencoder(config.autoencoder, untrained=untrained)
     autoencoder: Any = loaded.requires_grad_(False)
     source = open_source(
-        autoencoder.to(device), config.cache, config.data, config.overfit, validates
+        autoencoder.to(device), config.cache, config.data, config.overfit, validates, autocast
     )
     embedders: list[ConditionEmbedder] = []
     if config.class_conditional:

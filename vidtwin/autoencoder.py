@@ -15,6 +15,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
+from typing_extensions import Self
 
 from vidtwin.branches import DynamicsDecoder, DynamicsEncoder, StructureDecoder, StructureEncoder
 from vidtwin.config import AutoencoderConfig
@@ -47,6 +48,7 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         can't.
     """
 
+    _encoder_is_frozen = False
     _supports_gradient_checkpointing = True
     _no_split_modules = ("Block", "StructureEncoder", "StructureDecoder")  # type: ignore[assignment]
 
@@ -126,8 +128,19 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         return torch.nn.ModuleDict({name: getattr(self, name) for name in names})
 
     def freeze_encoder(self) -> None:
-        """Stops training of the encoder: cached latents stay valid while the decoder learns."""
-        self.encoder_parts().requires_grad_(False)
+        """Stops training of the encoder: cached latents stay valid while the decoder learns.
+
+        From here on it stays in evaluation mode, without dropout, whatever `train` is called with.
+        """
+        self._encoder_is_frozen = True
+        self.encoder_parts().requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets training or evaluation mode; a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if self._encoder_is_frozen:
+            self.encoder_parts().eval()
+        return self
 
     @property
     def decoder_last_weight(self) -> torch.Tensor:

@@ -181,6 +181,17 @@ class VidTwinPosterior:
         """(structure, dynamics_x, dynamics_y)."""
         return self.structure, self.dynamics_x, self.dynamics_y
 
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> VidTwinPosterior:
+        """The same posterior on another device or in another dtype."""
+        return VidTwinPosterior(
+            *(
+                DiagonalGaussian(p.mean.to(device, dtype), p.logvar.to(device, dtype))
+                for p in self.parts()
+            )
+        )
+
     def mode(self) -> VidTwinLatents:
         """The most probable latents: what evaluation uses."""
         return VidTwinLatents(*(part.mode() for part in self.parts()))

@@ -7,12 +7,18 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from script_runs import NEVER_EQUAL, records, run
+from numpy.testing import assert_allclose
+from script_runs import NEVER_EQUAL, read_back, records, run
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from pretend_device import PretendDevice, pretend_accelerator
 
+BY_TEXT = (
+    "train_diffusion", "--config", "configs/diffusion/clips_debug.yaml",
+    "class_conditional=false", "sample_classes=[]", "text_encoder={models}/text",
+)  # fmt: skip
 CHECK = "vidtwin_lab/runtime/training.py:ok"  # one for each optimizer that steps
 TRAININGS: dict[str, tuple[tuple[str, ...], dict[str, int]]] = {
     "autoencoder": (
@@ -22,15 +28,36 @@ TRAININGS: dict[str, tuple[tuple[str, ...], dict[str, int]]] = {
         ),
         {CHECK: 2},
     ),
+    "decoder alone, batches in two parts": (
+        (
+            "train_ae", "--config", "configs/ae/shapes_debug.yaml", "loss.discriminator_start=0",
+            "freeze_encoder=true", "accumulation=2",
+        ),
+        {CHECK: 2},
+    ),
     "diffusion": (
         ("train_diffusion", "--config", "configs/diffusion/clips_debug.yaml"),
         {CHECK: 1},
     ),
+    "diffusion by text, batches in two parts": (
+        (*BY_TEXT, "accumulation=2"),
+        # Each part brings captions that are new and are read at once: transformers looks whether
+        # any token is masked, and all states are copied.
+        {
+            CHECK: 1,
+            "diffusion/text_encoder.py:_read": 2,
+            "diffusion/text_encoder.py:_read_together": 2,
+        },
+    ),
+    "diffusion by text, from a cache": ((*BY_TEXT, "cache={models}/latents"), {CHECK: 1}),
     "language": (
         ("train_language", "--config", "configs/language/shapes_bert_debug.yaml"),
         {CHECK: 1, "vidtwin_lab/language/objectives/masked_tokens.py:terms": 1},
     ),
 }  # fmt: skip
+
+
+ENCODE = ("encode", "--config", "configs/encode/shapes_debug.yaml")
 
 
 def on_device(*words: object) -> PretendDevice:
@@ -46,9 +73,20 @@ def train(words: tuple[str, ...], output: Path, steps: int) -> tuple[Any, ...]:
     return (*words, f"output={output}", f"steps={steps}", "log_every=100", *rare)
 
 
+@pytest.fixture(scope="module")
+def models(build_pipeline, tmp_path_factory) -> Path:
+    """A folder with a text encoder, and with latents that the shipped autoencoder encoded."""
+    folder, pipeline = tmp_path_factory.mktemp("models"), build_pipeline()
+    pipeline.text_encoder.save_pretrained(folder / "text")
+    pipeline.tokenizer.save_pretrained(folder / "text")
+    run(*ENCODE, f"output={folder / 'latents'}").done()
+    return folder
+
+
 @pytest.mark.parametrize("name", TRAININGS)
-def test_a_training(name: str, tmp_path: Path) -> None:
+def test_a_training(name: str, models: Path, tmp_path: Path) -> None:
     words, expected = TRAININGS[name]
+    words = tuple(word.replace("{models}", str(models)) for word in words)
     run(*train(words, tmp_path / "cpu", 3)).done()
     shorter = on_device(*train(words, tmp_path / "gpu", 3))
     for mine, other in zip(records(tmp_path / "gpu"), records(tmp_path / "cpu"), strict=True):
@@ -61,3 +99,34 @@ def test_a_training(name: str, tmp_path: Path) -> None:
     longer = on_device(*train(words, tmp_path / "longer", 4))
     step = longer.waits_by_function() - shorter.waits_by_function()
     assert step == Counter(expected), longer.waits_by_line()
+
+
+def test_encoding(models: Path, tmp_path: Path) -> None:
+    device = on_device(*ENCODE, f"output={tmp_path}")
+    for path in sorted((models / "latents").rglob("*.npy")):
+        found = np.load(tmp_path / path.relative_to(models / "latents"))
+        assert_allclose(found, np.load(path), rtol=2e-3, atol=2e-3)  # stored in float16
+    # Means and log-variances of the three latents of a batch: 16 and 4 clips in batches of 4.
+    waits = device.waits_by_function()
+    assert sum(waits[name] for name in waits if "vidtwin/latents.py" in name) == 6 * 5, waits
+
+
+@pytest.mark.parametrize("words", [(), ("--swap",)], ids=["reconstruction", "swap"])
+def test_reconstruction(words: tuple[str, ...], write_clips, tmp_path: Path) -> None:
+    clips = write_clips(tmp_path / "clips", [8, 8], size=(64, 64))
+    files = sorted(map(str, clips.glob("*.mp4")))
+    command: tuple[str, ...] = ("reconstruct", "--model", "checkpoints/shapes/autoencoder")
+    command += ("--lpips", "none")
+    command += (files[0], *words, files[1]) if words else (*files,)
+    run(*command, "--output", str(tmp_path / "cpu")).done()
+    on_device(*command, "--output", str(tmp_path / "gpu"), "--device", "gpu")
+    videos = sorted((tmp_path / "cpu").rglob("*.mp4"))
+    assert videos
+    for path in videos:
+        found, expected = (
+            read_back(folder / path.relative_to(tmp_path / "cpu"))[0].astype(float)
+            for folder in (tmp_path / "gpu", tmp_path / "cpu")
+        )
+        # Levels of 255, after a lossy codec.
+        assert abs(found - expected).max() <= 24
+        assert abs(found - expected).mean() < 0.5

@@ -168,6 +168,17 @@ def test_what_is_finished_is_kept(text_encoders, glue, tmp_path, monkeypatch):
     assert "settings.optimizer.learning_rate was 0.003, now 0.1" in told
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_text_encoder_that_is_stored_in_half_is_trained_in_float32(
+    text_encoders, glue, tmp_path, dtype
+):
+    stored = TextEncoder.from_pretrained(text_encoders["bert"])
+    stored.to(dtype).save_pretrained(tmp_path / "half")
+    evaluate("glue", f"text_encoder.name={tmp_path / 'half'}", f"data.path={glue}", *QUICK,
+             "data.tasks=[sst2]", f"output={tmp_path / 'out'}").done()  # fmt: skip
+    assert len(losses(tmp_path / "out")) > 0
+
+
 def test_the_same_seed_gives_the_same_bits(text_encoders, glue, tmp_path):
     for name in ("one", "two"):
         evaluate("glue", f"text_encoder.name={text_encoders['gpt2']}", f"data.path={glue}", *QUICK,

@@ -104,6 +104,23 @@ def test_micro_batches_equal_the_whole_batch(tmp_path):
     assert_same_weights(one, two, rtol=1e-4, atol=1e-5)
 
 
+def test_a_run_with_a_discriminator_keeps_its_micro_batches(tmp_path):
+    """What the discriminator normalises over and is weighed by is a micro-batch."""
+    options = ("--config", DEBUG, f"output={tmp_path}", "validation_samples=0")
+    train(*options, "steps=2", "save_every=2", "optimizer.warmup_steps=1",
+          "discriminator_optimizer.warmup_steps=1").done()  # fmt: skip
+    more = ("steps=3", "optimizer.warmup_steps=1", "discriminator_optimizer.warmup_steps=1")
+    assert "accumulation" in train(*options, *more, "accumulation=2").refused()
+
+
+def test_a_run_without_a_discriminator_may_change_its_micro_batches(tmp_path):
+    options = ("--config", DEBUG, f"output={tmp_path}", "validation_samples=0",
+               "loss.discriminator_weight=0", "optimizer.warmup_steps=1",
+               "discriminator_optimizer.warmup_steps=1")  # fmt: skip
+    train(*options, "steps=2").done()
+    train(*options, "steps=3", "accumulation=2").done()
+
+
 def test_overfit_learns_its_clips(tmp_path):
     train(
         "--config", DEBUG, "--overfit", 2, f"output={tmp_path}", "steps=40",

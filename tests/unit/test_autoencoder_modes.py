@@ -166,3 +166,22 @@ class TestCompile:
         (out.reconstruction.square().mean() + out.posterior.kl().mean()).backward()
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None, name
+
+
+def test_a_frozen_encoder_stays_in_evaluation_mode(build_tiny, random_video) -> None:
+    """The Q-Former's dropout would otherwise move the latents that its decoder learns from."""
+    model = build_tiny(query_dropout=0.5)
+    video = random_video(model)
+    expected = model.encode(video).mode()
+    model.freeze_encoder()
+    for _ in range(2):  # whatever is called, and however often
+        model.eval()
+        assert model.train() is model
+        assert model.decoder.training
+        for part in model.encoder_parts().values():
+            assert not any(module.training for module in part.modules())
+        for name, value in model.encode(video).mode().items():
+            assert torch.equal(value, getattr(expected, name))
+    torch.nn.Sequential(model).train()
+    assert not model.structure_encoder.training
+    assert build_tiny(query_dropout=0.5).train().structure_encoder.training

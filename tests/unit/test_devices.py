@@ -70,8 +70,19 @@ def given_video() -> torch.Tensor:
                 "class_guidance_scale": 2.0,
             },
         ),
-        ({}, lambda: {"prompt": PROMPTS, "structure": given_video()}),
-        ({}, lambda: {"prompt": PROMPTS, "dynamics": given_video()}),
+        (
+            {"given_guidance_scale": 2.0},
+            lambda: {
+                "prompt": PROMPTS,
+                "structure": given_video(),
+                "negative_prompt": "a star",
+                "guidance_scale": 1.0,
+            },
+        ),
+        (
+            {"given_guidance_scale": 2.0},
+            lambda: {"prompt": PROMPTS, "dynamics": given_video()},
+        ),
         (
             {},
             lambda: {

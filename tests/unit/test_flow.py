@@ -428,3 +428,9 @@ class TestBadInput:
     def test_levels(self, options, message) -> None:
         with pytest.raises(ValueError, match=message):
             LevelConfig(**options)
+
+
+def test_guidance_by_a_given_latent_needs_training_for_either() -> None:
+    assert FlowConfig().given_guidance_scale == 1.0
+    assert FlowConfig(structure_noise=0.1).given_guidance_scale == 1.0
+    assert FlowConfig(structure_noise=0.1, dynamics_noise=0.1).given_guidance_scale == 2.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -55,6 +56,7 @@ def source_of(kind: type[LatentSource], autoencoder: VidTwinAutoencoder) -> Late
     """A source without clips: its batches come from the test."""
     source = kind.__new__(kind)
     source.autoencoder = autoencoder
+    source.autocast = nullcontext
     source.digests = lambda: {"autoencoder": None, "cache": None}
     return source
 

@@ -16,7 +16,7 @@ from vidtwin import VidTwinAutoencoder, load_autoencoder
 from vidtwin.data import Factors, SkippedFile, VideoDataset
 from vidtwin_lab.evaluation.judges.classifier_judge import UNKNOWN
 from vidtwin_lab.evaluation.measurement_configs import SHOWN
-from vidtwin_lab.evaluation.pipelines import load_pipeline, parts_digests
+from vidtwin_lab.evaluation.pipelines import load_pipeline, own_unless, parts_digests
 from vidtwin_lab.evaluation.videos import DataVideos, Video, VideoSource
 
 __all__ = ["Labels", "ModelVideos", "asked_labels", "given_labels"]
@@ -51,6 +51,9 @@ class ModelVideos(VideoSource):
         if videos in ("dynamics", "structure"):
             self.pipeline = load_pipeline(path, device)
             self.autoencoder = self.pipeline.autoencoder
+            self.sampling = {
+                name: own_unless(value, self.pipeline, name) for name, value in sampling.items()
+            }
         else:
             self.autoencoder = load_autoencoder(path)[0].float().eval().to(device)
         own = self.autoencoder.sizes.video_shape[1:]

@@ -32,7 +32,7 @@ from vidtwin_lab.evaluation.config import autoencoder_path
 from vidtwin_lab.evaluation.intervals import interval_text, share_interval
 from vidtwin_lab.evaluation.judges.shapes_judge import Judgement, judge_video
 from vidtwin_lab.evaluation.measurement_configs import OBJECT, AdherenceConfig
-from vidtwin_lab.evaluation.pipelines import load_pipeline, parts_digests
+from vidtwin_lab.evaluation.pipelines import load_pipeline, own_unless, parts_digests
 from vidtwin_lab.evaluation.report import (
     COLORS,
     Processes,
@@ -273,7 +273,7 @@ def protocol_of(
             "steps": config.steps,
             "guidance_scale": None,
             "given_guidance_scale": None,
-            **fields_of(config, used),
+            used: own_unless(getattr(config, used), loaded.pipe, used),
             "scheduler": type(loaded.pipe.scheduler).__name__,
         }
     sizes = loaded.model.sizes

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from diffusion.config import (
-    GIVEN_GUIDANCE_SCALE,
     GUIDANCE_SCALE,
     NUM_INFERENCE_STEPS,
     GuidanceScales,
@@ -58,7 +57,7 @@ class AdherenceConfig:
         without_background: prompts say nothing of the background, and it isn't judged.
         steps: of the sampler.
         guidance_scale: of prompts.
-        given_guidance_scale: of the latent that is given.
+        given_guidance_scale: of the latent that is given; null for the pipeline's own.
         seed: of the clips, and of the first video's noise; the next ones have the next seeds.
         batch_size: videos sampled together.
     Raises:
@@ -75,7 +74,7 @@ class AdherenceConfig:
     without_background: bool = False
     steps: int = NUM_INFERENCE_STEPS
     guidance_scale: float = GUIDANCE_SCALE
-    given_guidance_scale: float = GIVEN_GUIDANCE_SCALE
+    given_guidance_scale: float | None = None
     seed: int = 0
     batch_size: int = 8
 
@@ -86,7 +85,8 @@ class AdherenceConfig:
         for name, allowed in choices.items():
             check_choice(name, getattr(self, name), allowed)
         check_least(self, samples=1, steps=1, batch_size=1, seed=0)
-        GuidanceScales(text=self.guidance_scale, given=self.given_guidance_scale)
+        GuidanceScales(self.guidance_scale)
+        GuidanceScales.check("given_guidance_scale", self.given_guidance_scale)
         if self.max_objects not in (1, 2):
             raise ValueError(f"max_objects must be 1 or 2, got {self.max_objects}")
         if self.without_background and self.mode != "prompt":
@@ -325,7 +325,8 @@ class AccuracyConfig:
         generated: samples of a pipeline by class or caption of the data, or a folder of them.
         number: how many videos; null for all clips of the data.
         batch_size: videos at once, on each process.
-        num_inference_steps, given_guidance_scale: of a pipeline that is given one of the latents.
+        num_inference_steps, given_guidance_scale: of a pipeline that is given one of the latents;
+            null for the pipeline's own scale.
         seed: of the order of the clips; a sampled video i has the noise of seed + i.
         threads: that read files, in each process.
     Raises:
@@ -343,7 +344,7 @@ class AccuracyConfig:
     number: int | None = None
     batch_size: int = 32
     num_inference_steps: int = NUM_INFERENCE_STEPS
-    given_guidance_scale: float = GIVEN_GUIDANCE_SCALE
+    given_guidance_scale: float | None = None
     seed: int = 0
     threads: int = 1
 
@@ -352,7 +353,7 @@ class AccuracyConfig:
     def __post_init__(self) -> None:
         check_choice("`videos`", self.videos, VIDEOS)
         check_least(self, batch_size=1, num_inference_steps=1, threads=1, number=1, seed=0)
-        GuidanceScales(given=self.given_guidance_scale)
+        GuidanceScales.check("given_guidance_scale", self.given_guidance_scale)
         needs_model = self.videos not in ("real", "generated")
         if needs_model != (self.model is not None):
             what = "a pipeline" if self.videos in ("dynamics", "structure") else "an autoencoder"

@@ -11,7 +11,7 @@ from diffusion import VidTwinPipeline
 from vidtwin import weights_digest
 from vidtwin.files import shipped_path
 
-__all__ = ["load_pipeline", "parts_digests"]
+__all__ = ["load_pipeline", "own_unless", "parts_digests"]
 
 
 def load_pipeline(
@@ -30,6 +30,11 @@ def load_pipeline(
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def own_unless(value: Any, pipeline: Any, name: str) -> Any:
+    """What a config gives for a keyword of the pipeline's call, or else the pipeline's own."""
+    return pipeline.config[name] if value is None else value
 
 
 def parts_digests(parts: Mapping[str, Any]) -> dict[str, str]:

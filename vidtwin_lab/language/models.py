@@ -182,7 +182,7 @@ def _load_language_model(
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise ValueError(f"{name} embeds {rows} tokens and its tokenizer has {len(tokenizer)}")
-    return model, bool(missing)
+    return model.float(), bool(missing)  # whatever it is stored in
 
 
 class LanguageModelFiles:

@@ -45,17 +45,20 @@ class TrainingRun(Generic[RunConfigType]):
         mean: averages a tensor over all processes.
     """
 
-    def __init__(self, config: RunConfigType, changeable: Sequence[str] = ()) -> None:
+    def __init__(
+        self, config: RunConfigType, changeable: Sequence[str] = (), fixed: Sequence[str] = ()
+    ) -> None:
         """
         Args:
             changeable: patterns of further keys that a resumed run may change.
+            fixed: keys that it may not change, of those that most runs may.
         Raises:
             ValueError: the batch can't be divided, or the folder can't be used.
         """
         self.config = config
         self.accelerator = start_processes(config)
         self.folder = RunFolder(config.output, config.keep_checkpoints)
-        self.folder.claim(config, (*CHANGEABLE, *changeable))
+        self.folder.claim(config, [key for key in (*CHANGEABLE, *changeable) if key not in fixed])
         self.guard = NonFiniteGuard(config.max_nonfinite_steps)
         self.mean = mean_over_processes(self.accelerator)
         self.start_step = 0

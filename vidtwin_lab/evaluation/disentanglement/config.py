@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from diffusion.config import GIVEN_GUIDANCE_SCALE, NUM_INFERENCE_STEPS, GuidanceScales
+from diffusion.config import NUM_INFERENCE_STEPS, GuidanceScales
 from vidtwin import AutoencoderConfig
 from vidtwin.data import DataConfig, ShapesOptions
 from vidtwin_lab.evaluation.config import check_least
@@ -60,18 +60,18 @@ class SamplingConfig:
         clips: whose latents are given.
         videos_per_clip: of each latent that is given.
         steps: of the solver.
-        given_guidance_scale: of the latent that is given.
+        given_guidance_scale: of the latent that is given; null for the pipeline's own.
     """
 
     clips: int = 64
     videos_per_clip: int = 8
     steps: int = NUM_INFERENCE_STEPS
-    given_guidance_scale: float = GIVEN_GUIDANCE_SCALE
+    given_guidance_scale: float | None = None
 
     RENAMED_KEYS: ClassVar[dict[str, str]] = {"held_guidance_scale": "given_guidance_scale"}
 
     def __post_init__(self) -> None:
-        GuidanceScales(given=self.given_guidance_scale)
+        GuidanceScales.check("given_guidance_scale", self.given_guidance_scale)
         check_least(self, "sampling.", clips=1, videos_per_clip=1, steps=1)
 
 

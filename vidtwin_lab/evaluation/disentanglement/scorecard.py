@@ -49,6 +49,7 @@ from vidtwin_lab.evaluation.disentanglement.swaps import (
     swap_rows,
 )
 from vidtwin_lab.evaluation.judges.choice import Judge, build_judge
+from vidtwin_lab.evaluation.pipelines import own_unless
 from vidtwin_lab.evaluation.report import (
     Processes,
     Report,
@@ -357,7 +358,10 @@ def _protocol(
             "pipeline": config.pipeline,
             "transformer_digest": weights_digest(pipe.transformer),
             "scheduler": type(pipe.scheduler).__name__,
-            **fields_of(config.sampling, "steps", "given_guidance_scale"),
+            "steps": config.sampling.steps,
+            "given_guidance_scale": own_unless(
+                config.sampling.given_guidance_scale, pipe, "given_guidance_scale"
+            ),
             "clips": min(config.sampling.clips, counts["clips"]),
             "videos_per_clip": config.sampling.videos_per_clip,
             "seeds": "seed + place of the clip * videos_per_clip + number of the video",

@@ -52,7 +52,8 @@ class TaskModel(nn.Module):
         own: Any = encoder.model
         # Its own class and config, which says how it is initialized.
         self.model = type(own)(copy.deepcopy(own.config)) if random_weights else copy.deepcopy(own)
-        self.model.to(encoder.device)
+        # What it is stored in does not decide how it is trained.
+        self.model.to(encoder.device, torch.float32)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_("pooler." not in name)  # the pooler takes no part
         self.kind, self.pooling, self.null_last = kind, pooling, encoder.causal

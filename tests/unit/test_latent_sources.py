@@ -1,0 +1,77 @@
+"""Clips that are encoded as they come: statistics on any number of processes, and precision."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from diffusion.latent_sources import EncodedClips, encode_clips
+from vidtwin import DataConfig, VidTwinAutoencoder
+
+BF16 = partial(torch.autocast, "cpu", torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def autoencoder(build_autoencoder) -> VidTwinAutoencoder:
+    return build_autoencoder(jitter=0.2)
+
+
+def shapes(autoencoder: VidTwinAutoencoder, **options: Any) -> EncodedClips:
+    data = DataConfig.from_dict({"source": "shapes", "shapes": {"size": 11}})
+    return EncodedClips(autoencoder, data, validates=False, **options)
+
+
+def measured(source: EncodedClips, world_size: int, num_clips: int = 11) -> dict[str, Any]:
+    """The statistics on each of so many processes, which must be the same."""
+    parts: list[list[Any]] = [[] for _ in range(world_size)]
+
+    def keep(rank: int, items: list[Any]) -> list[Any]:
+        parts[rank] = items
+        return items
+
+    for rank in range(min(world_size, 4)):
+        shared = {"rank": rank, "world_size": world_size}
+        source.stats(num_clips, 2, **shared, gather=partial(keep, rank))
+    everything = [item for part in parts for item in part]
+    return source.stats(
+        num_clips, 2, rank=0, world_size=world_size, gather=lambda items: everything
+    ).state_dict()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_statistics_do_not_depend_on_the_number_of_processes(autoencoder, world_size) -> None:
+    """Bit for bit, and each process encodes its share alone."""
+    calls = []
+    source = shapes(autoencoder)
+    encode = autoencoder.encode
+    alone = source.stats(11, 2).state_dict()
+    try:
+        autoencoder.encode = lambda video: calls.append(len(video)) or encode(video)
+        together = measured(source, world_size)
+    finally:
+        del autoencoder.encode
+    for name, value in alone.items():
+        assert torch.equal(together[name], value), name
+    # Six batches, and those of the first process once more.
+    assert len(calls) == 6 + 6 // world_size
+
+
+def test_encoding_with_and_without_a_cache_is_of_one_precision(autoencoder) -> None:
+    """In the run's autocast; what comes out is float32 for the noise and the statistics."""
+    source = shapes(autoencoder, autocast=BF16)
+    batch = next(iter(source.train_batches(batch_size=2, seed=0)))
+    found = source.latents(batch)
+    posterior = encode_clips(autoencoder, batch["video"], BF16)
+    with torch.no_grad(), BF16():
+        raw = autoencoder.encode(batch["video"])
+    for part, expected in zip(posterior.parts(), raw.parts(), strict=True):
+        assert part.mean.dtype == part.logvar.dtype == torch.float32
+        assert torch.equal(part.mean, expected.mean.float())
+    exact = shapes(autoencoder).latents(batch)
+    for name, value in found.items():
+        assert value.dtype == torch.float32
+        assert not torch.equal(value, getattr(exact, name))
+        torch.testing.assert_close(value, getattr(exact, name), rtol=0.1, atol=0.1)
