@@ -15,6 +15,12 @@ from vidtwin_lab.runtime.config import (
     read_yaml,
     save_config,
 )
+from vidtwin_lab.runtime.optimizers import (
+    build_optimizer,
+    learning_rate_at,
+    learning_rate_schedule,
+    set_learning_rate,
+)
 from vidtwin_lab.runtime.processes import (
     add_share,
     gather_rows,
@@ -37,12 +43,9 @@ from vidtwin_lab.runtime.training import (
     NonFiniteGuard,
     StepTimer,
     build_ema,
-    build_optimizer,
-    build_scheduler,
     clip_gradients,
     compiled,
     ema_weights,
-    learning_rate_at,
     memory_gib,
     progress_bar,
     seed_step,
@@ -65,7 +68,6 @@ __all__ = [
     "add_share",
     "build_ema",
     "build_optimizer",
-    "build_scheduler",
     "build_trackers",
     "check_launched_precision",
     "check_precision",
@@ -79,6 +81,7 @@ __all__ = [
     "format_config",
     "gather_rows",
     "learning_rate_at",
+    "learning_rate_schedule",
     "load_config",
     "mean_over_processes",
     "memory_gib",
@@ -91,5 +94,6 @@ __all__ = [
     "run_main",
     "save_config",
     "seed_step",
+    "set_learning_rate",
     "sync_on_last",
 ]
