@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 
 from diffusion.text_encoder import TextEncoder
 from vidtwin import nearest_name
@@ -75,7 +75,7 @@ def main() -> None:
 
 def measure_probes(config: CaptionProbesConfig) -> Report:
     """Probes of a frozen text encoder, shared among the processes."""
-    accelerator = Accelerator()
+    accelerator = runtime.start_accelerator()
     return probes.measure(
         config,
         Processes(
@@ -120,7 +120,7 @@ class Run:
 
     def __init__(self, config: Config, encoder: TextEncoder, tasks: list[PreparedTask]) -> None:
         self.config = config
-        self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        self.accelerator = runtime.start_accelerator(mixed_precision=config.mixed_precision)
         runtime.check_launched_precision(self.accelerator)
         count = self.accelerator.num_processes
         if config.batch_size % count:

@@ -4,6 +4,7 @@ from vidtwin_lab.runtime.command import (
     configure_logging,
     parse_arguments,
     read_training_config,
+    refuse_several_processes,
     run_main,
 )
 from vidtwin_lab.runtime.config import (
@@ -38,6 +39,7 @@ from vidtwin_lab.runtime.run_config import (
     RunConfig,
     check_precision,
 )
+from vidtwin_lab.runtime.sharding import start_accelerator
 from vidtwin_lab.runtime.trackers import Trackers, build_trackers
 from vidtwin_lab.runtime.training import (
     NonFiniteGuard,
@@ -89,11 +91,13 @@ __all__ = [
     "progress_bar",
     "read_training_config",
     "read_yaml",
+    "refuse_several_processes",
     "replace_weights",
     "resume",
     "run_main",
     "save_config",
     "seed_step",
     "set_learning_rate",
+    "start_accelerator",
     "sync_on_last",
 ]

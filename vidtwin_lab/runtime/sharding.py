@@ -16,10 +16,11 @@ import os
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -124,6 +125,21 @@ class RunAccelerator(Accelerator):
         if self.sharding is not None and self.num_processes == 1:
             logger.info("one process alone has nothing to shard the model with")
             self.sharding = None
+
+
+def start_accelerator(**options: Any) -> Accelerator:
+    """The processes of a script that shards nothing, which may wait for each other for an hour.
+
+    Raises:
+        ValueError: if the launcher asks for sharding.
+    """
+    if take_sharding() is not None:
+        raise ValueError(
+            "accelerate is configured for FSDP2, which is for the training scripts; launch this "
+            "one with distributed_type MULTI_GPU, or by torchrun"
+        )
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=1))
+    return Accelerator(kwargs_handlers=[patience], **options)
 
 
 def shard(model: nn.Module, sharding: Sharding, mesh: DeviceMesh) -> None:
