@@ -21,11 +21,11 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib
+import pkgutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
@@ -33,35 +33,24 @@ from vidtwin.data import TooManyBadFiles
 from vidtwin.files import check_folder
 from vidtwin_lab import runtime
 
-
-class Measurement(NamedTuple):
-    """Where a measurement is, below vidtwin_lab.evaluation.
-
-    module: has `describe` and `measure`.
-    config_module, config: its config, which loads no torch.
-    """
-
-    module: str
-    config_module: str
-    config: str
+# Name -> the module that has `describe` and `measure`, and the config, which loads no torch; both
+# in vidtwin_lab.evaluation. Named, not imported: a wrong key is refused before torch is loaded.
+MEASUREMENTS = {
+    "reconstruction": ("reconstruction", "measurement_configs:ReconstructionConfig"),
+    "generation": ("generation", "measurement_configs:GenerationConfig"),
+    "disentanglement": (
+        "disentanglement.scorecard",
+        "disentanglement.config:DisentanglementConfig",
+    ),
+    "adherence": ("adherence", "measurement_configs:AdherenceConfig"),
+    "classifier": ("classifier", "measurement_configs:ClassifierConfig"),
+    "accuracy": ("accuracy", "measurement_configs:AccuracyConfig"),
+}
 
 
 def imported(name: str) -> Any:
-    """A module of vidtwin_lab.evaluation."""
-    return importlib.import_module(f"vidtwin_lab.evaluation.{name}")
-
-
-# Named, not imported: a wrong key is refused before torch is loaded.
-MEASUREMENTS = {
-    "reconstruction": Measurement("reconstruction", "measurement_configs", "ReconstructionConfig"),
-    "generation": Measurement("generation", "measurement_configs", "GenerationConfig"),
-    "disentanglement": Measurement(
-        "disentanglement.scorecard", "disentanglement.config", "DisentanglementConfig"
-    ),
-    "adherence": Measurement("adherence", "measurement_configs", "AdherenceConfig"),
-    "classifier": Measurement("classifier", "measurement_configs", "ClassifierConfig"),
-    "accuracy": Measurement("accuracy", "measurement_configs", "AccuracyConfig"),
-}
+    """A module of vidtwin_lab.evaluation, or with MODULE:NAME what stands in it."""
+    return pkgutil.resolve_name(f"vidtwin_lab.evaluation.{name}")
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
@@ -80,18 +69,17 @@ def main() -> None:
     """Reads the command line, then describes the measurement or makes it."""
     runtime.configure_logging()
     name, arguments = parse_arguments(sys.argv[1:])
-    chosen = MEASUREMENTS[name]
-    config_class = getattr(imported(chosen.config_module), chosen.config)
-    config: Any = runtime.load_config(config_class, arguments.config, arguments.overrides)
-    measure(chosen, config, dry_run=arguments.dry_run)
+    module, config_class = MEASUREMENTS[name]
+    config = runtime.load_config(imported(config_class), arguments.config, arguments.overrides)
+    measure(module, config, dry_run=arguments.dry_run)
 
 
-def measure(chosen: Measurement, config: Any, *, dry_run: bool) -> None:
+def measure(name: str, config: Any, *, dry_run: bool) -> None:
     """Makes the measurement, or prints what it would be."""
     # Not before the command line and the config are known to be right: these take seconds.
     from vidtwin_lab.evaluation.report import Processes, markdown_table, rounded, write_report
 
-    module = imported(chosen.module)
+    module = imported(name)
     accelerator = runtime.start_accelerator(mixed_precision="no")
     runtime.check_launched_precision(accelerator)
     check_folder(Path(config.output), "output=FOLDER")

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -44,11 +42,11 @@ from vidtwin import (
     VidTwinPosterior,
     file_digest,
 )
+from vidtwin.files import folder_written_whole, remove_leftovers, written_whole
 
 logger = logging.getLogger(__name__)
 
 IDENTITY = "encoding.json"
-WRITING = ".writing-"
 
 
 class CacheWriter:
@@ -152,8 +150,8 @@ class CacheWriter:
                 f"the cache folder {self.folder} can't be written ({error.strerror or error}); "
                 "choose another output"
             ) from error
-        for leftover in (*self.folder.glob(f"{WRITING}*"), *self.folder.glob(f"*/{WRITING}*")):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        for folder in (self.folder, self.folder / SHARDS_FOLDER):
+            remove_leftovers(folder)
         for shard in self.shards:
             if shard.path.exists() and isinstance(found := _record_or_error(shard), ValueError):
                 logger.warning("encoding again: %s", found)
@@ -210,30 +208,22 @@ class CacheWriter:
             ValueError: if a latent is not finite, or too large for the dtype.
         """
         arrays = self._arrays(batches, rows)
-        writing = shard.path.with_name(f"{WRITING}{shard.path.name}-{os.getpid()}")
-        if writing.exists():
-            shutil.rmtree(writing)
-        writing.mkdir(parents=True)
-        files = {}
-        for name, array in arrays.items():
-            path = writing / f"{name}.npy"
-            np.save(path, array, allow_pickle=False)
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-        record = {
-            "first_clip": shard.first,
-            "end_clip": shard.end,
-            "clips": _clips_of(rows),
-            "skipped": [{"path": path, "reason": reason} for path, reason in dict(skipped).items()],
-            "statistics": self._statistics(arrays, batches).state_dict() if rows else {},
-            "files": files,
-        }
-        _write_json(writing / SHARD_RECORD, record)
-        for file in (*writing.iterdir(), writing):
-            _flush(file)
-        if shard.path.exists():
-            shutil.rmtree(shard.path)  # damaged, or of a cache with other clips at its end
-        writing.rename(shard.path)
-        _flush(shard.path.parent)
+        with folder_written_whole(shard.path) as writing:
+            files = {}
+            for name, array in arrays.items():
+                path = writing / f"{name}.npy"
+                np.save(path, array, allow_pickle=False)
+                files[path.name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+            skips = dict(skipped).items()
+            record = {
+                "first_clip": shard.first,
+                "end_clip": shard.end,
+                "clips": _clips_of(rows),
+                "skipped": [{"path": path, "reason": reason} for path, reason in skips],
+                "statistics": self._statistics(arrays, batches).state_dict() if rows else {},
+                "files": files,
+            }
+            _write_json(writing / SHARD_RECORD, record)
 
     def _arrays(
         self, batches: Sequence[VidTwinPosterior], rows: Sequence[Mapping[str, Any]]
@@ -317,7 +307,8 @@ class CacheWriter:
             size += sum(file["bytes"] for file in record["files"].values())
         if samples == 0:
             raise ValueError(f"no clip could be encoded: all {self.num_clips} were skipped")
-        self._save_stats(accumulator.result())
+        with folder_written_whole(self.folder / STATS_FOLDER) as writing:
+            accumulator.result().save_pretrained(writing)
         identity = read_json(self.folder / IDENTITY, "the description of a cache")
         manifest = {
             **identity,
@@ -333,16 +324,6 @@ class CacheWriter:
         }
         _write_json(self.folder / MANIFEST, manifest)
         return manifest
-
-    def _save_stats(self, stats: LatentStats) -> None:
-        final = self.folder / STATS_FOLDER
-        writing = self.folder / f"{WRITING}{STATS_FOLDER}-{os.getpid()}"
-        stats.save_pretrained(writing)
-        for file in (*writing.iterdir(), writing):
-            _flush(file)
-        if final.exists():
-            shutil.rmtree(final)
-        writing.rename(final)
 
 
 def _clips_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -370,18 +351,7 @@ def _record_or_error(shard: Shard) -> dict[str, Any] | ValueError:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file, whole or not at all."""
-    writing = path.with_name(f"{WRITING}{path.name}-{os.getpid()}")
+    """Writes a file, whole or not at all."""
     text = json.dumps(content, indent=1, allow_nan=False)  # ASCII: paths may hold any bytes
-    writing.write_text(text + "\n", encoding="utf-8")
-    _flush(writing)
-    os.replace(writing, path)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file or folder is on the disk itself."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with written_whole(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")

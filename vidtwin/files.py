@@ -29,6 +29,7 @@ __all__ = [
     "nearest_name",
     "partial_path",
     "publish_folder",
+    "remove_leftovers",
     "restore_folder",
     "root_folder",
     "shipped_path",
@@ -59,6 +60,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     partial = partial_path(path)
     try:
         yield partial
+        _flush_to_disk(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -133,6 +135,20 @@ def restore_folder(path: Path) -> None:
         former.rename(path)
     elif former.exists():
         shutil.rmtree(former)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed writers have left in a folder, and puts a former folder back.
+
+    For one process alone, while no other writes there.
+    """
+    for entry in folder.glob(".*"):
+        if entry.name.endswith(".old"):
+            restore_folder(entry.with_name(entry.name[1 : -len(".old")]))
+        elif entry.name.endswith(".writing"):
+            shutil.rmtree(entry)
+        elif entry.name.endswith(".partial"):
+            entry.unlink()
 
 
 def _flush_to_disk(path: Path) -> None:

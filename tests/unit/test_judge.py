@@ -23,13 +23,17 @@ from vidtwin_lab.evaluation.judges.shape_and_motion import UNIT_AREAS
 from vidtwin_lab.evaluation.judges.shapes_judge import (
     JudgedObject,
     Judgement,
-    judge_against,
     judge_video,
 )
 
 NAMES = ("color", "shape", "motion", "background")
 NUM_CLIPS = 400
 NUM_SOFT = 200
+
+
+def judge_against(video: np.ndarray, attributes: ShapesAttributes) -> dict[str, bool]:
+    """Which of the asked attributes a video shows, by a judge that knows how many objects."""
+    return judge_video(video, len(attributes.objects)).against(attributes)
 
 
 @pytest.fixture(scope="module")

@@ -20,19 +20,21 @@ from vidtwin.data import DataConfig, Factors, SkippedFile, factor_labels
 from vidtwin_lab.evaluation.accuracy_measures import Array, sprites_measures
 from vidtwin_lab.evaluation.accuracy_videos import Labels, ModelVideos, asked_labels, given_labels
 from vidtwin_lab.evaluation.generated_videos import build_generated, build_real
+from vidtwin_lab.evaluation.intervals import interval_text
 from vidtwin_lab.evaluation.judges.classifier_judge import (
     UNKNOWN,
     VideoClassifier,
     accuracies,
     flat_row,
     load_classifier,
-    percent,
+    probabilities_of,
 )
 from vidtwin_lab.evaluation.measurement_configs import AccuracyConfig
 from vidtwin_lab.evaluation.report import (
     COLORS,
     Processes,
     Report,
+    fields_of,
     merge_skipped,
     model_protocol,
     new_figure,
@@ -115,18 +117,16 @@ def measure(config: AccuracyConfig, processes: Processes) -> Report:
     )
 
     def judge(videos: Sequence[Video]) -> list[dict[str, Any]]:
-        found = model.predict(torch.stack([video.frames for video in videos]))
+        found = probabilities_of(model, torch.stack([video.frames for video in videos]))
         return [
             {
                 "index": video.index,
                 "path": video.name,
                 "asked": video.asked,
                 "labels": labels_of(video),
-                "probabilities": {
-                    name: each[place].double().tolist() for name, each in found.items()
-                },
+                "probabilities": probabilities,
             }
-            for place, video in enumerate(videos)
+            for video, probabilities in zip(videos, found, strict=True)
         ]
 
     rows: list[dict[str, Any]] = []
@@ -141,8 +141,7 @@ def measure(config: AccuracyConfig, processes: Processes) -> Report:
         "logarithms, on the first videos of each class, equally many",
         "classifier": model_protocol(config.classifier, model),
         "videos": source.protocol(len(rows)),
-        "seed": config.seed,
-        "batch_size": config.batch_size,
+        **fields_of(config, "seed", "batch_size"),
         **software_protocol(processes),
     }
     return make_report(config, factors, rows, merge_skipped(skipped), protocol)
@@ -202,7 +201,7 @@ def make_report(
     measures = measures_of(rows, factors)
     motion = "all motion" if "all motion" in measures else next(iter(factors.motion), None)
     columns = [("videos", config.videos), ("n", str(len(rows)))]
-    columns += [(name, percent(share)) for name, share in shares.items()]
+    columns += [(name, interval_text(share, scale=100)) for name, share in shares.items()]
     if motion is not None:
         columns += [
             (f"{symbol} of motion", f"{measures[motion][name]:.3f}")

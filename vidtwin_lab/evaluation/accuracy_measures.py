@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidtwin_lab.evaluation.judges.classifier_judge import UNKNOWN
-from vidtwin_lab.evaluation.statistics import inception_score
+from vidtwin_lab.evaluation.statistics import inception_score, log_or_zero
 
 __all__ = ["balanced_places", "inter_entropy", "intra_entropy", "sprites_measures"]
-
 
 Array = NDArray[np.float64]
 
@@ -36,9 +35,8 @@ def intra_entropy(probabilities: Array) -> float:
 
 def _entropy(probabilities: Array) -> Array:
     """Of the last axis, in nats; 0 log 0 is 0."""
-    logs = np.log(probabilities, where=probabilities > 0, out=np.zeros_like(probabilities))
     # Adding zero makes of minus zero a plain one.
-    return np.asarray(-(probabilities * logs).sum(-1) + 0.0)
+    return np.asarray(-(probabilities * log_or_zero(probabilities)).sum(-1) + 0.0)
 
 
 def balanced_places(labels: Sequence[int] | NDArray[np.int64]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Clips after a model: reconstructed, swapped, or with one latent sampled; and their labels.
+"""Clips that went through a model: reconstructed, swapped, or one latent sampled; their labels.
 
 Axes: B batch, T frames, H W pixels.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffusion import VidTwinPipeline
-from vidtwin import VidTwinAutoencoder, VidTwinLatents, load_autoencoder
+from vidtwin import VidTwinAutoencoder, load_autoencoder
 from vidtwin.data import Factors, SkippedFile, VideoDataset
 from vidtwin_lab.evaluation.judges.classifier_judge import UNKNOWN
 from vidtwin_lab.evaluation.measurement_configs import SHOWN
@@ -23,7 +23,7 @@ __all__ = ["Labels", "ModelVideos", "asked_labels", "given_labels"]
 
 
 class ModelVideos(VideoSource):
-    """Clips of a data set after a model: reconstructed, swapped, or one latent sampled anew.
+    """Clips of a data set that went through a model; see `SHOWN` for the ways.
 
     Args:
         real: the clips, in a random order.
@@ -53,12 +53,11 @@ class ModelVideos(VideoSource):
             self.autoencoder = self.pipeline.autoencoder
         else:
             self.autoencoder = load_autoencoder(path)[0].float().eval().to(device)
-        own = self.autoencoder.sizes
-        if (own.num_frames, own.height, own.width) != real.sizes:
+        own = self.autoencoder.sizes.video_shape[1:]
+        if own != real.sizes:
             raise ValueError(
-                f"model={path} is for videos of (frames, height, width) "
-                f"{(own.num_frames, own.height, own.width)}, the classifier for {real.sizes}; "
-                "train the classifier on clips of the model's size"
+                f"model={path} is for videos of (frames, height, width) {own}, the classifier for "
+                f"{real.sizes}; train the classifier on clips of the model's size"
             )
 
     def partner(self, index: int) -> int:
@@ -95,28 +94,21 @@ class ModelVideos(VideoSource):
         own = torch.stack([video.frames for video, _ in pairs]).to(device)
         latents = self.autoencoder.encode(own).mode()
         if self.pipeline is not None:
-            held: dict[str, Any] = {self.videos: latents}
-            sampled: Any = self.pipeline(
-                **held,
-                **self.sampling,
-                seed=[self.real.seed + video.index for video, _ in pairs],
-            )
+            given: dict[str, Any] = {self.videos: latents}
+            seeds = [self.real.seed + video.index for video, _ in pairs]
+            sampled: Any = self.pipeline(**given, **self.sampling, seed=seeds)
             return 2 * sampled.videos.float().cpu() - 1
         if self.videos == "swap":
             others = torch.stack([video.frames for _, video in pairs]).to(device)
-            latents = VidTwinLatents(
-                structure=self.autoencoder.encode(others).mode().structure,
-                dynamics_x=latents.dynamics_x,
-                dynamics_y=latents.dynamics_y,
-            )
+            latents = latents.with_structure(self.autoencoder.encode(others).mode())
         return self.autoencoder.decode(latents).float().cpu()
 
     def protocol(self, n: int) -> dict[str, Any]:
         """The model, what is done with it, and the clips."""
-        parts: Mapping[str, Any] = {"autoencoder": self.autoencoder}
         sampled = self.pipeline is not None
-        if self.pipeline is not None:
-            parts = self.pipeline.components
+        parts = (
+            {"autoencoder": self.autoencoder} if self.pipeline is None else self.pipeline.components
+        )
         return {
             "kind": self.videos,
             "checkpoint": self.path,
@@ -137,7 +129,7 @@ Labels = dict[str, int]
 def given_labels(
     real: DataVideos, source: VideoSource, factors: Factors
 ) -> Callable[[Video], Labels]:
-    """What each clip after a model has to show: factor -> class, UNKNOWN for what was sampled."""
+    """What each clip has to show after the model: factor -> class, UNKNOWN where sampled."""
     videos = source.videos if isinstance(source, ModelVideos) else "real"
 
     def labels_of(video: Video) -> Labels:
@@ -156,8 +148,8 @@ def given_labels(
 def asked_labels(dataset: VideoDataset, factors: Factors) -> Callable[[Video], Labels]:
     """What each generated video was asked to show, by its class and by the caption it had.
 
-    A caption of the data says all of its clip's factors, but for those in which clips with the
-    same caption differ.
+    A caption of the data tells all factors of its clip, except those in which clips with the same
+    caption differ.
     """
     by_caption: dict[str, Labels] = {}
     for index in range(len(dataset)):
@@ -168,7 +160,7 @@ def asked_labels(dataset: VideoDataset, factors: Factors) -> Callable[[Video], L
 
     def labels_of(video: Video) -> Labels:
         labels = dict.fromkeys(factors.all, UNKNOWN)
-        # The name of a class may stand behind the caption.
+        # The class may follow the caption.
         for text in (video.asked, video.asked.rpartition(", ")[0]):
             if text in by_caption:
                 return labels | by_caption[text] | dataset.label_factors(video.label)

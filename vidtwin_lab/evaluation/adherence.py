@@ -24,17 +24,12 @@ from tqdm import tqdm
 
 from diffusion import VidTwinPipeline
 from vidtwin import VidTwinAutoencoder
-from vidtwin.data.synthetic.shapes import (
-    MovingShapes,
-    ShapesAttributes,
-    ShapesClip,
-    ShapesConfig,
-)
+from vidtwin.data.synthetic.shapes import MovingShapes, ShapesAttributes, ShapesClip, ShapesConfig
 from vidtwin.files import shipped_path
 from vidtwin.media import contact_sheet, from_uint8, to_uint8
 from vidtwin.reconstruction import load_autoencoder
 from vidtwin_lab.evaluation.config import autoencoder_path
-from vidtwin_lab.evaluation.intervals import share_interval
+from vidtwin_lab.evaluation.intervals import interval_text, share_interval
 from vidtwin_lab.evaluation.judges.shapes_judge import Judgement, judge_video
 from vidtwin_lab.evaluation.measurement_configs import OBJECT, AdherenceConfig
 from vidtwin_lab.evaluation.pipelines import load_pipeline, parts_digests
@@ -43,6 +38,7 @@ from vidtwin_lab.evaluation.report import (
     Processes,
     Report,
     batches_of,
+    fields_of,
     new_figure,
     rounded,
     save_figure,
@@ -50,7 +46,6 @@ from vidtwin_lab.evaluation.report import (
 )
 
 __all__ = ["describe", "measure"]
-
 
 FAILURES_SHOWN = 16
 
@@ -273,12 +268,12 @@ def protocol_of(
     """Everything that the figures depend on."""
     sampling: dict[str, Any] = {}
     if loaded.pipe is not None:
+        used = "guidance_scale" if config.mode == "prompt" else "given_guidance_scale"
         sampling = {
             "steps": config.steps,
-            "guidance_scale": config.guidance_scale if config.mode == "prompt" else None,
-            "given_guidance_scale": None
-            if config.mode == "prompt"
-            else config.given_guidance_scale,
+            "guidance_scale": None,
+            "given_guidance_scale": None,
+            **fields_of(config, used),
             "scheduler": type(loaded.pipe.scheduler).__name__,
         }
     sizes = loaded.model.sizes
@@ -289,8 +284,7 @@ def protocol_of(
         "weights_digest": digests(loaded),
         "mode": config.mode,
         "source": "shapes",
-        "split": config.split,
-        "wordings": config.wordings,
+        **fields_of(config, "split", "wordings"),
         "n": len(data),
         "resolution": [sizes.height, sizes.width],
         "frames": sizes.num_frames,
@@ -308,12 +302,9 @@ def protocol_of(
 def markdown_row(
     config: AdherenceConfig, found: Mapping[str, Mapping[str, Any]]
 ) -> list[tuple[str, str]]:
-    """The row of a table, in per cent."""
+    """The row of a table, in percent."""
     cells = [("mode", config.mode), ("split", config.split), ("n", str(config.samples))]
-    for name, share in found.items():
-        value, low, high = (100 * share[end] for end in ("value", "low", "high"))
-        cells.append((name, f"{value:.1f} ({low:.1f} to {high:.1f})"))
-    return cells
+    return cells + [(name, interval_text(share, scale=100)) for name, share in found.items()]
 
 
 def draw(config: AdherenceConfig, found: Mapping[str, Mapping[str, Any]], path: Path) -> None:

@@ -29,6 +29,7 @@ from vidtwin.data import (
     factor_labels,
     iterate_variants,
 )
+from vidtwin_lab.evaluation.intervals import interval_text
 from vidtwin_lab.evaluation.judges.classifier_judge import (
     MODEL_FOLDER,
     UNKNOWN,
@@ -36,7 +37,7 @@ from vidtwin_lab.evaluation.judges.classifier_judge import (
     accuracies,
     confusion,
     flat_row,
-    percent,
+    probabilities_of,
 )
 from vidtwin_lab.evaluation.measurement_configs import ClassifierConfig
 from vidtwin_lab.evaluation.report import (
@@ -45,6 +46,7 @@ from vidtwin_lab.evaluation.report import (
     Report,
     batches_of,
     data_protocol,
+    fields_of,
     merge_skipped,
     new_figure,
     save_figure,
@@ -63,7 +65,6 @@ def judge_dataset(
         For each clip in order: index, path, labels (factor -> class), probabilities (factor ->
         (classes,) float64 list); and the files that could not be used.
     """
-    names = list(model.factors.all)
     rows: list[dict[str, Any]] = []
     skipped: list[Any] = []
     batches = processes.share(batches_of(len(dataset), batch_size))
@@ -72,17 +73,12 @@ def judge_dataset(
         skipped += [tuple(item) for item in batch["skipped"]]
         if batch["video"] is None:
             continue
-        found = model.predict(batch["video"])
-        for place, row in enumerate(batch["rows"]):
-            labels = dataset.factors(row["index"])
-            rows.append(
-                {
-                    "index": row["index"],
-                    "path": row["path"],
-                    "labels": {name: labels[name] for name in names},
-                    "probabilities": {name: found[name][place].double().tolist() for name in names},
-                }
-            )
+        found = probabilities_of(model, batch["video"])
+        for row, probabilities in zip(batch["rows"], found, strict=True):
+            known = dataset.factors(row["index"])
+            labels = {name: known[name] for name in model.factors.all}
+            own = {"index": row["index"], "path": row["path"], "labels": labels}
+            rows.append(own | {"probabilities": probabilities})
     return processes.gather_sorted(rows), merge_skipped(processes.gather(skipped))
 
 
@@ -143,11 +139,7 @@ def make_report(
             "metric": "accuracy of the likeliest class, on clips not trained on",
             "training": data_protocol(config.data, len(build_dataset(config.data))),
             "test": data_protocol(config.test_data, len(rows)),
-            "steps": config.steps,
-            "batch_size": config.batch_size,
-            "learning_rate": config.learning_rate,
-            "noise": config.noise,
-            "seed": config.seed,
+            **fields_of(config, "steps", "batch_size", "learning_rate", "noise", "seed"),
             "model": {name: model.config[name] for name in ("channels", "hidden_size", "dropout")},
             "checkpoint": str(Path(config.output) / MODEL_FOLDER),
             "weights_digest": weights_digest(model),
@@ -159,7 +151,7 @@ def make_report(
         markdown=[
             ("data", f"{config.data.source}, {config.test_part}"),
             ("n", str(len(rows))),
-            *((name, percent(share)) for name, share in shares.items()),
+            *((name, interval_text(share, scale=100)) for name, share in shares.items()),
         ],
         draw=lambda path: draw_confusions(path, confusions, model.factors),
     )

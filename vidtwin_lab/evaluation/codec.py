@@ -37,7 +37,6 @@ __all__ = [
     "reencoded",
 ]
 
-
 BT709 = 1  # the code of the BT.709 primaries and transfer curve in H.264's colour description
 START_CODE = re.compile(b"\x00\x00\x00?\x01")
 # Supplemental enhancement information: x264 puts its name and options there, some 700 bytes that

@@ -25,7 +25,6 @@ __all__ = [
     "model_sizes",
 ]
 
-
 PRESETS = (
     *("ultrafast", "superfast", "veryfast", "faster", "fast", "medium"),
     *("slow", "slower", "veryslow"),
@@ -39,7 +38,7 @@ REENCODE = re.compile(r"h264@(\d+)")
 def check_choice(
     key: str, value: str | None, allowed: Collection[str], *, or_null: bool = False
 ) -> None:
-    """Raises ValueError unless `value` is one of the allowed ones."""
+    """Raises ValueError unless `value` is one of the allowed values."""
     if value not in allowed and not (or_null and value is None):
         null = ", or null" if or_null else ""
         raise ValueError(f"{key} must be one of {', '.join(allowed)}{null}, got {value!r}")

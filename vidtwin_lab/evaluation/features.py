@@ -22,6 +22,7 @@ import hashlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -43,13 +44,13 @@ __all__ = [
     "random_convolutions",
 ]
 
-
 Outputs = tuple[Tensor, Tensor | None]
 I3D_SIZE = 224
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VIDEOMAE_CLASSIFIER = "VideoMAEForVideoClassification"
 
 
+@dataclass(kw_only=True, eq=False)
 class FeatureExtractor:
     """A frozen network, ready to be used.
 
@@ -61,21 +62,16 @@ class FeatureExtractor:
         run: videos (B, 3, T, H, W) in [-1, 1] to features (B, D) and, if it has them,
             probabilities (B, K).
         device: where the network is.
+        size: D, known after the first video.
     """
 
-    def __init__(
-        self,
-        name: str,
-        digest: str,
-        preprocessing: str,
-        probabilities: bool,
-        run: Callable[[Tensor], Outputs],
-        device: torch.device,
-    ) -> None:
-        self.name, self.digest, self.preprocessing = name, digest, preprocessing
-        self.probabilities = probabilities
-        self.size: int | None = None  # D, known after the first video
-        self._run, self._device = run, device
+    name: str
+    digest: str
+    preprocessing: str
+    probabilities: bool
+    run: Callable[[Tensor], Outputs]
+    device: torch.device
+    size: int | None = None
 
     def __call__(self, video: Tensor) -> Tensor:
         """(B, D) float32 features of (B, 3, T, H, W) videos in [-1, 1]; see `both`."""
@@ -98,9 +94,9 @@ class FeatureExtractor:
                 f"{video.dtype} {tuple(video.shape)}"
             )
         # Not in bf16: differences between sets are far smaller than its steps.
-        with torch.autocast(self._device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False):
             try:
-                features, probabilities = self._run(video.float().clamp(-1, 1).to(self._device))
+                features, probabilities = self.run(video.float().clamp(-1, 1).to(self.device))
             except RuntimeError as error:
                 reason = str(error).strip().splitlines()[-1]
                 raise ValueError(
@@ -206,14 +202,15 @@ def _load_torchscript(config: FeaturesConfig, device: torch.device) -> FeatureEx
         return probabilities, probabilities
 
     is_i3d = config.name == "i3d"
+    within_file = "rounded to 8 bits; resized and normalised within the file"
     stretched = f"frames to {I3D_SIZE}x{I3D_SIZE}, bilinear without antialias; [-1, 1]"
     return FeatureExtractor(
-        config.name,
-        file_digest(path)[:16],
-        stretched if is_i3d else "rounded to 8 bits; resized and normalised within the file",
-        not is_i3d,
-        run_i3d if is_i3d else run_c3d,
-        device,
+        name=config.name,
+        digest=file_digest(path)[:16],
+        preprocessing=stretched if is_i3d else within_file,
+        probabilities=not is_i3d,
+        run=run_i3d if is_i3d else run_c3d,
+        device=device,
     )
 
 
@@ -270,13 +267,14 @@ def _load_videomae(config: FeaturesConfig, device: torch.device) -> FeatureExtra
     model = model.to(device).eval().requires_grad_(False)
     frames, size = settings.num_frames, settings.image_size
     return FeatureExtractor(
-        features_name(config),
-        weights_digest(model),
-        f"{frames} frames evenly from the first to the last, resized to {size}x{size}, bilinear "
-        "with antialias; ImageNet mean and deviation; mean over the tokens",
-        has_classes,
-        _videomae_runner(model, frames, size, has_classes),
-        device,
+        name=features_name(config),
+        digest=weights_digest(model),
+        preprocessing=f"{frames} frames evenly from the first to the last, resized to "
+        f"{size}x{size}, bilinear with antialias; ImageNet mean and deviation; "
+        "mean over the tokens",
+        probabilities=has_classes,
+        run=_videomae_runner(model, frames, size, has_classes),
+        device=device,
     )
 
 
@@ -332,12 +330,12 @@ def _load_function(config: FeaturesConfig, device: torch.device) -> FeatureExtra
         return (outputs[0], outputs[1]) if isinstance(outputs, tuple | list) else (outputs, None)
 
     return FeatureExtractor(
-        config.name,
-        hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16],
-        "its own",
-        bool(getattr(made, "probabilities", False)),
-        run,
-        device,
+        name=config.name,
+        digest=hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16],
+        preprocessing="its own",
+        probabilities=bool(getattr(made, "probabilities", False)),
+        run=run,
+        device=device,
     )
 
 

@@ -24,18 +24,45 @@ from vidtwin_lab.evaluation.pipelines import load_pipeline, parts_digests
 from vidtwin_lab.evaluation.report import model_protocol
 from vidtwin_lab.evaluation.videos import DataVideos, Video, VideoSource
 
-__all__ = [
-    "FolderVideos",
-    "LatentVideos",
-    "PipelineVideos",
-    "build_generated",
-    "build_real",
-]
+__all__ = ["FolderVideos", "LatentVideos", "PipelineVideos", "build_generated", "build_real"]
 
 logger = logging.getLogger(__name__)
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LATENTS_SUFFIX = ".latents.safetensors"
+
+
+class SampleFile:
+    """What the sample.json of a folder, if it has one, tells of the videos there.
+
+    Args:
+        folder: of the videos.
+        label_names: of the real data: a class that was asked for by one of these names is numbered
+            as they are, others as the pipeline numbered them.
+    """
+
+    def __init__(self, folder: Path, label_names: Sequence[str] = ()) -> None:
+        file = folder / "sample.json"
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        made_by = content.get("made_by", {}).items()
+        # Without what differs from run to run.
+        self.made_by = {k: v for k, v in made_by if k not in ("seconds", "processes", "command")}
+        self.known: dict[str, tuple[int, str]] = {}
+        for row in content.get("samples", []):
+            asked, label = str(row.get("asked", "")), row.get("class_label")
+            name = asked.rpartition(", ")[2]
+            if label is not None and name in label_names:
+                label = list(label_names).index(name)
+            for path in filter(lambda path: path.endswith(".mp4"), row.get("files", [])):
+                self.known[Path(path).name] = (-1 if label is None else int(label), asked)
+
+    def asked(self, name: str, otherwise: str = "") -> tuple[int, str]:
+        """The class of a video by its file's name, -1 for none, and what it was asked for."""
+        return self.known.get(name, (-1, otherwise))
+
+    def protocol(self) -> dict[str, Any]:
+        """How the videos were made, for a report."""
+        return {"made_by": self.made_by} if self.made_by else {}
 
 
 class FolderVideos(DataVideos):
@@ -73,8 +100,8 @@ class FolderVideos(DataVideos):
             max_bad_fraction=max_bad_fraction,
         )
         super().__init__(config, shuffled=False, threads=threads, exact_size=True)
-        self.folder, self.label_names = Path(folder), list(label_names)
-        self.known = read_sample_labels(self.folder, label_names)
+        self.label_names = list(label_names)
+        self.samples = SampleFile(Path(folder), label_names)
         assert isinstance(self.dataset, FileDataset)
         paths = [Path(clip.path) for clip in self.dataset.clips]
         # sample.py writes each sample twice: a .gif beside a video of its name is no other sample.
@@ -90,19 +117,18 @@ class FolderVideos(DataVideos):
         """Those that sample.json tells, -1 for the others."""
         assert isinstance(self.dataset, FileDataset)
         names = [Path(self.dataset.clips[clip].path).name for clip in self.order[:number]]
-        return [self.known.get(name, (-1, ""))[0] for name in names]
+        return [self.samples.asked(name)[0] for name in names]
 
     def _load(self, index: int) -> Video | SkippedFile:
         video = super()._load(index)
         if isinstance(video, SkippedFile):
             return video
-        label, asked = self.known.get(Path(video.name).name, (-1, video.asked))
+        label, asked = self.samples.asked(Path(video.name).name, video.asked)
         return replace(video, label=label, asked=asked)
 
     def protocol(self, n: int) -> dict[str, Any]:
         """How the files are read, and how they were made where sample.json tells it."""
-        made_by = sample_protocol(self.folder)
-        return super().protocol(n) | {"kind": "videos"} | ({"made_by": made_by} if made_by else {})
+        return super().protocol(n) | {"kind": "videos"} | self.samples.protocol()
 
 
 class LatentVideos(VideoSource):
@@ -133,14 +159,10 @@ class LatentVideos(VideoSource):
         model: Any = load_autoencoder(autoencoder_path(autoencoder))[0]
         self.model = model.to(device)
         self.autoencoder = autoencoder
-        self.known = read_sample_labels(self.folder, label_names)
-        sizes, number = model.sizes, len(self.files)
-        super().__init__(
-            number,
-            (sizes.num_frames, sizes.height, sizes.width),
-            label_names,
-            BadFileLog(number, max_bad_fraction),
-        )
+        self.samples = SampleFile(self.folder, label_names)
+        number = len(self.files)
+        bad_files = BadFileLog(number, max_bad_fraction)
+        super().__init__(number, model.sizes.video_shape[1:], label_names, bad_files)
 
     @torch.no_grad()
     def load(self, indices: Sequence[int]) -> list[Video | SkippedFile]:
@@ -153,7 +175,7 @@ class LatentVideos(VideoSource):
 
     def _asked(self, file: Path) -> tuple[int, str]:
         """The class of a sample, and what it was asked for."""
-        return self.known.get(f"{file.name.removesuffix(LATENTS_SUFFIX)}.mp4", (-1, ""))
+        return self.samples.asked(f"{file.name.removesuffix(LATENTS_SUFFIX)}.mp4")
 
     def _load(self, index: int) -> Video | SkippedFile:
         file = self.files[index]
@@ -181,44 +203,14 @@ class LatentVideos(VideoSource):
 
     def protocol(self, n: int) -> dict[str, Any]:
         """Which files, what decoded them, and how they were made where sample.json tells."""
-        made_by = sample_protocol(self.folder)
         return {
             "kind": "latents",
             "path": str(self.folder),
             "n": n,
             "files": self.number,
             "autoencoder": model_protocol(self.autoencoder, self.model),
-        } | ({"made_by": made_by} if made_by else {})
-
-
-def sample_protocol(folder: Path) -> dict[str, Any] | None:
-    """What the sample.json of a folder says of how its videos were made, without times."""
-    file = folder / "sample.json"
-    if not file.is_file():
-        return None
-    made_by = json.loads(file.read_text(encoding="utf-8")).get("made_by", {})
-    return {k: v for k, v in made_by.items() if k not in ("seconds", "processes", "command")}
-
-
-def read_sample_labels(folder: Path, label_names: Sequence[str] = ()) -> dict[str, tuple[int, str]]:
-    """File name -> (class, what was asked for), from the sample.json of a folder if it has one.
-
-    Classes are numbered as `label_names` are, if one of these was asked for by name; else as the
-    pipeline that was asked numbered them.
-    """
-    file = folder / "sample.json"
-    if not file.is_file():
-        return {}
-    found = {}
-    for row in json.loads(file.read_text(encoding="utf-8")).get("samples", []):
-        asked, label = str(row.get("asked", "")), row.get("class_label")
-        name = asked.rpartition(", ")[2]
-        if label is not None and name in label_names:
-            label = list(label_names).index(name)
-        for file_name in row.get("files", []):
-            if file_name.endswith(".mp4"):
-                found[Path(file_name).name] = (-1 if label is None else int(label), asked)
-    return found
+            **self.samples.protocol(),
+        }
 
 
 class PipelineVideos(VideoSource):
@@ -239,8 +231,8 @@ class PipelineVideos(VideoSource):
         if config.scheduler:
             self.pipeline.scheduler = build_scheduler(config.scheduler, self.pipeline.scheduler)
         self.config = config
-        sizes, trained = self.pipeline.autoencoder.sizes, self.pipeline.transformer.sizes
-        super().__init__(number, (sizes.num_frames, sizes.height, sizes.width))
+        trained = self.pipeline.transformer.sizes
+        super().__init__(number, self.pipeline.autoencoder.sizes.video_shape[1:])
         auto = config.conditions == "auto"
         self.prompts: list[str] = []
         self.classes: list[int] = []
@@ -368,11 +360,7 @@ def build_real(config: DataConfig, seed: int, threads: int = 1) -> DataVideos:
 
 
 def build_generated(
-    config: VideosConfig,
-    real: DataVideos,
-    number: int,
-    device: torch.device,
-    threads: int = 1,
+    config: VideosConfig, real: DataVideos, number: int, device: torch.device, threads: int = 1
 ) -> VideoSource:
     """The videos that are measured.
 

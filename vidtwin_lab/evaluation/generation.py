@@ -28,11 +28,13 @@ from vidtwin_lab.evaluation.generation_features import (
     real_features,
 )
 from vidtwin_lab.evaluation.generation_protocols import compared
+from vidtwin_lab.evaluation.intervals import interval_text
 from vidtwin_lab.evaluation.measurement_configs import GenerationConfig
 from vidtwin_lab.evaluation.report import (
     COLORS,
     Processes,
     Report,
+    fields_of,
     merge_skipped,
     new_figure,
     rounded,
@@ -200,9 +202,7 @@ def options_of(config: GenerationConfig) -> dict[str, Any]:
     if config.kvd_subset_size is not None:
         pairs = f"mean over {config.kvd_subsets} subsets of {config.kvd_subset_size}"
     return {
-        "seed": config.seed,
-        "batch_size": config.batch_size,
-        "allow_few": config.allow_few,
+        **fields_of(config, "seed", "batch_size", "allow_few"),
         "kvd": f"(x.y / D + 1)^3, unbiased, {pairs}" if "kvd" in config.metrics else None,
         "is": {"splits": config.is_splits} if "is" in config.metrics else None,
         "bootstrap": {
@@ -219,7 +219,7 @@ def options_of(config: GenerationConfig) -> dict[str, Any]:
 def load_networks(
     config: GenerationConfig, processes: Processes
 ) -> tuple[FeatureExtractor, FeatureExtractor | None]:
-    """The networks of features and classes; the main process first, which may download."""
+    """The networks of features and classes."""
 
     def load() -> tuple[FeatureExtractor, FeatureExtractor | None]:
         features = load_features(config.features, processes.device)
@@ -229,9 +229,7 @@ def load_networks(
             return features, features
         return features, load_features(config.classifier, processes.device)
 
-    loaded = load() if processes.main else None
-    processes.gather([])  # the others wait here
-    features, classifier = loaded or load()
+    features, classifier = processes.main_first(load)
     if classifier is not None and not classifier.probabilities:
         raise ValueError(
             f"an inception score needs class probabilities, and {classifier.name} gives none; "
@@ -271,10 +269,8 @@ def markdown_row(config: GenerationConfig, found: Mapping[str, Any]) -> list[tup
         if name == "FVD per class":
             row.append((name, f"{value['mean']:.4g} (mean)"))
             continue
-        text = f"{value['value']:.4g}"
-        if "low" in value:
-            text += f" ({value['low']:.4g} to {value['high']:.4g})"
-        elif "deviation_of_splits" in value:
+        text = interval_text(value, ".4g")
+        if "deviation_of_splits" in value:
             text += f" ± {value['deviation_of_splits']:.2g}"
         row.append((name, text))
     return row

@@ -16,7 +16,6 @@ from vidtwin_lab.evaluation.generation_features import FeatureSet, Sampled
 from vidtwin_lab.evaluation.measurement_configs import GenerationConfig
 from vidtwin_lab.evaluation.report import Processes
 from vidtwin_lab.evaluation.statistics import (
-    Estimate,
     GaussianStatistics,
     bootstrap_estimate,
     distances_by_number,
@@ -32,7 +31,6 @@ from vidtwin_lab.evaluation.statistics import (
 )
 
 __all__ = ["check_classes", "compute"]
-
 
 REAL_SIDE, GENERATED_SIDE = 0, 1
 
@@ -60,7 +58,7 @@ def compute(
     if "fvd" in config.metrics:
         value = frechet_distance(real.statistics, generated.statistics)
         replicates = frechet_replicates(real, generated, counts, processes)
-        found[name("FVD")] = bootstrap_estimate(value, replicates, n, 0.0).found()
+        found[name("FVD")] = bootstrap_estimate(value, replicates, n, 0.0)
     if "kvd" in config.metrics:
         found[name("KVD")] = kernel_estimate(config, real, generated, counts, n)
     if "is" in config.metrics and classifier is not None:
@@ -120,7 +118,7 @@ def kernel_estimate(
     replicates = np.empty(0)
     if config.bootstrap:
         replicates = kernel_distances(real.features, generated.features, *counts)
-    return bootstrap_estimate(value, replicates, n, None).found()
+    return bootstrap_estimate(value, replicates, n, None)
 
 
 def score_estimate(
@@ -132,13 +130,12 @@ def score_estimate(
     n = len(probabilities)
     whole = float(inception_scores(probabilities, np.ones((1, n), np.int64))[0])
     replicates = inception_scores(probabilities, counts) if len(counts) else np.empty(0)
-    estimate: Estimate = bootstrap_estimate(whole, replicates, n, 1.0)
     return {
         "value": mean,
         "deviation_of_splits": deviation,
         "splits": config.is_splits,
         "n": n,
-        "one_split": estimate.found(),
+        "one_split": bootstrap_estimate(whole, replicates, n, 1.0),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from vidtwin_lab.evaluation.statistics import LEVEL, resampling_counts
 
-__all__ = ["mean_interval", "share_interval"]
-
+__all__ = ["interval_text", "mean_interval", "share_interval"]
 
 Z = 1.959964
+NOTHING: dict[str, Any] = {"value": None, "low": None, "high": None, "n": 0}
 
 
 def share_interval(right: int, number: int) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def share_interval(right: int, number: int) -> dict[str, Any]:
         dict: value, low, high and n; the first three None without a video.
     """
     if number == 0:
-        return {"value": None, "low": None, "high": None, "n": 0}
+        return dict(NOTHING)
     share = right / number
     center = (share + Z * Z / (2 * number)) / (1 + Z * Z / number)
     half = Z * math.sqrt(share * (1 - share) / number + Z * Z / (4 * number * number))
@@ -55,13 +55,30 @@ def mean_interval(
     array = np.asarray(values, np.float64)
     number = len(array)
     if number == 0:
-        return {"value": None, "low": None, "high": None, "n": 0}
+        return dict(NOTHING)
     low = high = None
     if number > 1 and resamples > 0:
         counts = resampling_counts(number, resamples, seed, 0)  # (R, N)
         ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
         low, high = map(float, np.quantile(counts @ array / number, ends))
     return {"value": float(array.mean()), "low": low, "high": high, "n": number}
+
+
+def interval_text(found: Mapping[str, Any] | None, style: str = ".1f", scale: float = 1.0) -> str:
+    """A value and its interval in a cell of a table; "-" where there is none.
+
+    Args:
+        found: value and, where they are known, low and high.
+        style: of each number, as a format specification.
+        scale: what they are multiplied by, such as 100 for percent.
+    """
+    if found is None or found["value"] is None:
+        return "-"
+    value, low, high = (
+        None if found.get(key) is None else format(scale * found[key], style)
+        for key in ("value", "low", "high")
+    )
+    return f"{value}" if low is None else f"{value} ({low} to {high})"
 
 
 def share_of(verdicts: Iterable[bool]) -> dict[str, Any]:

@@ -34,7 +34,6 @@ __all__ = [
     "ReconstructionConfig",
 ]
 
-
 OBJECT = ("color", "shape", "motion")
 JUDGED: dict[str, tuple[str, ...]] = {
     "prompt": (*OBJECT, "background"),
@@ -152,7 +151,7 @@ class ReconstructionConfig:
 
     def data_for(self, sizes: AutoencoderConfig) -> DataConfig:
         """The videos in the autoencoder's sizes, with nothing random in them."""
-        data = self.data.sized(sizes.num_frames, sizes.height, sizes.width)
+        data = self.data.sized(*sizes.video_shape[1:])
         start = "center" if data.start == "random" else data.start
         return replace(data, start=start, crop="center", flip=False)
 
@@ -232,7 +231,7 @@ class GenerationConfig:
 
     @property
     def keeps_features(self) -> bool:
-        """Whether features of all videos are held: a Fréchet distance alone needs no memory."""
+        """Whether the features of all videos are kept: a Fréchet distance alone needs none."""
         return self.metrics != ("fvd",) or self.bootstrap > 0
 
 

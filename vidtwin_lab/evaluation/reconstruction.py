@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 from tqdm import tqdm
@@ -20,7 +20,8 @@ from vidtwin.media import contact_sheet
 from vidtwin.metrics import SSIM_WINDOW
 from vidtwin.reconstruction import load_autoencoder, weights_digest
 from vidtwin_lab.evaluation.codec import check_encoder, formats_for
-from vidtwin_lab.evaluation.features import FeatureExtractor, load_features
+from vidtwin_lab.evaluation.features import load_features
+from vidtwin_lab.evaluation.intervals import interval_text
 from vidtwin_lab.evaluation.measurement_configs import ReconstructionConfig
 from vidtwin_lab.evaluation.reconstruction_windows import (
     Metrics,
@@ -39,6 +40,7 @@ from vidtwin_lab.evaluation.report import (
     Processes,
     Report,
     data_protocol,
+    fields_of,
     merge_skipped,
     model_protocol,
     new_figure,
@@ -49,20 +51,11 @@ from vidtwin_lab.evaluation.windows import Window, iterate_windows, list_windows
 
 __all__ = ["describe", "measure"]
 
-
 EXAMPLES_SHOWN = 4
 
 
-class Prepared(NamedTuple):
-    """The model and the videos of a config, both checked."""
-
-    model: VidTwinAutoencoder
-    found: Path
-    dataset: VideoDataset
-
-
-def prepare(config: ReconstructionConfig) -> Prepared:
-    """Loads the model, lists the videos, and checks what can be checked before the work.
+def prepare(config: ReconstructionConfig) -> tuple[VidTwinAutoencoder, Path, VideoDataset]:
+    """The model, its folder and the videos; checks what can be checked before the work.
 
     Raises:
         ValueError: if the model or the data set can't be used, or something is not installed.
@@ -71,7 +64,7 @@ def prepare(config: ReconstructionConfig) -> Prepared:
         check_encoder()
     model, found = load_autoencoder(config.autoencoder)
     dataset = build_dataset(config.data_for(model.sizes))
-    return Prepared(model.float().eval(), found, dataset)
+    return model.float().eval(), found, dataset
 
 
 def describe(config: ReconstructionConfig) -> dict[str, Any]:
@@ -87,7 +80,7 @@ def describe(config: ReconstructionConfig) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "videos": len(dataset),
         "windows": "one of each video" if config.windows == "one" else "all without overlap",
-        "window": [sizes.num_frames, sizes.height, sizes.width],
+        "window": list(sizes.video_shape[1:]),
         "latent_values": sizes.numel_per_clip,
         "compression_rate": sizes.compression_rate,
         "bits_per_pixel": {
@@ -96,10 +89,7 @@ def describe(config: ReconstructionConfig) -> dict[str, Any]:
         },
         "metrics": metrics_of(config, sizes.height, sizes.width),
         "h264": codec
-        and {
-            "crfs": codec.crfs,
-            "pixel_formats": formats_for(codec, sizes.height, sizes.width),
-        },
+        and {"crfs": codec.crfs, "pixel_formats": formats_for(codec, sizes.height, sizes.width)},
         "reencode": config.reencode,
         "features": config.features and config.features.name,
     }
@@ -129,7 +119,10 @@ def measure(config: ReconstructionConfig, processes: Processes) -> Report:
     """
     model, _, dataset = prepare(config)
     nn.Module.to(model, processes.device).requires_grad_(False)
-    extractor = load_extractor(config, processes)
+    extractor = None
+    if config.features is not None:
+        load = partial(load_features, config.features, processes.device)
+        extractor = processes.main_first(load)
     metrics = Metrics(config, model, processes.device)
     windows, skipped = list_windows(dataset, config.windows, processes)
     meter = WindowMeter(config, model, metrics, extractor, places_to_show(windows))
@@ -166,15 +159,6 @@ def measure(config: ReconstructionConfig, processes: Processes) -> Report:
         draw=partial(draw, videos, config, dataset.config),
         pictures={"examples": partial(contact_sheet, examples)} if examples else {},
     )
-
-
-def load_extractor(config: ReconstructionConfig, processes: Processes) -> FeatureExtractor | None:
-    """The network of rFVD's features; the main process first, which may download its file."""
-    if config.features is None:
-        return None
-    loaded = load_features(config.features, processes.device) if processes.main else None
-    processes.gather([])  # the others wait here
-    return loaded or load_features(config.features, processes.device)
 
 
 def places_to_show(windows: Sequence[Window]) -> list[int]:
@@ -237,25 +221,13 @@ def protocol_of(
         "h264": codec
         and {
             "encoder": "libx264, one thread, no assembly",
-            "preset": codec.preset,
-            "tune": codec.tune,
-            "crfs": codec.crfs,
+            **fields_of(codec, "preset", "tune", "crfs"),
             "pixel_formats": formats_for(codec, data.height, data.width),
             "size": "of the stream without container and without SEI; one key frame a window",
         },
         "reencode": config.reencode,
         "intervals": f"95 %, {config.resamples} resamples of the videos, seed {config.seed}",
     }
-
-
-def cell(found: Mapping[str, Any] | None, digits: int, videos: int | None = None) -> str:
-    """A value and its interval in a cell of a table, and n where it isn't all the videos."""
-    if found is None or found["value"] is None:
-        return "-"
-    text = f"{found['value']:.{digits}f}"
-    if found.get("low") is not None:
-        text += f" ({found['low']:.{digits}f} to {found['high']:.{digits}f})"
-    return text if videos in (None, found["n"]) else f"{text}, n = {found['n']}"
 
 
 def markdown_row(found: Mapping[str, Any], protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -267,23 +239,25 @@ def markdown_row(found: Mapping[str, Any], protocol: Mapping[str, Any]) -> list[
         ("videos", str(found["videos"])),
         ("windows", f"{found['windows']} of {protocol['frames']} x {height} x {width}, {pace}"),
         ("rate", f"{found['compression_rate']:.3%}"),
-        ("PSNR", cell(found["both"]["psnr"], 2)),
-        ("SSIM", cell(found["both"]["ssim"], 4)),
-        ("LPIPS", cell(found["both"]["lpips"], 4)),
-        ("PSNR structure only", cell(found["structure_only"]["psnr"], 2)),
-        ("PSNR dynamics only", cell(found["dynamics_only"]["psnr"], 2)),
+        ("PSNR", interval_text(found["both"]["psnr"], ".2f")),
+        ("SSIM", interval_text(found["both"]["ssim"], ".4f")),
+        ("LPIPS", interval_text(found["both"]["lpips"], ".4f")),
+        ("PSNR structure only", interval_text(found["structure_only"]["psnr"], ".2f")),
+        ("PSNR dynamics only", interval_text(found["dynamics_only"]["psnr"], ".2f")),
     ]
     if "rfvd" in found:
-        row.append((found["rfvd"]["name"], cell(found["rfvd"], 1)))
+        row.append((found["rfvd"]["name"], interval_text(found["rfvd"])))
     # One size in the row, the first that was asked for; the others are in the JSON.
     for name, quantized in list(found["quantized"].items())[:1]:
         size = name.replace("_", "-")
-        row.append((f"PSNR {size}", cell(quantized["psnr"], 2)))
+        row.append((f"PSNR {size}", interval_text(quantized["psnr"], ".2f")))
         row.append((f"bits per pixel {size}", f"{quantized['bits_per_pixel']['value']:.4f}"))
         for pixel_format, codec in found.get("h264", {}).items():
-            at = codec["at_the_size_of"][name.replace("_", "")]
-            column = f"PSNR H.264 {pixel_format} at that size"
-            row.append((column, cell(at["psnr"], 2, found["videos"])))
+            quality = codec["at_the_size_of"][name.replace("_", "")]["psnr"]
+            text = interval_text(quality, ".2f")
+            if text != "-" and quality["n"] != found["videos"]:
+                text += f", n = {quality['n']}"
+            row.append((f"PSNR H.264 {pixel_format} at that size", text))
     return row
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,7 @@ class Metrics:
         return values
 
 
+@dataclass(frozen=True, eq=False)
 class WindowMeter:
     """Measures batches of windows.
 
@@ -108,17 +110,16 @@ class WindowMeter:
         shown: places of windows that are kept to be looked at.
     """
 
-    def __init__(
-        self,
-        config: ReconstructionConfig,
-        model: VidTwinAutoencoder,
-        metrics: Metrics,
-        extractor: FeatureExtractor | None,
-        shown: Collection[int] = (),
-    ) -> None:
-        self.config, self.model, self.metrics = config, model, metrics
-        self.extractor, self.shown = extractor, frozenset(shown)
-        self.pixels = pixels_of(model)
+    config: ReconstructionConfig
+    model: VidTwinAutoencoder
+    metrics: Metrics
+    extractor: FeatureExtractor | None
+    shown: Collection[int] = ()
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of a window."""
+        return pixels_of(self.model)
 
     @torch.no_grad()
     def rows(self, batch: dict[str, Any], windows: Sequence[Window]) -> list[dict[str, Any]]:
@@ -378,5 +379,5 @@ def measure_distance(
     counts = counts[:, [videos[row["video"]] for row in rows]]  # (R, N)
     counts = counts[(counts > 0).sum(1) >= 2]  # one window alone has no covariance
     replicates = weighted_frechet_distances(real, made, counts, counts)
-    estimate = bootstrap_estimate(value, replicates, len(features), 0.0)
-    return {"name": metric_name("rFVD", len(features), extractor.name), **estimate.found()}
+    name = metric_name("rFVD", len(features), extractor.name)
+    return {"name": name, **bootstrap_estimate(value, replicates, len(features), 0.0)}

@@ -34,6 +34,7 @@ __all__ = [
     "Report",
     "batches_of",
     "data_protocol",
+    "fields_of",
     "markdown_table",
     "merge_skipped",
     "model_protocol",
@@ -43,7 +44,6 @@ __all__ = [
     "software_protocol",
     "write_report",
 ]
-
 
 Item = TypeVar("Item")
 # Digits of a written number. A sum's last bits differ between processors, these don't.
@@ -95,6 +95,12 @@ class Processes:
     def share(self, batches: Sequence[Item]) -> Sequence[Item]:
         """This process' part of the batches: batch b goes to process b % count."""
         return batches[self.rank :: self.count]
+
+    def main_first(self, load: Callable[[], Item]) -> Item:
+        """What `load` gives on every process; the main one first, which may download a file."""
+        loaded = load() if self.main else None
+        self.gather([])  # the others wait here
+        return load() if loaded is None else loaded
 
     def gather_sorted(self, rows: list[dict[str, Any]], key: str = "index") -> list[dict[str, Any]]:
         """The rows of all processes in the order of their `key`, on every process."""
@@ -220,24 +226,22 @@ def data_protocol(data: DataConfig, n: int) -> dict[str, Any]:
     readers = {"auto": ("decord", "av"), "decord": ("decord",), "pyav": ("av",)}[data.backend]
     reader = {"backend": data.backend, "versions": {name: versions[name] for name in readers}}
     return {
-        "source": data.source,
-        "path": data.path,
+        **fields_of(data, "source", "path"),
         "split": getattr(data.options, "split", data.split),
         "part": data.part,
         "n": n,
         "resolution": [data.height, data.width],
         "frames": data.num_frames,
-        "stride": data.stride,
-        "fps": data.fps,
-        "start": data.start,
-        "short": data.short,
-        "resize": data.resize,
-        "crop": data.crop,
-        "flip": data.flip,
+        **fields_of(data, "stride", "fps", "start", "short", "resize", "crop", "flip"),
         "reader": reader if data.options.reads_files else None,
         "seed": data.seed,
         "config": rounded(data),
     }
+
+
+def fields_of(config: Any, *names: str) -> dict[str, Any]:
+    """Some fields of a config, for a protocol."""
+    return {name: getattr(config, name) for name in names}
 
 
 def model_protocol(path: str | Path, model: torch.nn.Module) -> dict[str, Any]:

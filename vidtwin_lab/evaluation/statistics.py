@@ -6,7 +6,6 @@ Axes: N videos of one set, M of the other, D features, K classes, R resamples of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 __all__ = [
     "LEVEL",
     "MINIMUM_VIDEOS",
-    "Estimate",
     "GaussianStatistics",
     "bootstrap_estimate",
     "check_enough",
@@ -26,11 +24,11 @@ __all__ = [
     "kernel_distance",
     "kernel_distance_subsets",
     "kernel_distances",
+    "log_or_zero",
     "metric_name",
     "resampling_counts",
     "weighted_frechet_distances",
 ]
-
 
 Array = NDArray[np.float64]
 # The fewest videos that published FVD figures are computed from. Below it a distance is mostly
@@ -303,12 +301,12 @@ def inception_scores(probabilities: NDArray[Any], counts: NDArray[np.int64]) -> 
     """(R,): the score of R resamples, each as one part; see `inception_score`."""
     table = _probabilities(probabilities)
     share = counts / counts.sum(1, keepdims=True)  # (R, N)
-    negative_entropy = (table * _log(table)).sum(1)  # (N,)
+    negative_entropy = (table * log_or_zero(table)).sum(1)  # (N,)
     marginal = share @ table  # (R, K)
-    return np.exp(share @ negative_entropy - (marginal * _log(marginal)).sum(1))
+    return np.exp(share @ negative_entropy - (marginal * log_or_zero(marginal)).sum(1))
 
 
-def _log(values: Array) -> Array:
+def log_or_zero(values: Array) -> Array:
     """The logarithm, 0 for 0: p log p is 0 there."""
     return np.log(values, where=values > 0, out=np.zeros_like(values))
 
@@ -324,34 +322,6 @@ def _probabilities(values: NDArray[Any]) -> Array:
     return table / table.sum(1, keepdims=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A value with its interval; see `bootstrap_estimate`.
-
-    Args:
-        value: measured.
-        low: lower end, NaN without resamples.
-        high: upper end.
-        n: videos, the fewer of the two sides.
-        deviation: standard deviation of the resamples.
-        bias: how much resampling raised the value, on average.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-    deviation: float
-    bias: float
-
-    def found(self) -> dict[str, Any]:
-        """As a report has it; without resamples the value and n alone."""
-        if np.isnan(self.low):
-            return {"value": self.value, "n": self.n}
-        names = ("value", "low", "high", "n", "deviation", "bias")
-        return {name: getattr(self, name) for name in names}
-
-
 def resampling_counts(number: int, resamples: int, seed: int, side: int) -> NDArray[np.int64]:
     """(R, N): how often each video is drawn in each resample, N drawn with replacement.
 
@@ -362,7 +332,9 @@ def resampling_counts(number: int, resamples: int, seed: int, side: int) -> NDAr
     return rng.multinomial(number, np.full(number, 1 / number), size=resamples).astype(np.int64)
 
 
-def bootstrap_estimate(value: float, replicates: Array, n: int, floor: float | None) -> Estimate:
+def bootstrap_estimate(
+    value: float, replicates: Array, n: int, floor: float | None
+) -> dict[str, Any]:
     """Where 95 % of repetitions with other videos of the same number would put the value.
 
     What is resampled: the videos of both sides, independently, with replacement. Not the networks
@@ -380,16 +352,18 @@ def bootstrap_estimate(value: float, replicates: Array, n: int, floor: float | N
     Args:
         value: measured on all videos.
         replicates: (R,) measured on resamples; none for no interval.
-        n: videos.
+        n: videos, the fewer of the two sides.
         floor: the smallest value there can be; None if there is none.
+    Returns:
+        dict: value and n; with resamples also low and high, their standard deviation and bias.
     """
     if not len(replicates):
-        return Estimate(value=value, low=np.nan, high=np.nan, n=n, deviation=np.nan, bias=np.nan)
+        return {"value": value, "n": n}
     bias = float(replicates.mean()) - value
     ends = np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - bias
     low, high = (float(end if floor is None else max(end, floor)) for end in ends)
-    deviation = float(replicates.std())
-    return Estimate(value=value, low=low, high=high, n=n, deviation=deviation, bias=bias)
+    spread = {"deviation": float(replicates.std()), "bias": bias}
+    return {"value": value, "low": low, "high": high, "n": n, **spread}
 
 
 def check_enough(number: int, what: str, allow_few: bool) -> None:

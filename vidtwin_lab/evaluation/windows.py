@@ -27,8 +27,7 @@ class Window:
 
     Args:
         video: index in the data set.
-        number: of the window in the video, from 0; None for the one that the data set's config
-            chooses.
+        number: of the window in the video, from 0; None for the one that the config chooses.
     """
 
     video: int
@@ -42,7 +41,7 @@ def list_windows(
 
     Args:
         dataset: of videos.
-        which: "one" or "all"; the processes share the looking into files that "all" takes.
+        which: "one" or "all", for which the processes share the reading of the files' lengths.
     Returns:
         The windows, and the files that can't be used.
     """
@@ -62,7 +61,7 @@ def list_windows(
     for row in processes.gather_sorted(found):
         if "skipped" in row:
             skipped.append(SkippedFile(*row["skipped"]))
-        # A video without a whole window is left to the data set: skipped, or its last frame held.
+        # The data set decides on a video without a whole window: skip it, or repeat its last frame.
         numbers = range(row.get("windows", 0)) or ([None] if "windows" in row else [])
         windows += [Window(row["index"], number) for number in numbers]
     return windows, skipped
@@ -77,7 +76,7 @@ def windows_in(dataset: FileDataset, info: VideoInfo) -> np.ndarray:
 
 
 class WindowItems(Dataset[dict[str, Any]]):
-    """The windows' samples; one that can't be had gives the reason alone."""
+    """The windows' samples; one that can't be read gives only the reason."""
 
     def __init__(self, dataset: VideoDataset, windows: Sequence[Window]) -> None:
         self.dataset = dataset
@@ -127,9 +126,9 @@ def iterate_windows(
     """This process' share of the batches of consecutive windows.
 
     Args:
-        dataset: that the windows were listed of.
+        dataset: whose windows were listed.
         windows: the same list on every process.
-        batch_size: windows in a batch, whoever has it.
+        batch_size: windows in a batch.
         num_workers: processes that read; 0 reads in this one.
     Returns:
         Batches, see `vidtwin.data.loading.collate`; "index" is the place in `windows`. Windows
@@ -147,5 +146,5 @@ def iterate_windows(
     try:
         yield from iterator
     finally:
-        # Ends the workers at once: held by an error's traceback they would take ten seconds.
+        # Ends the workers at once: an error's traceback would keep them for ten seconds.
         del iterator

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,11 +27,24 @@ from vidtwin_lab.evaluation.disentanglement.config import DisentanglementConfig
 from vidtwin_lab.evaluation.judges.choice import Judge
 from vidtwin_lab.evaluation.report import Processes, batches_of
 
-__all__ = ["LATENTS", "Clips", "choose_clips", "choose_factors", "encode_clips", "flatten_latents"]
-
+__all__ = [
+    "LATENTS",
+    "Clips",
+    "choose_clips",
+    "choose_factors",
+    "encode_clips",
+    "flatten_latents",
+    "groups_of",
+]
 
 # The two halves of what is measured; the dynamics are dynamics_x and dynamics_y together.
 LATENTS = ("structure", "dynamics")
+DYNAMICS = ("dynamics_x", "dynamics_y")
+
+
+def groups_of(factors: Factors) -> dict[str, tuple[str, ...]]:
+    """The names of the factors of content and of motion."""
+    return {"content": tuple(factors.content), "motion": tuple(factors.motion)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +56,7 @@ class Clips:
         path: of each clip.
         labels: factor -> (N,) class.
         real: factor -> (N,) class that the judge sees in the clip.
-        reconstructed: factor -> (N,) class that it sees in the reconstruction.
+        reconstructed: factor -> (N,) class that the judge sees in the reconstruction.
         latents: name -> (N, D) float32, modes of the clips' posteriors.
         again: name -> (N, D), the latents of the reconstructions.
         sizes: of the autoencoder.
@@ -81,23 +93,17 @@ class Clips:
 
 def flatten_latents(latents: VidTwinLatents) -> dict[str, Tensor]:
     """Name of LATENTS -> (B, D) float32 on the CPU."""
-    structure, dynamics_x, dynamics_y = (
-        rearrange(tensor.float().cpu(), "b ... -> b (...)") for tensor in latents.tensors()
-    )
-    return {"structure": structure, "dynamics": torch.cat([dynamics_x, dynamics_y], dim=1)}
+    plain = latents.to("cpu", torch.float32)
+    return {"structure": plain.pack(["structure"]), "dynamics": plain.pack(DYNAMICS)}
 
 
 def restore_latents(
     structure: Tensor, dynamics: Tensor, sizes: AutoencoderConfig
 ) -> VidTwinLatents:
     """What `flatten_latents` came from."""
-    along_x = int(np.prod(sizes.dynamics_x_shape))
-    dynamics_x, dynamics_y = dynamics[:, :along_x], dynamics[:, along_x:]
-    return VidTwinLatents(
-        structure.reshape(-1, *sizes.structure_shape),
-        dynamics_x.reshape(-1, *sizes.dynamics_x_shape),
-        dynamics_y.reshape(-1, *sizes.dynamics_y_shape),
-    )
+    shapes = (getattr(sizes, f"{name}_shape") for name in VidTwinLatents.names)
+    like = VidTwinLatents(*(structure.new_empty(0, *shape) for shape in shapes))
+    return VidTwinLatents.unpack(torch.cat([structure, dynamics], dim=1), like)
 
 
 @torch.inference_mode()
@@ -162,7 +168,7 @@ def _encode_batch(
     video = video.to(device)
     latents = model.encode(video).mode()
     reconstruction = model.decode(latents)
-    # What is encoded again is a video as anyone could be given it, its colours within range.
+    # Clamped, as the colours of a written video are.
     again = flatten_latents(model.encode(reconstruction.clamp(-1, 1)).mode())
     flat = flatten_latents(latents)
     real, reconstructed = judge(video), judge(reconstruction)
@@ -237,7 +243,7 @@ def draw_pairs(codes: NDArray[np.int64], count: int, seed: int) -> Pairs:
 
 
 def choose_factors(dataset: VideoDataset, names: tuple[str, ...]) -> Factors:
-    """The factors that are looked at, those with one class left out.
+    """The factors that are measured; those with a single class are left out.
 
     Raises:
         ValueError: if the data have none, or do not know one of the names.
@@ -262,7 +268,7 @@ def choose_factors(dataset: VideoDataset, names: tuple[str, ...]) -> Factors:
 def choose_clips(
     dataset: VideoDataset, factors: Factors, config: DisentanglementConfig
 ) -> tuple[list[int], list[tuple[str, str]]]:
-    """Indices of the clips to measure, in order, and those passed over: (clip, what isn't known).
+    """Indices of the clips to measure, in order, and (clip, reason) of those without labels.
 
     Raises:
         ValueError: if the data have fewer than were asked for.

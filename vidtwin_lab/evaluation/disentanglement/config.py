@@ -21,10 +21,10 @@ class ProbeConfig:
     """How the probes are trained.
 
     Args:
-        train_fraction: share of the clips that they learn from.
+        train_fraction: share of the clips that they are trained on.
         validation_fraction: share on which the penalty is chosen; the rest is the test part.
         penalties: to choose from.
-        permutations: probes of shuffled labels, whose accuracy is chance as this probe has it.
+        permutations: probes of shuffled labels, whose accuracy is the chance level of this probe.
         max_iterations: of L-BFGS, for each penalty.
     """
 
@@ -84,18 +84,18 @@ class DisentanglementConfig:
         autoencoder: a saved autoencoder's folder, a run folder of train_ae.py, or a released
             checkpoint.
         data: clips with labels of content and motion; their size follows the autoencoder's.
-        judge: who says what a video shows: "shapes", which measures the pixels of the moving
+        judge: what tells the classes of a video: "shapes", which measures the pixels of the moving
             shapes, or the folder of a classifier (`evaluate.py classifier`).
-        factors: those of the data to look at; all if none are named.
+        factors: of the data to measure; empty for all.
         samples: clips, drawn from the data by the seed; null for all.
-        pairs: of clips that exchange their latents.
+        pairs: of clips whose latents are swapped.
         batch_size: videos of one forward pass.
         num_workers: processes that read, for each that measures.
         seed: of clips, pairs, parts of the probes, and of the first sampled video.
         examples: swaps in the figure.
         probes: the linear probes.
         pipeline: folder of a pipeline with this very autoencoder; null to sample nothing.
-        sampling: what it makes.
+        sampling: how the pipeline samples.
     """
 
     output: str = "outputs/evaluation/disentanglement"
@@ -120,4 +120,4 @@ class DisentanglementConfig:
 
     def data_for(self, sizes: AutoencoderConfig) -> DataConfig:
         """The data in an autoencoder's sizes, with nothing random in them."""
-        return self.data.centered().sized(sizes.num_frames, sizes.height, sizes.width)
+        return self.data.centered().sized(*sizes.video_shape[1:])

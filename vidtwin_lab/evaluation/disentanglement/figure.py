@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Line", "draw_scorecard"]
 
-
 FRAMES_SHOWN = 4
 GAP = 4  # pixels between frames
 WIDE_GAP = 16  # pixels between clips
@@ -35,9 +34,9 @@ class Line:
     Args:
         name: what it is.
         value: {"value", "low", "high", "n"}.
-        chance: what knowing nothing would give, if that is known.
-        ceiling: what a perfect split would give with this autoencoder and judge, if less than 1.
-        wanted: whether more is better; what leaks should be near chance.
+        chance: the value without any information, None if unknown.
+        ceiling: the value of a perfect split with this autoencoder and judge, None for 1.
+        wanted: whether more is better; leakage should be near chance.
     """
 
     name: str
@@ -112,9 +111,7 @@ def _draw_bars(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def _draw_examples(
-    axes: Axes,
-    originals: Sequence[tuple[Tensor, Tensor]],
-    swapped: Sequence[NDArray[np.uint8]],
+    axes: Axes, originals: Sequence[tuple[Tensor, Tensor]], swapped: Sequence[NDArray[np.uint8]]
 ) -> None:
     rows = [
         [to_uint8(one), to_uint8(other), video]

@@ -1,4 +1,4 @@
-"""What a linear probe and nearest neighbours find of a factor in a latent, against chance.
+"""What a linear probe and nearest neighbours find out about a factor from a latent.
 
 A probe is multinomial logistic regression on standardised features:
 
@@ -45,18 +45,17 @@ __all__ = [
     "similarities",
 ]
 
-
 Labels = NDArray[np.int64]
 LEAST_CLIPS = 20
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """A latent of all clips, ready for probes: standardised by the training part, and turned.
+    """A latent of all clips, standardised by the training part and rotated.
 
-    A rotation changes nothing for this regression, and weights never leave the space of the
-    training clips: in the coordinates of its singular vectors there are at most as many features
-    as training clips.
+    A rotation changes nothing for this regression, whose weights lie in the span of the training
+    clips: in the coordinates of its singular vectors there are at most as many features as
+    training clips.
 
     Args:
         train, validation, test: (n, D') float64.
@@ -78,8 +77,8 @@ class ProbeResult:
     Args:
         found: the numbers.
         right: (n,) of the test clips, whether the probe names their class.
-        majority: (n,) the same of always naming the training part's most frequent class.
-        permuted: (n,) share of the probes of shuffled labels that name it; empty without any.
+        majority: (n,) the same for the training part's most frequent class.
+        permuted: (n,) share of the probes of shuffled labels that are right; empty without any.
     """
 
     found: dict[str, Any]
@@ -147,7 +146,7 @@ def run_probe(features: Features, labels: Labels, config: ProbeConfig, seed: int
     permuted = np.zeros((config.permutations, len(test)))
     for row in permuted:
         shuffled = train[torch.from_numpy(rng.permutation(len(train)))]
-        # Nothing is to be found, so the last digits of how it is not found don't matter.
+        # Shuffled labels hold nothing to find, so a coarse fit is enough.
         fitted = fit(
             features.train, shuffled, num_classes, penalty, config.max_iterations, tolerance=1e-4
         )
@@ -256,9 +255,9 @@ def _permutation_test(permuted: NDArray[np.float64], accuracy: float) -> dict[st
 
 
 def _information(scores: Tensor, train: Tensor, test: Tensor, num_classes: int) -> dict[str, float]:
-    """Bits about the factor that the probe can use, and those there are.
+    """Bits of the factor that the probe gets from the features, and the labels' bits.
 
-    The entropy is the cross entropy of the best guess that sees no features: the training part's
+    The labels' bits are the cross entropy of a guess without features: the training part's
     frequencies, with one clip added to each class so that none is impossible.
     """
     counts = torch.bincount(train, minlength=num_classes).double() + 1
@@ -293,12 +292,15 @@ class Retrieval:
         """Means over the queries."""
         if not len(self.chance):
             return {"n": 0, "reason": "no two clips share a class"}
+        return self.means() | {"clips_without_a_match": int((~self.asked).sum())}
+
+    def means(self) -> dict[str, Any]:
+        """Precision and average precision, each beside that of a random order."""
         return {
             **{f"precision_at_{k}": interval_of(each) for k, each in self.precision.items()},
             "precision_by_chance": float(self.chance.mean()),
             "mean_average_precision": interval_of(self.average_precision),
             "mean_average_precision_by_chance": float(self.chance_average.mean()),
-            "clips_without_a_match": int((~self.asked).sum()),
         }
 
 
@@ -352,15 +354,13 @@ def mean_retrieval(results: Sequence[Retrieval]) -> dict[str, Any]:
         ]
         return np.mean(chosen, axis=0)
 
-    precisions = {rank: mean([result.precision[rank] for result in results]) for rank in RANKS}
-    average = mean([result.average_precision for result in results])
-    average_by_chance = mean([result.chance_average for result in results])
-    return {
-        **{f"precision_at_{k}": interval_of(each) for k, each in precisions.items()},
-        "precision_by_chance": float(mean([result.chance for result in results]).mean()),
-        "mean_average_precision": interval_of(average),
-        "mean_average_precision_by_chance": float(average_by_chance.mean()),
-    }
+    return Retrieval(
+        precision={rank: mean([result.precision[rank] for result in results]) for rank in RANKS},
+        average_precision=mean([result.average_precision for result in results]),
+        chance=mean([result.chance for result in results]),
+        chance_average=mean([result.chance_average for result in results]),
+        asked=every,
+    ).means()
 
 
 def random_average_precision(relevant: NDArray[np.int64], number: int) -> Array:

@@ -1,4 +1,4 @@
-"""One latent held, the other sampled: what stays, and how much the rest varies.
+"""One latent given, the other sampled: what is kept, and how much the rest varies.
 
 Axes: M videos of a clip.
 Source: fixing one latent and sampling the other as in DSVAE (arXiv 1803.02991) and its successors.
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from diffusion import VidTwinPipeline
 from vidtwin import VidTwinAutoencoder, weights_digest
 from vidtwin.data import Factors
-from vidtwin_lab.evaluation.disentanglement.clips import LATENTS, Clips
+from vidtwin_lab.evaluation.disentanglement.clips import LATENTS, Clips, groups_of
 from vidtwin_lab.evaluation.disentanglement.config import SamplingConfig
 from vidtwin_lab.evaluation.disentanglement.swaps import HOLDER
 from vidtwin_lab.evaluation.intervals import (
@@ -32,7 +32,6 @@ from vidtwin_lab.evaluation.pipelines import load_pipeline
 from vidtwin_lab.evaluation.report import Processes
 
 __all__ = ["pipeline_of", "sample_videos", "sampling_found", "sampling_rows"]
-
 
 Sampled = dict[str, Any]
 DRAWS = 2000  # to learn what entropy so few videos can have
@@ -61,21 +60,21 @@ def sample_videos(
     config: SamplingConfig,
     seed: int,
 ) -> list[Sampled]:
-    """Judges the videos that a pipeline makes to each held latent.
+    """Judges the videos that a pipeline samples for each given latent.
 
-    Video j of the clip at place k is made from seed + k M + j, whichever latent is held.
+    Video j of the clip at place k has the noise of seed + k M + j, whichever latent is given.
 
     Returns:
-        One for each video: index, held (of LATENTS), place, seed, seen (factor -> class).
+        One for each video: index, given (of LATENTS), place, seed, seen (factor -> class).
     """
     number = min(config.clips, len(clips))
-    tasks = [(held, place) for held in LATENTS for place in range(number)]
+    tasks = [(given, place) for given in LATENTS for place in range(number)]
     rows: list[Sampled] = []
     for task in processes.share(range(len(tasks))):
-        held, place = tasks[task]
+        given, place = tasks[task]
         repeated = [place] * config.videos_per_clip
         seeds = [seed + place * config.videos_per_clip + j for j in range(config.videos_per_clip)]
-        arguments: dict[str, Any] = {held: clips.batch(repeated, repeated), "seed": seeds}
+        arguments: dict[str, Any] = {given: clips.batch(repeated, repeated), "seed": seeds}
         output: Any = pipe(
             num_inference_steps=config.steps,
             given_guidance_scale=config.given_guidance_scale,
@@ -84,7 +83,7 @@ def sample_videos(
         for j, seen in enumerate(judge(2 * output.videos - 1)):
             index = task * config.videos_per_clip + j
             rows.append(
-                {"index": index, "held": held, "place": place, "seed": seeds[j], "seen": seen}
+                {"index": index, "given": given, "place": place, "seed": seeds[j], "seen": seen}
             )
     return processes.gather_sorted(rows)
 
@@ -92,19 +91,19 @@ def sample_videos(
 def sampling_found(
     clips: Clips, rows: Sequence[Sampled], factors: Factors, seed: int
 ) -> dict[str, Any]:
-    """What of the held latent's factors stays, and how the other group varies.
+    """Which factors of the given latent are kept, and how those of the other latent vary.
 
     Returns:
-        For "structure" and "dynamics" held: kept (factor, or all of the group -> share of videos
+        For "structure" and "dynamics" given: kept (factor, or all of the group -> share of videos
         with the clip's class, and that of plain reconstructions) and varied, see `_variety`.
     """
-    groups = {"content": tuple(factors.content), "motion": tuple(factors.motion)}
+    groups = groups_of(factors)
     found: dict[str, Any] = {}
-    for held in LATENTS:
-        own = [row for row in rows if row["held"] == held]
-        kept = next(group for group, holder in HOLDER.items() if holder == held)
-        other = next(group for group, holder in HOLDER.items() if holder != held)
-        found[held] = {
+    for given in LATENTS:
+        own = [row for row in rows if row["given"] == given]
+        kept = next(group for group, holder in HOLDER.items() if holder == given)
+        other = next(group for group, holder in HOLDER.items() if holder != given)
+        found[given] = {
             "clips": len({row["place"] for row in own}),
             "videos": len(own),
             "kept": _kept(clips, own, groups[kept]),
@@ -119,23 +118,23 @@ def sampling_rows(
     """The lines of the CSV, one for each video."""
     lines = []
     for row in rows:
-        place = row["place"]
+        place, given = row["place"], row["given"]
         line = {
-            "measurement": f"{row['held']} held",
+            "measurement": f"{given} held",
             "seed": row["seed"],
-            f"{row['held']}_of": clips.index[place],
-            f"{row['held']}_path": clips.path[place],
+            f"{given}_of": clips.index[place],
+            f"{given}_path": clips.path[place],
         }
         for name, names in classes.items():
             seen = row["seen"][name]
-            line[f"{name}_of_{row['held']}"] = names[clips.labels[name][place]]
+            line[f"{name}_of_{given}"] = names[clips.labels[name][place]]
             line[f"{name}_seen"] = names[seen] if seen >= 0 else None
         lines.append(line)
     return lines
 
 
 def _kept(clips: Clips, rows: Sequence[Sampled], names: Sequence[str]) -> dict[str, Any]:
-    """Means over clips: the videos of one clip are no independent samples."""
+    """Means over clips, since the videos of one clip are not independent samples."""
     if not names:
         return {"reason": "the data have no labels of this group"}
     places = np.array([row["place"] for row in rows])
@@ -159,11 +158,13 @@ def _kept(clips: Clips, rows: Sequence[Sampled], names: Sequence[str]) -> dict[s
 def _variety(
     clips: Clips, rows: Sequence[Sampled], names: Sequence[str], seed: int
 ) -> dict[str, Any]:
-    """For each factor, and for all of the group as one: entropy of the verdicts over the videos of
-    one clip, over all videos, and of the data's labels, in bits; what as many draws from the data
-    would have per clip; total variation between all verdicts and the data; how often the video
-    shows the very class of the clip, and how often a draw from the data would; how often nothing
-    known is seen."""
+    """How the verdicts vary, for each factor and for all of the group as one.
+
+    Entropies are in bits: of the verdicts on one clip's videos (and of as many draws from the
+    data), of all verdicts, of the data's labels. Then the total variation between all verdicts
+    and the labels, how often a video shows the clip's own class (and a draw from the data would),
+    and how often the judge knows no class.
+    """
     if not names:
         return {"reason": "the data have no labels of this group"}
     members = {name: (name,) for name in names} | ({"all": tuple(names)} if names[1:] else {})
@@ -189,7 +190,7 @@ def _variety(
 def _as_one(
     labels: Sequence[NDArray[np.int64]], seen: Sequence[NDArray[np.int64]]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Several factors' classes as those of one: of the data, (N,), and of the videos, (V,)."""
+    """Several factors as one: the combined classes of the data, (N,), and of the videos, (V,)."""
     rows = np.concatenate([np.stack(labels, 1), np.stack(seen, 1)])
     codes = np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
     number = len(labels[0])
@@ -197,7 +198,7 @@ def _as_one(
 
 
 def _bits_of_draws(labels: NDArray[np.int64], number: int, seed: int) -> float:
-    """Mean entropy of so many clips drawn from the data: few videos can't show all classes."""
+    """Mean entropy of `number` clips drawn from the data: few videos can't show all classes."""
     draws = np.random.default_rng([seed, 3]).choice(labels, (DRAWS, number))
     return float(np.mean([entropy_bits(each) for each in draws]))
 

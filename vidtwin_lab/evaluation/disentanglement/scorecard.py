@@ -1,4 +1,4 @@
-"""The five measurements of a split into structure and dynamics, in one table and one figure."""
+"""The scorecard of a split into structure and dynamics: five measurements, a table, a figure."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from vidtwin_lab.evaluation.disentanglement.clips import (
     choose_factors,
     draw_pairs,
     encode_clips,
+    groups_of,
 )
 from vidtwin_lab.evaluation.disentanglement.config import DisentanglementConfig
 from vidtwin_lab.evaluation.disentanglement.figure import Line, draw_scorecard
@@ -52,13 +53,13 @@ from vidtwin_lab.evaluation.report import (
     Processes,
     Report,
     data_protocol,
+    fields_of,
     merge_skipped,
     model_protocol,
     software_protocol,
 )
 
 __all__ = ["describe", "measure"]
-
 
 Found = dict[str, Any]
 
@@ -104,11 +105,11 @@ def measure(config: DisentanglementConfig, processes: Processes) -> Report:
 
     Args:
         config: what to measure.
-        processes: who shares the work.
+        processes: that share the work.
     Returns:
-        Report: one line of the CSV for each pair and each sampled video.
+        Report: with a line of the CSV for each pair and each sampled video.
     Raises:
-        ValueError: for what does not fit together, or data that can't answer; saying which.
+        ValueError: for parts that don't fit each other, or data that are too few.
     """
     subject = _subject(config, processes)
     pipe = None
@@ -177,7 +178,7 @@ def _find(
 
 
 def scorecard(found: Mapping[str, Any]) -> list[Line]:
-    """The numbers of the table and the figure, each with what chance and perfection would give."""
+    """The numbers of the table and the figure, each with its chance level and its ceiling."""
     return [
         *_swap_lines(found["swap"]),
         *_consistency_lines(found["consistency"]),
@@ -240,11 +241,11 @@ def _probes(
 
 
 def _gap(wanted: Found, leaked: Found) -> float:
-    """Usable bits of a factor in the latent that should hold it less those in the other, as a
-    share of all there are: 1 where only the right latent tells, 0 where both do.
+    """Bits that a probe gets of a factor from the latent that should hold it, less those from the
+    other, as a share of the labels' bits: 1 if only the right latent holds it, 0 if both do.
 
-    Source: after the mutual information gap (Chen et al., arXiv 1802.04942), which takes the two
-    best entries of a latent, and no reader.
+    Source: after the mutual information gap (Chen et al., arXiv 1802.04942), which compares the
+    two best entries of a latent and trains no probe.
     """
     return float((max(0.0, wanted["bits"]) - max(0.0, leaked["bits"])) / wanted["bits_of_labels"])
 
@@ -266,8 +267,7 @@ def _retrieval(clips: Clips, factors: Factors) -> Found:
 
 def _groups(factors: Factors) -> dict[str, tuple[str, ...]]:
     """Content and motion, where the data have labels of them."""
-    groups = {"content": tuple(factors.content), "motion": tuple(factors.motion)}
-    return {group: names for group, names in groups.items() if names}
+    return {group: names for group, names in groups_of(factors).items() if names}
 
 
 def _other(latent: str) -> str:
@@ -305,39 +305,36 @@ def _probe_lines(found: Mapping[str, Any]) -> list[Line]:
     return [
         Line(
             f"probe: {group} from {latent}",
-            found[f"{group}_from_{latent}"]["mean"]["accuracy"],
-            _chance_of_probes(found[f"{group}_from_{latent}"]["mean"]),
+            mean["accuracy"],
+            # The better of the two ways of knowing nothing.
+            float(max(mean["majority"], mean.get("permuted", 0.0))),
             None,
             HOLDER[group] == latent,
         )
-        for group, latent in _by_use(found, "_from_")
+        for group, latent, mean in _means(found, "_from_")
     ]
-
-
-def _chance_of_probes(mean: Mapping[str, Any]) -> float:
-    """The better of the two ways of knowing nothing."""
-    return float(max(mean["majority"], mean.get("permuted", 0.0)))
 
 
 def _retrieval_lines(found: Mapping[str, Any]) -> list[Line]:
     return [
         Line(
             f"nearest by {latent}: same {group}",
-            found[f"{group}_by_{latent}"]["mean"]["precision_at_1"],
-            found[f"{group}_by_{latent}"]["mean"]["precision_by_chance"],
+            mean["precision_at_1"],
+            mean["precision_by_chance"],
             None,
             HOLDER[group] == latent,
         )
-        for group, latent in _by_use(found, "_by_")
-        if "precision_at_1" in found[f"{group}_by_{latent}"]["mean"]
+        for group, latent, mean in _means(found, "_by_")
+        if "precision_at_1" in mean
     ]
 
 
-def _by_use(found: Mapping[str, Any], word: str) -> list[tuple[str, str]]:
-    """(group, latent) of what was measured: first what is wanted, then what leaks."""
+def _means(found: Mapping[str, Any], word: str) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """(group, latent, mean over the factors): first what is wanted, then what leaks."""
     pairs = [(group, latent) for group in HOLDER for latent in LATENTS]
     pairs.sort(key=lambda pair: HOLDER[pair[0]] != pair[1])
-    return [(group, latent) for group, latent in pairs if f"{group}{word}{latent}" in found]
+    keys = {(group, latent): f"{group}{word}{latent}" for group, latent in pairs}
+    return [(*pair, found[key]["mean"]) for pair, key in keys.items() if key in found]
 
 
 def _sampling_lines(found: Mapping[str, Any]) -> list[Line]:
@@ -345,16 +342,8 @@ def _sampling_lines(found: Mapping[str, Any]) -> list[Line]:
     for group, latent in HOLDER.items():
         kept = found.get(latent, {}).get("kept", {})
         if "all" in kept:
-            ceiling = kept["all"]["reconstruction"]["value"]
-            lines.append(
-                Line(
-                    f"sampled to held {latent}: {group} kept",
-                    kept["all"]["kept"],
-                    None,
-                    ceiling,
-                    True,
-                )
-            )
+            name, ceiling = f"sampled to held {latent}: {group} kept", kept["all"]["reconstruction"]
+            lines.append(Line(name, kept["all"]["kept"], None, ceiling["value"], True))
     return lines
 
 
@@ -368,8 +357,7 @@ def _protocol(
             "pipeline": config.pipeline,
             "transformer_digest": weights_digest(pipe.transformer),
             "scheduler": type(pipe.scheduler).__name__,
-            "steps": config.sampling.steps,
-            "given_guidance_scale": config.sampling.given_guidance_scale,
+            **fields_of(config.sampling, "steps", "given_guidance_scale"),
             "clips": min(config.sampling.clips, counts["clips"]),
             "videos_per_clip": config.sampling.videos_per_clip,
             "seeds": "seed + place of the clip * videos_per_clip + number of the video",
@@ -390,8 +378,7 @@ def _protocol(
         },
         "probes": config.probes,
         "sampling": sampling,
-        "batch_size": config.batch_size,
-        "seed": config.seed,
+        **fields_of(config, "batch_size", "seed"),
         **software_protocol(processes),
     }
 

@@ -1,4 +1,4 @@
-"""Structure of one clip, dynamics of another: what the video shows, and what it encodes to.
+"""Structure of one clip, dynamics of another: what the video shows, and the latents of it.
 
 Axes: N clips, P pairs, B batch, D latent values.
 Source: swapping as in DSVAE (Li and Mandt, arXiv 1803.02991), judged by a classifier as in S3VAE
@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 from vidtwin import VidTwinAutoencoder
 from vidtwin.data import Factors
 from vidtwin.media import to_uint8
-from vidtwin_lab.evaluation.disentanglement.clips import LATENTS, Clips, flatten_latents
+from vidtwin_lab.evaluation.disentanglement.clips import LATENTS, Clips, flatten_latents, groups_of
 from vidtwin_lab.evaluation.intervals import chance_of, mean_interval, share_of
 from vidtwin_lab.evaluation.judges.choice import Judge
 from vidtwin_lab.evaluation.report import Processes, batches_of
 
 __all__ = ["Swap", "consistency", "swap_accuracy", "swap_pairs"]
-
 
 # Which of a pair's two clips each latent of the swapped video comes from.
 GIVER = {"structure": 0, "dynamics": 1}
@@ -89,13 +88,12 @@ def swap_accuracy(clips: Clips, swaps: Sequence[Swap], factors: Factors) -> dict
     Returns:
         For "content" and "motion", for each factor and for all of the group at once: swap (share
         of the pairs that show what was given), other (those that show the other clip's: leakage),
-        neither, chance (a clip of the data drawn instead), and the ceilings real and
-        reconstruction (share of the clips that the judge reads right).
+        neither, chance (for a clip drawn from the data instead), and the ceilings real and
+        reconstruction (share of the clips, and of their reconstructions, that are judged right).
     """
     places = np.array([swap["pair"] for swap in swaps])  # (P, 2)
-    groups = {"content": tuple(factors.content), "motion": tuple(factors.motion)}
     found: dict[str, Any] = {}
-    for group, names in groups.items():
+    for group, names in groups_of(factors).items():
         if not names:
             found[group] = {"reason": f"the data have no labels of {group}"}
             continue
@@ -120,8 +118,8 @@ def swap_accuracy(clips: Clips, swaps: Sequence[Swap], factors: Factors) -> dict
 def consistency(clips: Clips, swaps: Sequence[Swap]) -> dict[str, Any]:
     """Whether a swapped video encodes to the latents that it was decoded from.
 
-    Latents are compared as deviations from the mean over all clips; not divided by their spread,
-    which would blow up the values that the KL term has silenced.
+    Latents are compared as deviations from the mean over all clips, not divided by their spread,
+    which would enlarge the values that the KL term keeps near zero.
 
     Returns:
         For each latent: cosine with the clip that gave it (`kept`) and with the other (`other`),

@@ -19,7 +19,6 @@ from vidtwin_lab.evaluation.judges.shapes_judge import judge_video
 
 __all__ = ["UNKNOWN", "ClassifierJudge", "Judge", "ShapesJudge", "build_judge"]
 
-
 UNKNOWN = -1  # like nothing known
 OBJECT_FACTORS = ("color", "shape", "motion")
 

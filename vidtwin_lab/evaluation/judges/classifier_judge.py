@@ -29,9 +29,8 @@ __all__ = [
     "confusion",
     "flat_row",
     "load_classifier",
-    "percent",
+    "probabilities_of",
 ]
-
 
 GROUPS = 8  # of the normalisation, which must not look at the other clips of a batch
 MODEL_FOLDER = "classifier"
@@ -157,6 +156,15 @@ class VideoClassifier(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[m
         return {name: each.float().softmax(1) for name, each in logits.items()}
 
 
+def probabilities_of(model: VideoClassifier, video: Tensor) -> list[dict[str, list[float]]]:
+    """Factor -> probability of each class, for each of (B, 3, T, H, W) videos."""
+    found = model.predict(video)
+    return [
+        {name: each[place].double().tolist() for name, each in found.items()}
+        for place in range(len(video))
+    ]
+
+
 def load_classifier(path: str, key: str) -> VideoClassifier:
     """A trained classifier, by its own folder or that of the training's results.
 
@@ -231,11 +239,3 @@ def flat_row(row: Mapping[str, Any], factors: Factors) -> dict[str, Any]:
         line[f"{name}_seen"] = names[seen]
         line[f"{name}_probability"] = row["probabilities"][name][seen]
     return line
-
-
-def percent(share: Mapping[str, Any]) -> str:
-    """A share with its interval, in percent."""
-    if share["value"] is None:
-        return "-"
-    value, low, high = (100 * share[key] for key in ("value", "low", "high"))
-    return f"{value:.1f} ({low:.1f} to {high:.1f})"

@@ -27,7 +27,7 @@ from vidtwin.data.synthetic.shapes.attributes import (
 from vidtwin.data.synthetic.shapes.rendering import check_size
 from vidtwin_lab.evaluation.judges.shape_and_motion import Track, judge_object
 
-__all__ = ["JudgedObject", "Judgement", "judge_against", "judge_video"]
+__all__ = ["JudgedObject", "Judgement", "judge_video"]
 
 Array = NDArray[np.float32]
 OBJECT_ATTRIBUTES = ("color", "shape", "motion")
@@ -64,7 +64,15 @@ class Judgement:
     def against(
         self, attributes: ShapesAttributes, match_by: Sequence[str] = OBJECT_ATTRIBUTES
     ) -> dict[str, bool]:
-        """Which of the asked attributes were seen: see `judge_against`."""
+        """Which of the asked attributes were seen.
+
+        Args:
+            attributes: what was asked for; its texture is not judged.
+            match_by: what decides which of two objects is compared with which: the pairing that
+                gets most of these right.
+        Returns:
+            "color", "shape", "motion" (right for every object) and "background".
+        """
         seen = self.objects + (JudgedObject(),) * (len(attributes.objects) - len(self.objects))
         pairings = [
             list(zip(attributes.objects, order, strict=True))
@@ -113,26 +121,6 @@ def judge_video(video: np.ndarray, num_objects: int | None = None) -> Judgement:
     objects = [JudgedObject(name, *judge_object(opacity, track)) for name, opacity, track in found]
     objects += [JudgedObject()] * ((num_objects or 0) - len(objects))
     return Judgement(_nearest(background, BACKGROUNDS, FARTHEST_BACKGROUND), tuple(objects))
-
-
-def judge_against(
-    video: np.ndarray,
-    attributes: ShapesAttributes,
-    match_by: Sequence[str] = OBJECT_ATTRIBUTES,
-) -> dict[str, bool]:
-    """Which of the asked attributes a video shows.
-
-    Args:
-        video: (T, H, W, 3), uint8, or float in [0, 1].
-        attributes: what was asked for; its texture is not judged.
-        match_by: what decides which of two objects is compared with which: the pairing that gets
-            most of these right.
-    Returns:
-        "color", "shape", "motion" (right for every object) and "background".
-    Raises:
-        ValueError: as `judge_video`.
-    """
-    return judge_video(video, len(attributes.objects)).against(attributes, match_by)
 
 
 def _to_levels(video: np.ndarray) -> Array:
