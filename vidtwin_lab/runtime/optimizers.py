@@ -160,7 +160,7 @@ def _matrices(model: nn.Module) -> list[nn.Parameter]:
     if not matrices:
         raise ValueError(
             f"`optimizer.name`=muon is for matrices in repeated blocks, and "
-            f"{type(model).__name__} trains none; set optimizer.name=adamw"
+            f"{sharding.class_name(model)} trains none; set optimizer.name=adamw"
         )
     return matrices
 
