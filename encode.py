@@ -127,7 +127,7 @@ def main() -> None:
     runtime.configure_logging()
     arguments = runtime.parse_arguments("Encodes a data set into a latent cache.", training=False)
     config = runtime.load_config(EncodeConfig, arguments.config, arguments.overrides)
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    accelerator = runtime.start_accelerator(mixed_precision=config.mixed_precision)
     runtime.check_launched_precision(accelerator)
     model, found = load_autoencoder(config.autoencoder, untrained=arguments.dry_run)
     about = {"autoencoder": str(found), "device": accelerator.device.type}

@@ -77,12 +77,10 @@ def main() -> None:
 def measure(name: str, config: Any, *, dry_run: bool) -> None:
     """Makes the measurement, or prints what it would be."""
     # Not before the command line and the config are known to be right: these take seconds.
-    from accelerate import Accelerator
-
     from vidtwin_lab.evaluation.report import Processes, markdown_table, rounded, write_report
 
     module = imported(name)
-    accelerator = Accelerator(mixed_precision="no")
+    accelerator = runtime.start_accelerator(mixed_precision="no")
     runtime.check_launched_precision(accelerator)
     check_folder(Path(config.output), "output=FOLDER")
     if dry_run:

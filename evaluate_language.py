@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 
 from diffusion.text_encoder import TextEncoder
 from vidtwin import nearest_name
@@ -75,7 +75,7 @@ def main() -> None:
 
 def measure_probes(config: CaptionProbesConfig) -> Report:
     """Probes of a frozen text encoder, shared among the processes."""
-    accelerator = Accelerator()
+    accelerator = runtime.start_accelerator()
     processes = Processes(
         rank=accelerator.process_index,
         count=accelerator.num_processes,
@@ -117,7 +117,7 @@ class Run:
 
     def __init__(self, config: Config, encoder: TextEncoder, tasks: list[PreparedTask]) -> None:
         self.config = config
-        self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        self.accelerator = runtime.start_accelerator(mixed_precision=config.mixed_precision)
         runtime.check_launched_precision(self.accelerator)
         count = self.accelerator.num_processes
         if config.batch_size % count:
@@ -170,9 +170,9 @@ def finetune(run: Run, task: PreparedTask, seed: int) -> TaskResult:
     )
     unwrapped.to(accelerator.device).train()
     schedule = config.schedule(steps)
-    optimizer = runtime.build_optimizer(unwrapped.parameters(), schedule)
+    optimizer = runtime.build_optimizer(unwrapped, schedule)
     model, optimizer = accelerator.prepare(unwrapped, optimizer)
-    scheduler = runtime.build_scheduler(optimizer, schedule, steps)
+    learning_rate = runtime.learning_rate_schedule(schedule, steps)
     guard, timer = runtime.NonFiniteGuard(), runtime.StepTimer()
     mean = runtime.mean_over_processes(accelerator)
     batches = task.batches(config.batch_size, seed, processes=count)
@@ -180,6 +180,7 @@ def finetune(run: Run, task: PreparedTask, seed: int) -> TaskResult:
     for step in range(steps):
         places = next(batches)
         runtime.seed_step(seed, rank, step)
+        runtime.set_learning_rate(optimizer, learning_rate(step))
         samples = [task.train[place] for place in places[rank::count]]
         tokens, mask, types = unwrapped.batch(samples, accelerator.device)
         labels = unwrapped.labels(samples, accelerator.device)
@@ -192,11 +193,13 @@ def finetune(run: Run, task: PreparedTask, seed: int) -> TaskResult:
         if guard.ok(accelerator, loss.detach(), norm):
             optimizer.step()
         optimizer.zero_grad()
-        scheduler.step()
         timer.step(len(places))
         bar.update()
         if step + 1 == steps or (step + 1) % config.log_every == 0:
-            logs = {"loss": mean(loss.detach()), "learning_rate": scheduler.get_last_lr()[0]}
+            logs: dict[str, Any] = {
+                "loss": mean(loss.detach()),
+                "learning_rate": learning_rate(step),
+            }
             logs |= {"gradient_norm": norm, "nonfinite_steps": guard.total, **timer.report()}
             run.trackers.log({f"{name}/{key}": value for key, value in logs.items()}, step + 1)
             bar.set_postfix(loss=f"{float(logs['loss']):.4g}")

@@ -39,7 +39,7 @@ from vidtwin.reconstruction import (
     weights_digest,
 )
 from vidtwin.tiling import Layout, tile_starts
-from vidtwin_lab.runtime import run_main
+from vidtwin_lab.runtime import refuse_several_processes, run_main
 
 ROOT = Path(__file__).resolve().parent
 SHIPPED_MODEL = ROOT / "checkpoints" / "shapes" / "autoencoder"
@@ -103,6 +103,7 @@ def known_device(text: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
+    refuse_several_processes("reconstruct.py")
     if arguments.demo:
         prepare_demo(arguments)
         if arguments.dry_run:

@@ -106,11 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     prompts = read_prompts(arguments)
     check_folder(arguments.output)
 
-    from accelerate import Accelerator
-
     from vidtwin.media import contact_sheet
 
-    accelerator = Accelerator(cpu=arguments.device == "cpu")
+    accelerator = runtime.start_accelerator(cpu=arguments.device == "cpu")
     pipeline = load_pipeline(arguments, accelerator)
     requests = plan(arguments, pipeline, prompts)
     options = sampling_options(arguments, pipeline)

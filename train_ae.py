@@ -107,9 +107,11 @@ def train(config: TrainConfig, resume: str | None) -> None:
         adversary = Adversary(run, discriminator, objective)
     run.resume(
         resume,
-        objective,
-        *([] if adversary is None else [adversary.guard, adversary.scheduler]),
-        video_writer=write_video,
+        {
+            "objective": objective,
+            **({} if adversary is None else {"discriminator_guard": adversary.guard}),
+        },
+        write_video,
     )
     loader = build_loader(
         dataset,
@@ -147,9 +149,6 @@ def train(config: TrainConfig, resume: str | None) -> None:
             if adversary is not None and objective.discriminator_active(step):
                 logs |= adversary.step(pairs, step)
         run.optimizer.zero_grad()
-        run.scheduler.step()
-        if adversary is not None:
-            adversary.scheduler.step()
         run.log(step, logs)
         if held_out is not None and run.due(step, config.validate_every):
             validate(run, held_out, objective, step)
@@ -191,7 +190,7 @@ def validate(run: Run, clips: Any, objective: AutoencoderLoss, step: int) -> Non
 
 
 class Adversary:
-    """The discriminator's side of a step: its own optimizer, schedule and update."""
+    """The discriminator's side of a step: its own optimizer and update."""
 
     def __init__(
         self,
@@ -204,9 +203,8 @@ class Adversary:
         self.guard = runtime.NonFiniteGuard(config.max_nonfinite_steps)
         settings = config.discriminator_optimizer
         self.max_grad_norm = settings.max_grad_norm
-        optimizer = runtime.build_optimizer(discriminator.parameters(), settings)
-        self.discriminator, self.optimizer = run.accelerator.prepare(discriminator, optimizer)
-        self.scheduler = runtime.build_scheduler(self.optimizer, settings, config.steps)
+        self.discriminator = run.accelerator.prepare(discriminator)
+        self.optimizer = run.add_optimizer(settings, discriminator)
 
     def step(self, pairs: list[tuple[Tensor, Tensor]], step: int) -> dict[str, Any]:
         """One update on the step's videos and their reconstructions; returns its logs."""

@@ -108,7 +108,7 @@ def train(config: TrainConfig, resume: str | None) -> None:
     accelerator = run.accelerator
     inputs = find_inputs(config, accelerator.device, autocast=accelerator.autocast)
     run.prepare(build_transformer(inputs.transformer_sizes(config.model), config.init_from))
-    run.resume(resume, inputs, video_writer=write_video)
+    run.resume(resume, {"inputs": inputs}, write_video)
     if not run.start_step:
         gather = functools.partial(runtime.gather_rows, accelerator)
         settings = (config.stats_samples, config.validation_batch_size)
@@ -140,7 +140,6 @@ def train(config: TrainConfig, resume: str | None) -> None:
             run.optimizer.step()
             run.update_ema()
         run.optimizer.zero_grad()
-        run.scheduler.step()
         run.log(step, logs)
         if run.due(step, config.validate_every):
             validate(run, inputs, pipeline, step)

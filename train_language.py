@@ -109,7 +109,6 @@ def train(config: TrainConfig, resume: str | None) -> None:
             run.optimizer.step()
             run.update_ema()
         run.optimizer.zero_grad()
-        run.scheduler.step()
         run.log(step, logs)
         if held_out is not None and run.due(step, config.validate_every):
             validate(run, objective, held_out, step)

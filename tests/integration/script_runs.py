@@ -217,6 +217,8 @@ def _be_script(
         of_all = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
         of_one = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         os.environ |= of_all | of_one | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        # Which torchrun does not set, and most users neither.
+        os.environ.pop("ACCELERATE_USE_CPU", None)
     os.environ |= environment
     os.chdir(folder)
     sys.argv = command

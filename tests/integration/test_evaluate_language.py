@@ -276,6 +276,17 @@ def test_two_processes_agree_with_one(text_encoders, glue, tmp_path):
         assert len(file.read_text().splitlines()) == 6
 
 
+def test_sharding_is_refused(text_encoders, glue, tmp_path, monkeypatch):
+    words = ["glue", f"text_encoder.name={text_encoders['bert']}", f"data.path={glue}", *QUICK,
+             "data.tasks=[sst2]", f"output={tmp_path / 'one'}"]  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_FSDP", "true")
+        patch.setenv("FSDP_VERSION", "2")
+        assert "FSDP2, which is for the training scripts" in evaluate(*words).refused()
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert "DeepSpeed" in evaluate(*words).refused()
+
+
 def test_bad_input_is_one_line_and_exit_code_2(text_encoders, glue, squad, tmp_path):
     text_encoder = f"text_encoder.name={text_encoders['bert']}"
     other = tmp_path / "other"

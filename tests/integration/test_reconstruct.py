@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import save_file
-from script_runs import ROOT, Ended, read_back, read_json, run, run_python, weights
+from script_runs import ROOT, Ended, read_back, read_json, run, run_apart, run_python, weights
 
 from vidtwin import VidTwinAutoencoder
 from vidtwin.media import write_video
@@ -52,6 +52,15 @@ def reconstruct(workdir) -> Callable[..., Ended]:
         return run("reconstruct", *arguments, *given, "--lpips", "none", folder=workdir)
 
     return call
+
+
+def test_several_processes_are_refused(workdir, tmp_path) -> None:
+    words = ("videos", "--model", "model", "--lpips", "none", "--output", tmp_path / "out")
+    ended = run_apart("reconstruct", *words, folder=workdir, processes=2)
+    lines = [line for line in ended.err.splitlines() if "error: " in line]
+    assert ended.code == 2 and "Traceback" not in ended.err
+    assert lines and all("reconstruct.py is one process, 2 were started" in x for x in lines)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder(reconstruct, workdir, tmp_path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from script_runs import (
     ROOT,
     assert_same_records,
@@ -81,6 +82,10 @@ def test_autoencoder_equals_one_process(autoencoders):
     [
         pytest.param(DIFFUSION, id="diffusion"),
         pytest.param((*DIFFUSION, "accumulation=2", "gradient_checkpointing=true"), id="micro"),
+        pytest.param(
+            (*DIFFUSION, "optimizer.fused=true", "optimizer.decay_norms_and_biases=false"),
+            id="fused",
+        ),
         pytest.param(language("mlm", "ema.enabled=true"), id="bert"),  # tied embeddings
         pytest.param(language("albert"), id="albert"),  # one block, called for every layer
         pytest.param(language("rtd"), id="electra"),  # two models that share embeddings
@@ -164,9 +169,87 @@ def test_what_is_not_done_is_refused(environment, told, tmp_path):
 
 def test_processes_without_a_device_are_one_run(tmp_path):
     command = (*DIFFUSION, f"output={tmp_path}", "steps=2", "optimizer.warmup_steps=0")
-    run_apart(*command, processes=2, environment={"ACCELERATE_USE_CPU": "false"}).done()
+    run_apart(*command, processes=2).done()
     (checkpoint,) = (tmp_path / "checkpoints").iterdir()
     assert read_json(checkpoint / "progress.json")["num_processes"] == 2
+
+
+# The third loss of one process is not finite.
+POISONED = """
+import os, runpy, sys
+from diffusion import training
+
+def losses_of(*arguments):
+    losses = original(*arguments)
+    steps.append(len(steps) + 1)
+    if os.environ["RANK"] == "1" and steps[-1] == 3:
+        losses = losses._replace(total=losses.total * float("nan"))
+    return losses
+
+original, training.losses_of, steps = training.losses_of, losses_of, []
+runpy.run_path("train_diffusion.py", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("environment", [FSDP2, {}], ids=["fsdp2", "ddp"])
+def test_a_loss_of_one_process_that_is_not_finite_skips_the_step_on_all(environment, tmp_path):
+    script, output = tmp_path / "poisoned", tmp_path / "run"
+    script.with_suffix(".py").write_text(POISONED)
+    options = (*DIFFUSION[1:], "steps=4", "save_every=1", "validate_every=4", "sample_classes=[]",
+               "keep_checkpoints=null", "optimizer.warmup_steps=0", f"output={output}")  # fmt: skip
+    sharded(str(script), *options, environment=environment)
+    assert [r["nonfinite_steps"] for r in records(output) if "loss/total" in r] == [0, 0, 1, 1]
+    before, after, later = (
+        weights(output / "checkpoints" / f"step_00000000{step}" / "model.safetensors")
+        for step in (2, 3, 4)
+    )
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not all(torch.equal(after[name], later[name]) for name in after)
+
+
+def test_muon_sharded_goes_on_as_it_began(tmp_path):
+    one, two, again = (tmp_path / name for name in ("one", "two", "again"))
+    command = (*DIFFUSION, "optimizer.name=muon", "optimizer.weight_decay=0.1")
+    run(*command, f"output={one}").done()
+    sharded(*command, f"output={two}")
+    # Muon's iteration is in bfloat16, whose rounding is what the two differ by.
+    assert_same_records(one, two, rel=2e-2, abs=2e-3)
+    middle = two / "checkpoints" / "step_000000004"
+    sharded(*command, f"output={again}", "--resume", middle)
+    last = f"checkpoints/step_{STEPS:09d}/model.safetensors"
+    assert_same_weights(two / last, again / last)
+
+
+def test_eight_bit_states_are_not_sharded(tmp_path):
+    command = (*DIFFUSION, f"output={tmp_path}", "optimizer.name=adamw_8bit")
+    ended = run_apart(*command, processes=2, environment=FSDP2)
+    lines = [line for line in ended.err.splitlines() if "error: " in line]
+    assert ended.code == 2 and "Traceback" not in ended.err
+    assert lines and all("does not work with FSDP2; set optimizer.name=adamw" in x for x in lines)
+
+
+@pytest.mark.parametrize("asked", [FSDP2, {"ACCELERATE_USE_DEEPSPEED": "true"}])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("encode", "--config", "configs/encode/shapes_debug.yaml", "output={}"),
+        ("sample", "--prompt", "a red circle", "--output", "{}"),
+        (
+            "evaluate",
+            "adherence",
+            "--config",
+            "configs/evaluation/adherence_debug.yaml",
+            "output={}",
+        ),
+    ],
+    ids=lambda command: command[0],
+)
+def test_sharding_is_for_trainings(command, asked, tmp_path, monkeypatch):
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+    words = [word.format(tmp_path / "out") for word in command]
+    line = run(*words).refused()
+    assert "FSDP2" in line
 
 
 def test_the_configs_ask_for_what_we_do(monkeypatch):

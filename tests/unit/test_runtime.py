@@ -33,17 +33,18 @@ from vidtwin_lab.runtime import (
     RunFolder,
     build_ema,
     build_optimizer,
-    build_scheduler,
     build_trackers,
     checkpoints,
     clip_gradients,
     config_to_dict,
     ema_weights,
+    learning_rate_schedule,
     load_config,
     parse_arguments,
     run_main,
     save_config,
     seed_step,
+    set_learning_rate,
 )
 from vidtwin_lab.runtime.run_config import SCHEDULES
 
@@ -354,14 +355,8 @@ def test_seed_step_depends_on_all_three_numbers_and_nothing_else():
 
 
 def rates(config: OptimizerConfig, total_steps: int, count: int) -> list[float]:
-    optimizer = build_optimizer(nn.Linear(2, 2).parameters(), config)
-    scheduler = build_scheduler(optimizer, config, total_steps)
-    values = []
-    for _ in range(count):
-        values.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return values
+    schedule = learning_rate_schedule(config, total_steps)
+    return [schedule(step) for step in range(count)]
 
 
 def test_warmup_cosine_laws():
@@ -395,12 +390,9 @@ def test_warmup_cosine_equals_the_released_schedule(name, peak, start):
     case = json.loads(LOSS_CASE.read_text())
     total = case["lr_schedule_total_steps"]
     config = OptimizerConfig(learning_rate=peak, warmup_steps=5000, warmup_start=start)
-    scheduler = build_scheduler(
-        build_optimizer(nn.Linear(1, 1).parameters(), config), config, total
-    )
+    schedule = learning_rate_schedule(config, total)
     for step, expected in case["lr_schedule"][name].items():
-        value = config.learning_rate * scheduler.lr_lambdas[0](int(step))
-        assert value == pytest.approx(expected, rel=1e-12, abs=0.0), step
+        assert schedule(int(step)) == pytest.approx(expected, rel=1e-12, abs=0.0), step
 
 
 @pytest.mark.parametrize(
@@ -430,13 +422,12 @@ def test_schedules_are_ours_and_those_of_diffusers_that_need_no_table():
 
 def test_warmup_longer_than_the_run_is_an_error():
     config = OptimizerConfig(warmup_steps=10)
-    optimizer = build_optimizer(nn.Linear(1, 1).parameters(), config)
     with pytest.raises(ValueError, match="`warmup_steps` must be less than the run's 10 steps"):
-        build_scheduler(optimizer, config, 10)
+        learning_rate_schedule(config, 10)
     with pytest.raises(ValueError, match="`total_steps` must be >= 1, got 0"):
-        build_scheduler(optimizer, config, 0)
+        learning_rate_schedule(config, 0)
     with pytest.raises(ValueError, match="no parameter to train"):
-        build_optimizer(nn.Linear(1, 1).requires_grad_(False).parameters(), config)
+        build_optimizer(nn.Linear(1, 1).requires_grad_(False), config)
 
 
 # EMA and guard
@@ -506,19 +497,20 @@ class Run:
         torch.manual_seed(init)
         self.accelerator = Accelerator(cpu=True)
         model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
-        optimizer = build_optimizer(model.parameters(), self.config)
-        self.scheduler = build_scheduler(optimizer, self.config, 20)
+        optimizer = build_optimizer(model, self.config)
+        self.schedule = learning_rate_schedule(self.config, 20)
         ema = build_ema(model, EMAConfig(decay=0.9))
         assert ema is not None
         self.ema = ema
         self.guard = NonFiniteGuard()
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.accelerator.register_for_checkpointing(self.scheduler, self.ema, self.guard)
+        self.accelerator.register_for_checkpointing(self.ema, self.guard)
 
     def train(self, first: int, last: int, reseed: bool = True) -> None:
         for step in range(first, last):
             if reseed:
                 seed_step(0, 0, step)
+            set_learning_rate(self.optimizer, self.schedule(step))
             loss = self.model(torch.randn(5, 4)).square().mean()
             if step == 4:
                 loss = loss * math.nan
@@ -528,7 +520,6 @@ class Run:
                 self.optimizer.step()
                 self.ema.step(self.model.parameters())
             self.optimizer.zero_grad()
-            self.scheduler.step()
 
     def state(self) -> list[Any]:
         moments = self.optimizer.state_dict()["state"].values()
@@ -537,8 +528,8 @@ class Run:
             *(value for state in moments for value in state.values()),
             *self.ema.shadow_params,
             torch.tensor(self.ema.optimization_step),
-            torch.tensor(self.scheduler.get_last_lr(), dtype=torch.float64),
-            torch.tensor([self.guard.total, self.scheduler.last_epoch]),
+            torch.tensor(self.optimizer.param_groups[0]["lr"], dtype=torch.float64),
+            torch.tensor(self.guard.total),
             torch.get_rng_state(),
             torch.from_numpy(numpy.random.get_state(legacy=False)["state"]["key"].copy()),
             torch.tensor(random.getstate()[1]),
@@ -808,11 +799,10 @@ _WORKER = """
     assert accelerator.num_processes == 2
     config = OptimizerConfig(warmup_steps=2)
     model = torch.nn.Linear(3, 2)
-    optimizer = build_optimizer(model.parameters(), config)
-    scheduler = build_scheduler(optimizer, config, 10)
+    optimizer = build_optimizer(model, config)
     guard = NonFiniteGuard()
     model, optimizer = accelerator.prepare(model, optimizer)
-    accelerator.register_for_checkpointing(scheduler, guard)
+    accelerator.register_for_checkpointing(guard)
     folder = RunFolder(sys.argv[1])
     folder.claim(config)
     seed_step(0, rank, 0)
@@ -820,8 +810,6 @@ _WORKER = """
     assert guard.ok(accelerator, 0.0)
     assert not guard.ok(accelerator, float("nan") if rank == 1 else 0.0)
     optimizer.step()
-    scheduler.step()
-    assert scheduler.last_epoch == 1
     folder.checkpoints.save(accelerator, 1)
     expected = torch.rand(3)
     torch.nn.init.zeros_(model.module.weight)
@@ -865,10 +853,9 @@ def test_two_processes_save_one_checkpoint_that_one_process_loads(tmp_path, capl
     accelerator = Accelerator(cpu=True)
     config = OptimizerConfig(warmup_steps=2)
     model = nn.Linear(3, 2)
-    optimizer = build_optimizer(model.parameters(), config)
-    scheduler = build_scheduler(optimizer, config, 10)
+    optimizer = build_optimizer(model, config)
     model, optimizer = accelerator.prepare(model, optimizer)
-    accelerator.register_for_checkpointing(scheduler, NonFiniteGuard())
+    accelerator.register_for_checkpointing(guard := NonFiniteGuard())
     assert RunFolder(run_folder).checkpoints.load(accelerator, run_folder) == 1
-    assert scheduler.last_epoch == 1
+    assert guard.total == 1
     assert "was written by 2 processes and is loaded by 1" in caplog.text

@@ -4,6 +4,7 @@ from vidtwin_lab.runtime.command import (
     configure_logging,
     parse_arguments,
     read_training_config,
+    refuse_several_processes,
     run_main,
 )
 from vidtwin_lab.runtime.config import (
@@ -14,6 +15,12 @@ from vidtwin_lab.runtime.config import (
     load_config,
     read_yaml,
     save_config,
+)
+from vidtwin_lab.runtime.optimizers import (
+    build_optimizer,
+    learning_rate_at,
+    learning_rate_schedule,
+    set_learning_rate,
 )
 from vidtwin_lab.runtime.processes import (
     add_share,
@@ -32,17 +39,15 @@ from vidtwin_lab.runtime.run_config import (
     RunConfig,
     check_precision,
 )
+from vidtwin_lab.runtime.sharding import start_accelerator
 from vidtwin_lab.runtime.trackers import Trackers, build_trackers
 from vidtwin_lab.runtime.training import (
     NonFiniteGuard,
     StepTimer,
     build_ema,
-    build_optimizer,
-    build_scheduler,
     clip_gradients,
     compiled,
     ema_weights,
-    learning_rate_at,
     memory_gib,
     progress_bar,
     seed_step,
@@ -65,7 +70,6 @@ __all__ = [
     "add_share",
     "build_ema",
     "build_optimizer",
-    "build_scheduler",
     "build_trackers",
     "check_launched_precision",
     "check_precision",
@@ -79,6 +83,7 @@ __all__ = [
     "format_config",
     "gather_rows",
     "learning_rate_at",
+    "learning_rate_schedule",
     "load_config",
     "mean_over_processes",
     "memory_gib",
@@ -86,10 +91,13 @@ __all__ = [
     "progress_bar",
     "read_training_config",
     "read_yaml",
+    "refuse_several_processes",
     "replace_weights",
     "resume",
     "run_main",
     "save_config",
     "seed_step",
+    "set_learning_rate",
+    "start_accelerator",
     "sync_on_last",
 ]

@@ -21,6 +21,7 @@ from accelerate.utils.other import load as load_tensors
 from vidtwin.files import publish_folder, restore_folder, unfinished_folder, write_json
 from vidtwin_lab.runtime import sharding
 from vidtwin_lab.runtime.config import ConfigError, config_to_dict, flatten, read_yaml, save_config
+from vidtwin_lab.runtime.run_config import CHANGEABLE, FIXED
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,11 @@ class CheckpointFolder:
         path = find_checkpoint(path)
         record = json.loads((path / _PROGRESS).read_text(encoding="utf-8"))
         rank = accelerator.process_index
+        if fixed := self._changes(path, FIXED):
+            raise ConfigError(
+                f"checkpoint {path} can't be continued with {'; '.join(fixed)}; take that back, or "
+                "start from its weights with init_from"
+            )
         if record["num_processes"] != accelerator.num_processes:
             logger.warning(
                 "%s was written by %d processes and is loaded by %d: the random states of the "
@@ -102,11 +108,24 @@ class CheckpointFolder:
             with _without_wrappers(accelerator), _weights_only():
                 # Whole states of all processes need not lie on the device at one time.
                 accelerator.load_state(str(path), map_location="cpu")
-        except (RuntimeError, KeyError, FileNotFoundError) as error:
+        except (RuntimeError, KeyError, ValueError, FileNotFoundError) as error:
             reason = " ".join(str(error).split())
-            raise ValueError(f"checkpoint {path} does not fit this run: {reason}") from error
+            changes = "; ".join(self._changes(path))
+            why = f"its run's config differs ({changes}): {reason}" if changes else reason
+            raise ValueError(f"checkpoint {path} does not fit this run: {why}") from error
         _check_random_state(path / f"random_states_{rank}.pkl")
         return int(record["step"])
+
+    def _changes(self, checkpoint: Path, only: Sequence[str] = ("*",)) -> list[str]:
+        """Where the run's config differs from a checkpoint's, in keys of these patterns."""
+        file = checkpoint / _CONFIG
+        if self.config is None or not file.is_file():
+            return []
+        saved, current = flatten(read_yaml(file)), flatten(config_to_dict(self.config))
+        shared = [key for key in saved.keys() & current.keys() if _fits(key, only)]
+        return _differences(
+            {key: saved[key] for key in shared}, {key: current[key] for key in shared}, CHANGEABLE
+        )
 
     def all(self) -> list[Path]:
         """The finished checkpoints, oldest first."""
@@ -222,12 +241,16 @@ def _step_in(name: str) -> int:
     return int(name.removeprefix("step_"))
 
 
+def _fits(key: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
+
+
 def _differences(
     saved: dict[str, Any], current: dict[str, Any], changeable: Sequence[str]
 ) -> list[str]:
     lines = []
     for key in sorted(saved.keys() | current.keys()):
-        if any(fnmatch.fnmatchcase(key, pattern) for pattern in changeable):
+        if _fits(key, changeable):
             continue
         if key not in saved:
             lines.append(f"{key} was absent, now {current[key]!r}")

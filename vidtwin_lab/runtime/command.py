@@ -116,6 +116,13 @@ def run_main(main: Callable[[], int | None], *expected: type[Exception]) -> NoRe
     sys.exit(code or 0)
 
 
+def refuse_several_processes(script: str) -> None:
+    """Raises ValueError where torchrun or accelerate has started several of a script for one."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1:
+        raise ValueError(f"{script} is one process, {count} were started: python {script} ...")
+
+
 def _refuse_lost_processes() -> None:
     """Raises ValueError where `accelerate launch --cpu --num_processes N` has started one process.
 

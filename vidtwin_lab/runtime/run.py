@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from vidtwin_lab.runtime.checkpoints import RunFolder
+from vidtwin_lab.runtime.optimizers import (
+    build_optimizer,
+    learning_rate_schedule,
+    set_learning_rate,
+)
 from vidtwin_lab.runtime.processes import mean_over_processes, replace_weights, resume
-from vidtwin_lab.runtime.run_config import CHANGEABLE, PRECISIONS, RunConfig
+from vidtwin_lab.runtime.run_config import CHANGEABLE, PRECISIONS, OptimizerConfig, RunConfig
 from vidtwin_lab.runtime.sharding import RunAccelerator, prepare_model
 from vidtwin_lab.runtime.trackers import VideoWriter, build_trackers
 from vidtwin_lab.runtime.training import (
     NonFiniteGuard,
     StepTimer,
     build_ema,
-    build_optimizer,
-    build_scheduler,
     clip_gradients,
     ema_weights,
     progress_bar,
@@ -31,7 +35,7 @@ RunConfigType = TypeVar("RunConfigType", bound=RunConfig)
 
 
 class TrainingRun(Generic[RunConfigType]):
-    """One run's processes, folder, optimizer, schedule, running average, checkpoints and logs.
+    """One run's processes, folder, optimizers, running average, checkpoints and logs.
 
     In the order of use: make it, `prepare` the model, `resume`, and go through `steps`.
 
@@ -39,7 +43,7 @@ class TrainingRun(Generic[RunConfigType]):
         config, accelerator, folder: of the run.
         unwrapped: the model itself, without what DDP and torch.compile put around it.
         model: the prepared model, to be called in training.
-        optimizer, scheduler, ema, guard: of the model; `ema` is None where it is turned off.
+        optimizer, ema, guard: of the model; `ema` is None where it is turned off.
         start_step: steps that were done when the run was resumed.
         trackers: its logs.
         mean: averages a tensor over all processes.
@@ -62,6 +66,7 @@ class TrainingRun(Generic[RunConfigType]):
         self.guard = NonFiniteGuard(config.max_nonfinite_steps)
         self.mean = mean_over_processes(self.accelerator)
         self.start_step = 0
+        self._schedules: list[tuple[torch.optim.Optimizer, Callable[[int], float]]] = []
         torch.manual_seed(config.seed)
 
     @property
@@ -79,11 +84,11 @@ class TrainingRun(Generic[RunConfigType]):
 
     @property
     def learning_rate(self) -> float:
-        """That of the next update."""
+        """That of the present step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def prepare(self, model: nn.Module, *others: nn.Module) -> None:
-        """Puts the model on its device, and makes its optimizer, schedule and running average.
+        """Puts the model on its device, and makes its optimizer and running average.
 
         Args:
             others: their parameters are trained too, but neither clipped nor averaged.
@@ -100,26 +105,39 @@ class TrainingRun(Generic[RunConfigType]):
         self.unwrapped: Any = model.to(device)
         # Sharding exchanges the model's parameters: what holds them comes after it.
         self.model = prepare_model(self.accelerator, model, config.compile)
-        parameters = [p for module in (model, *others) for p in module.to(device).parameters()]
-        optimizer = build_optimizer(parameters, config.optimizer)
-        self.optimizer = self.accelerator.prepare(optimizer)
-        self.scheduler = build_scheduler(self.optimizer, config.optimizer, config.steps)
+        self.optimizer = self.add_optimizer(
+            config.optimizer, model, *(module.to(device) for module in others)
+        )
         self.ema = build_ema(model, config.ema)
 
+    def add_optimizer(
+        self, settings: OptimizerConfig, model: nn.Module, *others: nn.Module
+    ) -> torch.optim.Optimizer:
+        """An optimizer whose learning rate is set at the start of each step."""
+        optimizer = self.accelerator.prepare(build_optimizer(model, settings, *others))
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        self._schedules.append((optimizer, learning_rate_schedule(settings, self.config.steps)))
+        return optimizer
+
     def resume(
-        self, path: str | None, *stateful: Any, video_writer: VideoWriter | None = None
+        self,
+        path: str | None,
+        stateful: Mapping[str, Any] | None = None,
+        video_writer: VideoWriter | None = None,
     ) -> None:
         """Goes on from the newest checkpoint, if there is one, and opens the logs.
 
         Args:
             path: of `--resume`; see `processes.resume`.
             stateful: further objects that belong into a checkpoint, with state_dict and
-                load_state_dict.
+                load_state_dict, by name.
             video_writer: see `build_trackers`.
         """
-        own = (self.guard, self.scheduler, *([] if self.ema is None else [self.ema]))
-        self.accelerator.register_for_checkpointing(*own, *stateful)
+        states = NamedStates({"guard": self.guard, **(stateful or {})}, ema=self.ema)
+        self.accelerator.register_for_checkpointing(states)
         self.start_step = resume(self.accelerator, self.folder, path)
+        if "ema" in states.absent:  # turned on since: it begins with the weights of now
+            self.ema = states.optional["ema"] = build_ema(self.unwrapped, self.config.ema)
         self.trackers = build_trackers(
             self.accelerator,
             self.config.tracker,
@@ -141,6 +159,8 @@ class TrainingRun(Generic[RunConfigType]):
                 batch = next(iterator)
             # After the loader, whose start draws a number.
             seed_step(self.config.seed, self.accelerator.process_index, step)
+            for optimizer, schedule in self._schedules:
+                set_learning_rate(optimizer, schedule(step))
             yield step, batch
         self._bar.close()
         self.trackers.finish()
@@ -192,6 +212,35 @@ class TrainingRun(Generic[RunConfigType]):
             with ema_weights(average, self.unwrapped) as model:
                 if self.accelerator.is_main_process:
                     replace_weights(self.folder.path / folder, files(model))
+        # Here it may take as long as the time-out says; in a sharded model's groups it may not.
+        self.accelerator.wait_for_everyone()
+
+
+class NamedStates:
+    """Several objects' states as one, by name.
+
+    Args:
+        needed: objects with state_dict and load_state_dict.
+        optional: what a run may turn on or off when it branches off; None for what is off.
+
+    Attributes:
+        absent: names of optional objects whose state was not in what was loaded.
+    """
+
+    def __init__(self, needed: Mapping[str, Any], **optional: Any) -> None:
+        self.needed = dict(needed)
+        self.optional = {name: value for name, value in optional.items() if value is not None}
+        self.absent: set[str] = set()
+
+    def state_dict(self) -> dict[str, Any]:
+        objects = {**self.needed, **self.optional}
+        return {name: value.state_dict() for name, value in objects.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.absent = self.optional.keys() - state.keys()
+        for name, value in {**self.needed, **self.optional}.items():
+            if name not in self.absent:
+                value.load_state_dict(state[name])
 
 
 def start_processes(config: RunConfig) -> RunAccelerator:
@@ -205,7 +254,10 @@ def start_processes(config: RunConfig) -> RunAccelerator:
         # Our loops cut their batches themselves; the launcher's own accumulation is not for them.
         gradient_accumulation_steps=1,
         # Our batch norms synchronise themselves; nothing else has buffers to hand around.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=timedelta(minutes=config.collective_timeout_minutes)),
+        ],
     )
     if accelerator.gradient_accumulation_steps != 1:
         raise ValueError(

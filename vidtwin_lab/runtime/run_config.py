@@ -9,6 +9,8 @@ from typing import TypeVar
 RunConfigType = TypeVar("RunConfigType", bound="RunConfig")
 
 PRECISIONS = (None, "no", "bf16")
+MAX_MINUTES = 7 * 24 * 60
+OPTIMIZERS = ("adamw", "muon", "adamw_8bit")
 TRACKERS = ("none", "tensorboard", "wandb")
 # "warmup_cosine" is ours; the others are diffusers', but for the one that needs a table of steps.
 SCHEDULES = (
@@ -29,7 +31,8 @@ CHANGEABLE = (
     "compile",
     "mixed_precision",
     "max_nonfinite_steps",
-    "optimizer.learning_rate",
+    "*optimizer.learning_rate",
+    "*optimizer.fused",
     "*max_grad_norm",
     "num_workers",
     "validation_*",
@@ -37,7 +40,10 @@ CHANGEABLE = (
     "keep_checkpoints",
     "tracker",
     "project",
+    "collective_timeout_minutes",
 )
+# What not even a branch may change, for the optimizer's state would not fit.
+FIXED = ("*optimizer.name", "*optimizer.decay_norms_and_biases")
 
 
 class NonFiniteError(RuntimeError):
@@ -58,8 +64,18 @@ def require(holds: bool, name: str, expected: str, value: object) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW and its learning-rate schedule; steps are optimizer steps."""
+    """An optimizer and its learning-rate schedule; steps are optimizer steps.
 
+    Args:
+        name: "adamw"; "muon", which is Muon for the matrices of the model's blocks and AdamW for
+            the rest, with updates of the same size; "adamw_8bit" of bitsandbytes.
+        fused: update by AdamW's fused kernel, where the device has one.
+        decay_norms_and_biases: let weight decay act on vectors too, as the released code does.
+    """
+
+    name: str = "adamw"
+    fused: bool = False
+    decay_norms_and_biases: bool = True
     learning_rate: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-4
@@ -70,6 +86,10 @@ class OptimizerConfig:
     max_grad_norm: float | None = 1.0
 
     def __post_init__(self) -> None:
+        if self.name not in OPTIMIZERS:
+            raise ValueError(f"`name` must be one of {', '.join(OPTIMIZERS)}; got {self.name!r}")
+        if self.fused and self.name == "adamw_8bit":
+            raise ValueError("`fused` is not for name=adamw_8bit; set fused=false")
         require(0 < self.learning_rate < math.inf, "learning_rate", "> 0", self.learning_rate)
         require(all(0 <= b < 1 for b in self.betas), "betas", "in [0, 1)", self.betas)
         require(self.weight_decay >= 0, "weight_decay", ">= 0", self.weight_decay)
@@ -139,6 +159,8 @@ class RunConfig:
         max_nonfinite_steps: steps in a row without a finite loss and gradient that stop the run.
         tracker: "none", "tensorboard" or "wandb"; metrics.jsonl is written in any case.
         project: the tracker's project.
+        collective_timeout_minutes: how long processes wait for each other before the run fails;
+            longer than the slowest of them may read, write or sample.
         optimizer: of the model.
         ema: the running average of the model's weights, which is what a run leaves for use.
     """
@@ -161,6 +183,7 @@ class RunConfig:
     max_nonfinite_steps: int = 10
     tracker: str = "none"
     project: str = "vidtwin"
+    collective_timeout_minutes: float = 60.0
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EMAConfig = EMAConfig()
 
@@ -176,6 +199,13 @@ class RunConfig:
         if keep is not None and keep < 1:
             raise ValueError(f"`keep_checkpoints` must be at least 1, or null for all, got {keep}")
         check_precision(self.mixed_precision)
+        minutes = self.collective_timeout_minutes
+        require(
+            0 < minutes <= MAX_MINUTES,
+            "collective_timeout_minutes",
+            f"in (0, {MAX_MINUTES}]",
+            minutes,
+        )
         if self.tracker not in TRACKERS:
             raise ValueError(
                 f"`tracker` must be one of {', '.join(TRACKERS)}; got {self.tracker!r}"

@@ -16,10 +16,11 @@ import os
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -126,6 +127,21 @@ class RunAccelerator(Accelerator):
             self.sharding = None
 
 
+def start_accelerator(**options: Any) -> Accelerator:
+    """The processes of a script that shards nothing, which may wait for each other for an hour.
+
+    Raises:
+        ValueError: if the launcher asks for sharding.
+    """
+    if take_sharding() is not None:
+        raise ValueError(
+            "accelerate is configured for FSDP2, which is for the training scripts; launch this "
+            "one with distributed_type MULTI_GPU, or by torchrun"
+        )
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=1))
+    return Accelerator(kwargs_handlers=[patience], **options)
+
+
 def shard(model: nn.Module, sharding: Sharding, mesh: DeviceMesh) -> None:
     """Split the model's parameters over the processes, in place; collective.
 
@@ -169,12 +185,12 @@ def blocks_of(model: nn.Module, sharding: Sharding) -> list[nn.Module]:
             inside.update(id(p) for p in module._parameters.values() if p is not None)
         return all(uses[parameter] == count for parameter, count in inside.items())
 
-    named = [module for module in model.modules() if type(module).__name__ in names]
+    named = [module for module in model.modules() if class_name(module) in names]
     if not names:
         named = list(_list_members(model))
     blocks = [module for module in named if module is not model and apart(module)]
     if not blocks:
-        found = ", ".join(sorted({type(module).__name__ for module in model.modules()}))
+        found = ", ".join(sorted({class_name(module) for module in model.modules()}))
         raise ValueError(
             f"no blocks to shard by the names {', '.join(sorted(names)) or '(none)'}; set "
             f"fsdp_transformer_layer_cls_to_wrap to some of {found}"
@@ -213,6 +229,12 @@ def compile_blocks(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule) and module is not model:
             module.forward = torch.compile(module.forward)  # type: ignore[method-assign]
+
+
+def class_name(module: nn.Module) -> str:
+    """The name of a module's class, which sharding gives a prefix."""
+    name = type(module).__name__
+    return name.removeprefix("FSDP") if isinstance(module, FSDPModule) else name
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -1,13 +1,11 @@
-"""What every training loop needs: seeds, optimizer, schedule, EMA, guard, timing."""
+"""What every training loop needs: seeds, gradients, EMA, guard, timing."""
 
 from __future__ import annotations
 
-import math
 import random
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,18 +13,15 @@ import numpy
 import psutil
 import torch
 from accelerate import Accelerator
-from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch._functorch import config as functorch_config
-from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from vidtwin_lab.runtime import sharding
 from vidtwin_lab.runtime.run_config import (
     EMAConfig,
     NonFiniteError,
-    OptimizerConfig,
     require,
 )
 
@@ -42,69 +37,6 @@ def seed_step(seed: int, rank: int, step: int) -> None:
     random.seed(int(words[0]))
     numpy.random.seed(words[1:3].view(numpy.uint32))
     torch.manual_seed(int(words[3]))
-
-
-def build_optimizer(
-    parameters: Iterable[nn.Parameter], config: OptimizerConfig
-) -> torch.optim.AdamW:
-    """AdamW over the parameters that want a gradient; all decay alike, as in the released code."""
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    if not trained:
-        raise ValueError("no parameter to train: every parameter has requires_grad=False")
-    optimizer = torch.optim.AdamW(
-        trained,
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.epsilon,
-        weight_decay=config.weight_decay,
-    )
-    sharding.with_whole_state(optimizer)
-    return optimizer
-
-
-def learning_rate_at(step: int, config: OptimizerConfig, total_steps: int) -> float:
-    """Rate of "warmup_cosine" after `step` steps: a line up, half a cosine down, then 0."""
-    if step < config.warmup_steps:
-        rise = config.learning_rate - config.warmup_start
-        return rise * step / config.warmup_steps + config.warmup_start
-    if step >= total_steps:
-        return 0.0
-    progress = (step - config.warmup_steps) / (total_steps - config.warmup_steps)
-    return 0.5 * config.learning_rate * (1 + math.cos(progress * math.pi))
-
-
-def build_scheduler(
-    optimizer: torch.optim.Optimizer, config: OptimizerConfig, total_steps: int
-) -> LambdaLR:
-    """The schedule; step it once per optimizer step, whatever the number of processes.
-
-    Not to be given to `accelerator.prepare`, which would step it once per process; register it
-    with `accelerator.register_for_checkpointing`. Past total_steps the rate stays where it ended.
-    """
-    # A step that was skipped because it wasn't finite, or a discriminator that hasn't started,
-    # still moves the schedule, which counts batches.
-    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-    if total_steps < 1:
-        raise ValueError(f"`total_steps` must be >= 1, got {total_steps}")
-    config.check_steps(total_steps)
-    if config.schedule == "warmup_cosine":
-        return LambdaLR(
-            optimizer,
-            lambda step: learning_rate_at(step, config, total_steps) / config.learning_rate,
-        )
-    scheduler = get_scheduler(
-        config.schedule,
-        optimizer,
-        num_warmup_steps=config.warmup_steps,
-        num_training_steps=total_steps,
-    )
-    # Past the end diffusers' cosine rises again and others go wrong: hold the last value.
-    scheduler.lr_lambdas = [_held(factor, total_steps) for factor in scheduler.lr_lambdas]
-    return scheduler
-
-
-def _held(factor: Callable[[int], float], total_steps: int) -> Callable[[int], float]:
-    return lambda step: factor(min(step, total_steps))
 
 
 def compiled(model: nn.Module) -> nn.Module:
@@ -132,6 +64,10 @@ class _CheckedEMA(EMAModel):
     Of a sharded model each process averages its own part; the state dict has whole tensors.
     """
 
+    _SETTINGS = frozenset(
+        ("decay", "min_decay", "update_after_step", "use_ema_warmup", "inv_gamma", "power")
+    )
+
     @torch.no_grad()
     def step(self, parameters: Iterable[nn.Parameter]) -> None:
         self.optimization_step += 1
@@ -154,8 +90,10 @@ class _CheckedEMA(EMAModel):
                 f"EMA weights of another model: expected {len(expected)} tensors, got {len(came)}, "
                 "or of other shapes"
             )
+        # The average and its age come back; how it is taken is what this run's config says.
+        own = {name: getattr(self, name) for name in state_dict.keys() & self._SETTINGS}
         places = self.shadow_params
-        super().load_state_dict(state_dict)
+        super().load_state_dict({**state_dict, **own})
         self.shadow_params = [
             sharding.shard_like(shadow.to(place.device, place.dtype), place)
             for shadow, place in zip(self.shadow_params, places, strict=True)
