@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from diffusion.config import NUM_INFERENCE_STEPS, GuidanceScales, InputsConfig, TransformerConfig
 from diffusion.inputs import class_indices, prompt_list
+from diffusion.training_files import check_input_files, find_transformer
 from vidtwin.data import TooManyBadFiles
 from vidtwin_lab import runtime
 
@@ -61,6 +62,12 @@ class TrainConfig(InputsConfig, runtime.RunConfig):
                     f"`sample_{name}` are asked of a run without {needed}; set sample_{name}=[]"
                 )
 
+    def check_files(self, dry_run: bool = False) -> None:
+        runtime.RunConfig.check_files(self, dry_run)
+        check_input_files(self, dry_run)
+        if self.init_from is not None:
+            find_transformer(self.init_from)
+
 
 # Where files lie and what is shown may change while a run goes on.
 MODELS_MAY_MOVE = ("autoencoder", "text_encoder", "init_from")
@@ -79,22 +86,18 @@ def main() -> None:
 
 def describe(config: TrainConfig) -> None:
     """Prints the config, the transformer's sizes, and the clips."""
-    from diffusion.training import describe_transformer
+    from diffusion.training import describe_training
 
-    inputs = find_inputs(config, "cpu", untrained=True)
     print(runtime.format_config(config))
-    print(describe_transformer(inputs.transformer_sizes(config.model)))
-    names = ", ".join(inputs.class_names) or "none"
-    print(f"clips: {len(inputs.source):,}; classes: {names}")
+    validates = config.validation_samples > 0
+    print(describe_training(config, config.model, validates, config.sample_classes))
 
 
-def find_inputs(
-    config: TrainConfig, device: torch.device | str, *, untrained: bool = False
-) -> TrainingInputs:
+def find_inputs(config: TrainConfig, device: torch.device | str) -> TrainingInputs:
     """The frozen models, the data and the conditions of a run."""
     from diffusion.training import build_inputs
 
-    inputs = build_inputs(config, device, config.validation_samples > 0, untrained)
+    inputs = build_inputs(config, device, config.validation_samples > 0)
     if config.sample_classes:
         class_indices(config.sample_classes, len(inputs.class_names), inputs.class_names)
     return inputs

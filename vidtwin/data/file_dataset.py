@@ -16,9 +16,10 @@ import torch
 from vidtwin.data.bad_files import UnusableVideo
 from vidtwin.data.config import DataConfig
 from vidtwin.data.dataset import Draws, Factors, VideoDataset
-from vidtwin.data.file_sources import Clip, ClipList, find_clips, split_clips
+from vidtwin.data.file_sources import Clip, ClipList, find_clips
 from vidtwin.data.frames import fit_frame, frames_by_stride, frames_by_time, frames_repeating_last
 from vidtwin.data.readers import VideoInfo, read_clip
+from vidtwin.data.splits import split_clips
 
 __all__ = ["FileDataset", "build_file_dataset", "read_first_window"]
 

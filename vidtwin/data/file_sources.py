@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import glob
-import hashlib
 import json
 import logging
 import re
@@ -33,8 +32,7 @@ VIDEO_SUFFIXES = frozenset(
 # Files of a list that are looked for before a run starts: all of a long list would take minutes on
 # a network disk. One that is missing later is skipped like any other bad file.
 CHECKED_FILES = 1000
-# UCF-101's names: v_<Label>_g<group>_c<clip>; the clips of a group come from one recording.
-GROUPED_NAME = re.compile(r"^v_.+_(g\d+)_c\d+$")
+
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +77,20 @@ def _existing(path: str | None, what: str, directory: bool) -> Path:
         came = "a folder" if found.is_dir() else "a file"
         raise ValueError(f"data.path must name {what}, but {str(found)!r} is {came}")
     return found
+
+
+# Source -> what `data.path` must name, and whether that is a folder.
+PLACES = {
+    "csv": ("a CSV file", False),
+    "classes": ("a folder of class folders", True),
+    "folder": ("a folder of videos", True),
+    "ucf101": ("the folder of UCF-101", True),
+}
+
+
+def _place_of(config: DataConfig) -> Path:
+    """`data.path` of a source in `PLACES`, which must be there."""
+    return _existing(config.path, *PLACES[config.source])
 
 
 def videos_below(folder: Path) -> list[Path]:
@@ -187,7 +199,7 @@ def _with_captions(clips: list[Clip], captions: str | None, root: Path) -> list[
 
 
 def _from_csv(config: DataConfig) -> ClipList:
-    file = _existing(config.path, "a CSV file", directory=False)
+    file = _place_of(config)
     root = Path(config.root).expanduser() if config.root else file.parent
     if not root.is_dir():
         raise ValueError(f"data.root must name a folder, but {str(root)!r} is not one")
@@ -225,7 +237,7 @@ def _from_csv(config: DataConfig) -> ClipList:
 
 
 def _from_classes(config: DataConfig) -> ClipList:
-    root = _existing(config.path, "a folder of class folders", directory=True)
+    root = _place_of(config)
     folders = sorted(
         path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
     )
@@ -250,7 +262,7 @@ def _from_classes(config: DataConfig) -> ClipList:
 
 
 def _from_folder(config: DataConfig) -> ClipList:
-    root = _existing(config.path, "a folder of videos", directory=True)
+    root = _place_of(config)
     videos = videos_below(root)
     if not videos:
         raise _no_videos(repr(str(root)))
@@ -259,12 +271,7 @@ def _from_folder(config: DataConfig) -> ClipList:
 
 
 def _from_glob(config: DataConfig) -> ClipList:
-    if not config.path:
-        raise ValueError(f"data.path must be a pattern such as 'clips/**/*.mp4', got {config.path}")
-    pattern = str(Path(config.path).expanduser())
-    videos = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
-    if not videos:
-        raise ValueError(f"no videos found: no file matches data.path={pattern!r}")
+    pattern, videos = _matches(config)
     # Names start at the pattern's first wildcard, so that a split stays when the folder moves.
     fixed = Path(pattern.split("*")[0].split("?")[0].split("[")[0])
     root = fixed if fixed.is_dir() else fixed.parent
@@ -272,17 +279,30 @@ def _from_glob(config: DataConfig) -> ClipList:
     return ClipList(clips=_with_captions(clips, config.captions, root), label_names=[])
 
 
+def _matches(config: DataConfig) -> tuple[str, list[str]]:
+    """The pattern in `data.path` and the files that match it."""
+    if not config.path:
+        raise ValueError(f"data.path must be a pattern such as 'clips/**/*.mp4', got {config.path}")
+    pattern = str(Path(config.path).expanduser())
+    videos = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
+    if not videos:
+        raise ValueError(f"no videos found: no file matches data.path={pattern!r}")
+    return pattern, videos
+
+
 def _from_files(config: DataConfig) -> ClipList:
-    files = config.files or ((config.path,) if config.path else ())
-    if not files:
-        raise ValueError("data.files must list videos, or data.path name one; got neither")
-    clips = [
-        Clip(path=str(_existing(file, "a video", directory=False)), name=Path(file).name)
-        for file in files
-    ]
+    clips = [Clip(path=str(path), name=path.name) for path in _listed(config)]
     _check_listed(clips, "data.files")
     root = Path(clips[0].path).parent
     return ClipList(clips=_with_captions(clips, config.captions, root), label_names=[])
+
+
+def _listed(config: DataConfig) -> list[Path]:
+    """The videos that `data.files` or `data.path` name."""
+    files = config.files or ((config.path,) if config.path else ())
+    if not files:
+        raise ValueError("data.files must list videos, or data.path name one; got neither")
+    return [_existing(file, "a video", directory=False) for file in files]
 
 
 def _ucf101_lists(root: Path, split: int, part: str) -> list[Path]:
@@ -311,7 +331,7 @@ def _ucf101_labels(lists: Path, labels: Iterable[str]) -> list[str]:
 
 
 def _from_ucf101(config: DataConfig) -> ClipList:
-    root = _existing(config.path, "the folder of UCF-101", directory=True)
+    root = _place_of(config)
     if config.split not in (1, 2, 3):
         raise ValueError(f"data.split must be 1, 2 or 3 for UCF-101, got {config.split}")
     lists = _ucf101_lists(root, config.split, config.part)
@@ -398,49 +418,17 @@ class FileOptions(SourceOptions):
                 f"{data.validation_fraction}; set it to 0, or take data.source=classes"
             )
 
+    def check_files(self, data: DataConfig) -> None:
+        """Refuses a place where nothing lies."""
+        if data.source in PLACES:
+            _place_of(data)
+        elif data.source == "files":
+            _listed(data)
+        else:
+            _matches(data)
+
     def build(self, data: DataConfig) -> Any:
         """A `FileDataset`."""
         from vidtwin.data.file_dataset import build_file_dataset
 
         return build_file_dataset(data)
-
-
-def split_key(name: str) -> str:
-    """What is split as one: UCF-101's group for names such as v_Bend_g01_c02, else the path.
-
-    A group is one person and place; its number alone counts, as in UCF-101's official splits.
-    """
-    grouped = GROUPED_NAME.match(Path(name).stem)
-    return grouped.group(1) if grouped else name
-
-
-def split_clips(clips: Sequence[Clip], part: str, validation_fraction: float) -> list[Clip]:
-    """The clips of a part.
-
-    A clip belongs to the validation part if the digest of its `split_key` lies below the fraction:
-    a clip never changes sides when others come or go, and the share is only about the fraction.
-    Where that would leave a part empty, the nearest digest fills it.
-
-    Args:
-        part: "train", "validation" or "all".
-        validation_fraction: in [0, 1); 0 leaves the list as it is.
-    Raises:
-        ValueError: if there is only one clip or group, so nothing to split.
-    """
-    if part == "all" or validation_fraction == 0:
-        return list(clips)
-    digests = {
-        key: int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
-        for key in {split_key(clip.name) for clip in clips}
-    }
-    if len(digests) < 2:
-        raise ValueError(
-            f"data.validation_fraction={validation_fraction} needs at least two clips or groups "
-            f"of clips to split, got {len(digests)}; set it to 0"
-        )
-    ordered = sorted(digests, key=lambda key: (digests[key], key))
-    count = sum(digests[key] < validation_fraction for key in ordered)
-    validation = set(ordered[: min(max(count, 1), len(ordered) - 1)])
-    return [
-        clip for clip in clips if (split_key(clip.name) in validation) == (part == "validation")
-    ]

@@ -19,7 +19,8 @@ import torch
 
 from vidtwin.data.config import DataConfig
 from vidtwin.data.dataset import Draws, Factors, VideoDataset
-from vidtwin.data.file_sources import Clip, split_clips
+from vidtwin.data.file_sources import Clip
+from vidtwin.data.splits import split_clips
 from vidtwin.data.synthetic.sprites.config import (
     CELL,
     PUBLISHED_VARIANTS,
