@@ -24,12 +24,13 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from vidtwin import file_digest
+from vidtwin import AutoencoderConfig, file_digest
 
-__all__ = ["DATA_MAY_CHANGE", "check_storage", "read_manifest"]
+__all__ = ["DATA_MAY_CHANGE", "check_storage", "read_manifest", "stored_shapes"]
 
 # The names of `VidTwinLatents`, which imports torch.
-LATENT_FILES = tuple(f"{name}.npy" for name in ("structure", "dynamics_x", "dynamics_y"))
+LATENT_NAMES = ("structure", "dynamics_x", "dynamics_y")
+LATENT_FILES = tuple(f"{name}.npy" for name in LATENT_NAMES)
 FORMAT = 2
 MANIFEST = "manifest.json"
 STATS_FOLDER = "latent_stats"
@@ -64,6 +65,13 @@ def check_storage(store: str, dtype: str) -> None:
     for name, value, allowed in (("store", store, STORES), ("dtype", dtype, STORED_DTYPES)):
         if value not in allowed:
             raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def stored_shapes(autoencoder: AutoencoderConfig, store: str) -> dict[str, list[int]]:
+    """The shape of each latent of a row: moments have mean and logvar on the channel axis."""
+    factor = 2 if store == "moments" else 1
+    shapes = {name: getattr(autoencoder, f"{name}_shape") for name in LATENT_NAMES}
+    return {name: [factor * shape[0], *shape[1:]] for name, shape in shapes.items()}
 
 
 def shards_of(folder: Path, num_clips: int, shard_size: int) -> list[Shard]:

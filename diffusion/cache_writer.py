@@ -8,6 +8,7 @@ Axes: B batch, R rows of a shard, C channels.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -35,6 +36,7 @@ from diffusion.cache_format import (
     read_json,
     read_shard,
     shards_of,
+    stored_shapes,
 )
 from diffusion.latent_stats import LatentStats, LatentStatsAccumulator
 from vidtwin import (
@@ -44,6 +46,7 @@ from vidtwin import (
     VidTwinPosterior,
     file_digest,
 )
+from vidtwin.data import FileDataset, VideoDataset
 
 logger = logging.getLogger(__name__)
 
@@ -97,10 +100,6 @@ class CacheWriter:
         self.num_clips, self.store, self.dtype = num_clips, store, dtype
         self.about = dict(about or {})
         self.shards = shards_of(self.folder, num_clips, shard_size)
-        factor = 2 if store == "moments" else 1
-        shapes = {
-            name: getattr(autoencoder_config, f"{name}_shape") for name in VidTwinLatents.names
-        }
         self.identity: dict[str, Any] = plain(
             {
                 "format": FORMAT,
@@ -111,7 +110,7 @@ class CacheWriter:
                 "label_names": list(label_names),
                 "store": store,
                 "dtype": dtype,
-                "shapes": {name: [factor * shape[0], *shape[1:]] for name, shape in shapes.items()},
+                "shapes": stored_shapes(autoencoder_config, store),
                 "shard_size": shard_size,
                 **(options or {}),
                 "versions": dict(versions or {}),
@@ -385,3 +384,11 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def listing_digest(dataset: VideoDataset) -> str | None:
+    """Digest of a file data set's clips, independent of their folder; None for other data sets."""
+    if not isinstance(dataset, FileDataset):
+        return None
+    listing = [(clip.name, clip.label, clip.caption) for clip in dataset.clips]
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]

@@ -206,7 +206,7 @@ def build_inputs(
     Raises:
         ValueError: if one is missing, or they do not belong together.
     """
-    autoencoder, _ = load_autoencoder(config.autoencoder)
+    autoencoder: Any = load_autoencoder(config.autoencoder)[0]
     source = _open_source(config, autoencoder.to(device), validates)
     embedders = _build_embedders(config, source, device)
     return TrainingInputs(source, FlowObjective(config.flow), embedders, config.given_dropout)

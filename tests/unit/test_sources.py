@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from vidtwin.data.config import DataConfig
-from vidtwin.data.file_sources import Clip, ClipList, find_clips, split_clips, split_key
+from vidtwin.data.file_sources import Clip, ClipList, find_clips
+from vidtwin.data.splits import split_clips, split_key
 
 PINNED = ["clips/2.mp4", "clips/3.mp4", "clips/7.mp4", "clips/9.mp4"]
 

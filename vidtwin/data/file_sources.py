@@ -9,7 +9,6 @@ import csv
 import glob
 import json
 import logging
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +31,6 @@ VIDEO_SUFFIXES = frozenset(
 # Files of a list that are looked for before a run starts: all of a long list would take minutes on
 # a network disk. One that is missing later is skipped like any other bad file.
 CHECKED_FILES = 1000
-
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import glob
 import hashlib
 import itertools
 import logging
@@ -14,10 +13,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vidtwin import build_dataset, nearest_name
 from vidtwin.data.synthetic.shapes import ShapesAttributes, caption, draw_attributes
+from vidtwin.files import nearest_name
 from vidtwin_lab.language.config import CorpusConfig, ShapesCaptionsConfig, TrainConfig
 from vidtwin_lab.language.hub import load_data_set
+from vidtwin_lab.language.text_files import find_text_files
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ def _documents(config: CorpusConfig, held_out: bool) -> Iterator[list[str]]:
 def _documents_of_files(config: CorpusConfig, held_out: bool) -> Iterator[list[str]]:
     own = held_out and config.validation_path is not None
     places = [config.validation_path] if own else [config.path] if config.path else config.files
-    for file in _files([str(place) for place in places], config.source):
+    for file in find_text_files([str(place) for place in places], config.source):
         yield from _documents_in(file, config)
 
 
@@ -190,27 +190,6 @@ def _grouped(lines: Iterable[str], how: str) -> Iterator[list[str]]:
         yield document
 
 
-def _files(places: Sequence[str], source: str) -> list[Path]:
-    """The files of some files, folders and patterns, each once."""
-    suffix = ".csv" if source == "csv" else ".txt"
-    found: dict[Path, None] = {}
-    for place in places:
-        path = Path(place).expanduser()
-        if path.is_dir():
-            files = sorted(path.rglob(f"*{suffix}"))
-            if not files:
-                raise ValueError(f"no {suffix} file below {path}")
-        elif path.is_file():
-            files = [path]
-        else:
-            matches = glob.glob(str(path), recursive=True)
-            files = sorted(Path(name) for name in matches if Path(name).is_file())
-            if not files:
-                raise ValueError(f"corpus {path} does not exist")
-        found.update(dict.fromkeys(files))
-    return list(found)
-
-
 def _cells(file: Path, lines: Any, column: str) -> Iterator[str]:
     reader = csv.DictReader(lines)
     _check_column(column, reader.fieldnames or [], str(file))
@@ -229,6 +208,8 @@ def _check_column(column: str, names: Sequence[str], place: str) -> None:
 
 def _captions(config: CorpusConfig, held_out: bool) -> Iterator[list[str]]:
     """The captions of a video data set, without reading its videos."""
+    from vidtwin import build_dataset
+
     assert config.data is not None
     dataset = build_dataset(config.data)
     without = 0

@@ -15,6 +15,7 @@ from vidtwin_lab.runtime.config import (
     read_yaml,
     save_config,
 )
+from vidtwin_lab.runtime.devices import usable_device
 from vidtwin_lab.runtime.processes import (
     add_share,
     gather_rows,
@@ -92,4 +93,5 @@ __all__ = [
     "save_config",
     "seed_step",
     "sync_on_last",
+    "usable_device",
 ]

@@ -212,13 +212,19 @@ def read_glue(task: GlueTask, data: str, source: str, part: str) -> GlueSplit | 
     return _read_file(task, path, labelled)
 
 
-def task_folder(task: GlueTask, data: str) -> Path:
-    """Where a task's files lie; capitals and hyphens of the folder's name don't matter."""
+def tasks_folder(data: str) -> Path:
+    """The folder of all tasks, which must be there."""
     root = Path(data)
     if not root.is_dir():
         raise ValueError(
             f"the folder of the GLUE tasks, {data}, does not exist; set data.path=FOLDER"
         )
+    return root
+
+
+def task_folder(task: GlueTask, data: str) -> Path:
+    """Where a task's files lie; capitals and hyphens of the folder's name don't matter."""
+    root = tasks_folder(data)
     wanted = re.sub(r"[^a-z0-9]", "", task.folder.lower())
     for folder in sorted(root.iterdir()):
         if folder.is_dir() and re.sub(r"[^a-z0-9]", "", folder.name.lower()) == wanted:
