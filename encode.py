@@ -215,7 +215,6 @@ def encode(
 ) -> None:
     """Encodes the missing shards, split over the processes, then writes the manifest."""
 
-    from vidtwin.data import SkippedFile
     from tqdm import tqdm
 
     from vidtwin.data import BadFileLog, SkippedFile, iterate_variants

@@ -31,6 +31,7 @@ import yaml
 
 from vidtwin.data import TooManyBadFiles
 from vidtwin.files import check_folder
+from vidtwin.model_paths import check_local_path, find_autoencoder
 from vidtwin_lab import runtime
 
 
@@ -83,7 +84,19 @@ def main() -> None:
     chosen = MEASUREMENTS[name]
     config_class = getattr(imported(chosen.config_module), chosen.config)
     config: Any = runtime.load_config(config_class, arguments.config, arguments.overrides)
+    check_paths(config, arguments.dry_run)
     measure(chosen, config, dry_run=arguments.dry_run)
+
+
+def check_paths(config: Any, dry_run: bool) -> None:
+    """Raises ValueError for a path that is not there, before torch is loaded."""
+    check_folder(Path(config.output), "output=FOLDER")
+    if autoencoder := getattr(config, "autoencoder", None):
+        find_autoencoder(autoencoder)
+    if pipeline := getattr(config, "pipeline", None):
+        check_local_path(pipeline, "pipeline")
+    if hasattr(config, "data") and not dry_run:
+        config.data.check_files()
 
 
 def measure(chosen: Measurement, config: Any, *, dry_run: bool) -> None:
@@ -96,7 +109,6 @@ def measure(chosen: Measurement, config: Any, *, dry_run: bool) -> None:
     module = imported(chosen.module)
     accelerator = Accelerator(mixed_precision="no")
     runtime.check_launched_precision(accelerator)
-    check_folder(Path(config.output), "output=FOLDER")
     if dry_run:
         plan = module.describe(config)
         if accelerator.is_main_process:

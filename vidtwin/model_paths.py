@@ -89,7 +89,7 @@ def check_local_path(name: str, what: str) -> None:
         name: a folder, or an id on the hub: NAME or OWNER/NAME, unless a folder OWNER lies here.
         what: is looked for in it, for the message.
     """
-    path = Path(name).expanduser()
+    path = shipped_path(name)
     if path.exists():
         return
     owner, *rest = path.parts
