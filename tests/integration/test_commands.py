@@ -89,7 +89,11 @@ SCRIPTS = {
     ),
     "evaluate adherence": Script(
         ("evaluate.py", "adherence"),
-        (("step=3", "steps"), ("held_guidance_scale=2", "is now `given_guidance_scale`")),
+        (
+            ("sampels=4", "samples"),
+            ("step=3", "steps"),
+            ("held_guidance_scale=2", "is now `given_guidance_scale`"),
+        ),
         (("pipeline=./nowhere", "no pipeline in ./nowhere"),),
     ),
     "evaluate generation": Script(
@@ -97,7 +101,11 @@ SCRIPTS = {
     ),
     "evaluate disentanglement": Script(
         ("evaluate.py", "disentanglement"),
-        (("sample=3", "samples"), ("pairs=-1", "pairs")),
+        (
+            ("sample=3", "samples"),
+            ("pairs=-1", "pairs"),
+            ("sampling.held_guidance_scale=2", "is now `sampling.given_guidance_scale`"),
+        ),
         (("autoencoder=nowhere", "nowhere does not exist"),),
     ),
     "evaluate_language glue": Script(
@@ -149,6 +157,10 @@ CASES = [
     for name, lines in PLAIN.items()
     for line, said in (WRONG_FLAG, *lines)
 ]
+CASES += [
+    (("evaluate.py", "nothing"), "invalid choice: 'nothing'"),
+    (("evaluate_language.py", "nothing"), "unknown word 'nothing'"),
+]
 HELP = [(f"{name}.py", "--help") for name in PLAIN] + [
     (*script.start, "--help") for script in SCRIPTS.values()
 ]
@@ -184,6 +196,7 @@ def test_a_wrong_command_line_is_refused_without_torch(words, said) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        ((), "train-diffusion"),
         (("--help",), "train-diffusion"),
         (("--version",), "vidtwin "),
         (("completion", "bash"), "complete -F _vidtwin vidtwin"),
