@@ -36,7 +36,7 @@ class Script(NamedTuple):
 SCRIPTS = {
     "train_ae": Script(
         ("train_ae.py",),
-        (("model.hiden_size=8", "model.hidden_size"), ("steps=0", "`steps` must be at least 1")),
+        (("model.hiden_size=8", "model.hidden_size"), ("steps=9", "`warmup_steps` must be less")),
         (
             ("init_from=nowhere", "no checkpoint file at nowhere"),
             ("data.source=folder data.path=nowhere", "'nowhere' does not exist"),
