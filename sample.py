@@ -114,8 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     find_pipeline(shipped_path(arguments.pipeline or SHIPPED_PIPELINE))
     for name in ("structure_from", "dynamics_from"):
         path = getattr(arguments, name)
-        if path is not None and not path.exists():
-            raise ValueError(f"--{name.replace('_', '-')} {path}: no such file")
+        if path is not None and not path.is_file():
+            raise ValueError(f"--{name.replace('_', '-')} {path} is not a file")
 
     from accelerate import Accelerator
 

@@ -135,7 +135,7 @@ PLAIN = {
         ("--pipeline ./nowhere/at/all", "the pipeline nowhere/at/all does not exist"),
         ("--pipeline docs", "docs holds no pipeline"),
         ("--prompts-file nowhere.txt", "nowhere.txt"),
-        ("--structure-from nowhere.mp4", "--structure-from nowhere.mp4: no such file"),
+        ("--structure-from nowhere.mp4", "--structure-from nowhere.mp4 is not a file"),
         ("--output README.md/out", "can't write to the folder"),
     ),
     "reconstruct": (
