@@ -51,6 +51,21 @@ def _existing(path: str | None, what: str, directory: bool) -> Path:
     return found
 
 
+# Source -> what `data.path` must name, and whether that is a folder.
+PLACES = {
+    "csv": ("a CSV file", False),
+    "jsonl": ("a JSONL file", False),
+    "classes": ("a folder of class folders", True),
+    "folder": ("a folder of videos", True),
+    "ucf101": ("the folder of UCF-101", True),
+}
+
+
+def _place_of(config: DataConfig) -> Path:
+    """`data.path` of a source in `PLACES`, which must be there."""
+    return _existing(config.path, *PLACES[config.source])
+
+
 def videos_below(folder: Path) -> list[Path]:
     """Every file below a folder that is named like a video, in the order of the paths."""
     return sorted(
@@ -200,8 +215,7 @@ def _text(value: Any) -> str:
 
 
 def _from_table(config: DataConfig) -> ClipList:
-    what = "a CSV file" if config.source == "csv" else "a JSONL file"
-    file = _existing(config.path, what, directory=False)
+    file = _place_of(config)
     root = Path(config.root).expanduser() if config.root else file.parent
     if not root.is_dir():
         raise ValueError(f"data.root must name a folder, but {str(root)!r} is not one")
@@ -236,7 +250,7 @@ def _from_table(config: DataConfig) -> ClipList:
 
 
 def _from_classes(config: DataConfig) -> ClipList:
-    root = _existing(config.path, "a folder of class folders", directory=True)
+    root = _place_of(config)
     folders = sorted(
         path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
     )
@@ -261,7 +275,7 @@ def _from_classes(config: DataConfig) -> ClipList:
 
 
 def _from_folder(config: DataConfig) -> ClipList:
-    root = _existing(config.path, "a folder of videos", directory=True)
+    root = _place_of(config)
     videos = videos_below(root)
     if not videos:
         raise _no_videos(repr(str(root)))
@@ -270,12 +284,7 @@ def _from_folder(config: DataConfig) -> ClipList:
 
 
 def _from_glob(config: DataConfig) -> ClipList:
-    if not config.path:
-        raise ValueError(f"data.path must be a pattern such as 'clips/**/*.mp4', got {config.path}")
-    pattern = str(Path(config.path).expanduser())
-    videos = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
-    if not videos:
-        raise ValueError(f"no videos found: no file matches data.path={pattern!r}")
+    pattern, videos = _matches(config)
     # Names start at the pattern's first wildcard, so that a split stays when the folder moves.
     fixed = Path(pattern.split("*")[0].split("?")[0].split("[")[0])
     root = fixed if fixed.is_dir() else fixed.parent
@@ -283,17 +292,30 @@ def _from_glob(config: DataConfig) -> ClipList:
     return ClipList(clips=_with_captions(clips, config.captions, root), label_names=[])
 
 
+def _matches(config: DataConfig) -> tuple[str, list[str]]:
+    """The pattern in `data.path` and the files that match it."""
+    if not config.path:
+        raise ValueError(f"data.path must be a pattern such as 'clips/**/*.mp4', got {config.path}")
+    pattern = str(Path(config.path).expanduser())
+    videos = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
+    if not videos:
+        raise ValueError(f"no videos found: no file matches data.path={pattern!r}")
+    return pattern, videos
+
+
 def _from_files(config: DataConfig) -> ClipList:
-    files = config.files or ((config.path,) if config.path else ())
-    if not files:
-        raise ValueError("data.files must list videos, or data.path name one; got neither")
-    clips = [
-        Clip(path=str(_existing(file, "a video", directory=False)), name=Path(file).name)
-        for file in files
-    ]
+    clips = [Clip(path=str(path), name=path.name) for path in _listed(config)]
     _check_listed(clips, "data.files")
     root = Path(clips[0].path).parent
     return ClipList(clips=_with_captions(clips, config.captions, root), label_names=[])
+
+
+def _listed(config: DataConfig) -> list[Path]:
+    """The videos that `data.files` or `data.path` name."""
+    files = config.files or ((config.path,) if config.path else ())
+    if not files:
+        raise ValueError("data.files must list videos, or data.path name one; got neither")
+    return [_existing(file, "a video", directory=False) for file in files]
 
 
 def _ucf101_lists(root: Path, split: int, part: str) -> list[Path]:
@@ -322,7 +344,7 @@ def _ucf101_labels(lists: Path, labels: Iterable[str]) -> list[str]:
 
 
 def _from_ucf101(config: DataConfig) -> ClipList:
-    root = _existing(config.path, "the folder of UCF-101", directory=True)
+    root = _place_of(config)
     if config.split not in (1, 2, 3):
         raise ValueError(f"data.split must be 1, 2 or 3 for UCF-101, got {config.split}")
     lists = _ucf101_lists(root, config.split, config.part)
@@ -410,6 +432,15 @@ class FileOptions(SourceOptions):
                 "data.source=ucf101 has an official validation part, got data.validation_fraction="
                 f"{data.validation_fraction}; set it to 0, or take data.source=classes"
             )
+
+    def check_files(self, data: DataConfig) -> None:
+        """Refuses a place where nothing lies."""
+        if data.source in PLACES:
+            _place_of(data)
+        elif data.source == "files":
+            _listed(data)
+        else:
+            _matches(data)
 
     def build(self, data: DataConfig) -> Any:
         """A `FileDataset`."""
