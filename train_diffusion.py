@@ -173,6 +173,7 @@ def export(run: Run) -> None:
     with run.averaged() as model:
         if run.accelerator.is_main_process:
             runtime.replace_weights(run.folder.path / "pipeline" / "transformer", model)
+    run.accelerator.wait_for_everyone()  # as `TrainingRun.export` does
 
 
 def validate(run: Run, inputs: TrainingInputs, pipeline: VidTwinPipeline, step: int) -> None:

@@ -72,6 +72,7 @@ class OptimizerConfig:
     Args:
         name: "adamw"; "muon", which is Muon for the matrices of the model's blocks and AdamW for
             the rest, with updates of the same size; "adamw_8bit" of bitsandbytes.
+        betas, epsilon: of AdamW; Muon's momentum is 0.95.
         fused: update by AdamW's fused kernel, where the device has one.
         decay_norms_and_biases: let weight decay act on vectors too, as the released code does.
     """
