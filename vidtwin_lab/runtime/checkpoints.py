@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidtwin.files import publish_folder, restore_folder, unfinished_folder, write_json
-from vidtwin_lab.runtime import sharding
 from vidtwin_lab.runtime.config import ConfigError, config_to_dict, flatten, read_yaml, save_config
 from vidtwin_lab.runtime.run_config import CHANGEABLE, FIXED
 
@@ -267,6 +266,8 @@ def _without_wrappers(accelerator: Accelerator) -> Iterator[None]:
 
     So a checkpoint goes on with another number of processes, with and without compile.
     """
+
+    from vidtwin_lab.runtime import sharding  # with torch, which commands do not wait for
 
     def unwrap(model: torch.nn.Module) -> torch.nn.Module:
         model = accelerator.unwrap_model(model, keep_torch_compile=False)
