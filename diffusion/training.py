@@ -247,7 +247,7 @@ def _build_embedders(
             )
         length = config.max_text_length
         encoder = TextEncoder.from_pretrained(config.text_encoder, config.text_layer, length)
-        cached = CachedTextEncoder(encoder.to(device))
+        cached = CachedTextEncoder(encoder.to(device, torch.float32))
         embedders.append(TextEmbedder(cached, length, config.text_dropout))
     return embedders
 
