@@ -1,4 +1,4 @@
-"""Atomic writes, digests, versions, and the nearest of several names.
+"""Atomic writes, digests, locks of folders, versions, and the nearest of several names.
 
 Imports nothing of this project and only the standard library at import time: all may use it.
 """
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_folder",
+    "damaged_file",
     "file_digest",
+    "folder_sums",
     "folder_written_whole",
     "former_folder",
     "nearest_name",
@@ -167,6 +169,24 @@ def file_digest(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def folder_sums(folder: Path) -> dict[str, str]:
+    """`file_digest` of every file below a folder, by its path in it."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+
+
+def damaged_file(folder: Path, sums: Mapping[str, str]) -> str | None:
+    """The first file that is not what its entry in `folder_sums` was made of; None if all are."""
+    for name, expected in sums.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if file_digest(path) != expected:
+            size = path.stat().st_size
+            return f"{name} ({size:,} bytes) was altered or cut short: its SHA-256 differs"
+    return None
 
 
 def weights_digest(model: torch.nn.Module) -> str:

@@ -1,4 +1,9 @@
-from vidtwin_lab.runtime.checkpoints import CheckpointFolder, RunFolder, find_checkpoint
+from vidtwin_lab.runtime.checkpoints import (
+    CheckpointFolder,
+    DamagedCheckpointError,
+    RunFolder,
+    find_checkpoint,
+)
 from vidtwin_lab.runtime.command import (
     RenamedOption,
     configure_logging,
@@ -22,6 +27,7 @@ from vidtwin_lab.runtime.processes import (
     replace_weights,
     resume,
     sync_on_last,
+    write_frozen,
 )
 from vidtwin_lab.runtime.run import TrainingRun, check_launched_precision
 from vidtwin_lab.runtime.run_config import (
@@ -52,6 +58,7 @@ __all__ = [
     "TRACKERS",
     "CheckpointFolder",
     "ConfigError",
+    "DamagedCheckpointError",
     "EMAConfig",
     "NonFiniteError",
     "NonFiniteGuard",
@@ -92,4 +99,5 @@ __all__ = [
     "save_config",
     "seed_step",
     "sync_on_last",
+    "write_frozen",
 ]

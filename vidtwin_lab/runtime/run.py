@@ -116,7 +116,8 @@ class TrainingRun(Generic[RunConfigType]):
         """
         own = (self.guard, self.scheduler, *([] if self.ema is None else [self.ema]))
         self.accelerator.register_for_checkpointing(*own, *stateful)
-        self.start_step = resume(self.accelerator, self.folder, path)
+        refuse = self.config.damaged_checkpoints == "refuse"
+        self.start_step = resume(self.accelerator, self.folder, path, refuse)
         self.trackers = build_trackers(
             self.accelerator,
             self.config.tracker,

@@ -1,0 +1,45 @@
+"""Run folders that were damaged, are in use, or whose training was told to stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from script_runs import contents, records, run
+
+SCRIPTS = {
+    "train_ae": ("configs/ae/shapes_debug.yaml", "autoencoder_ema"),
+    "train_diffusion": ("configs/diffusion/shapes_debug.yaml", "pipeline/transformer"),
+    "train_language": ("configs/language/shapes_bert_debug.yaml", "language_model"),
+}
+
+
+def options(script: str, output: Path) -> tuple[str, ...]:
+    return ("--config", SCRIPTS[script][0], f"output={output}", "steps=6", "save_every=2",
+            "log_every=1", "validation_samples=0", "num_workers=0",
+            "optimizer.warmup_steps=2")  # fmt: skip
+
+
+def change(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9] + b"!damaged!")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_damage_in_a_run_folder_is_named_and_mended(script, tmp_path):
+    whole = run(script, *options(script, tmp_path / "run"))
+    whole.done()
+    before = contents(tmp_path / "run")
+    exported = tmp_path / "run" / SCRIPTS[script][1]
+    change(next(exported.glob("*.safetensors")))
+    change(tmp_path / "run" / "checkpoints" / "step_000000006" / "model.safetensors")
+    if script == "train_diffusion":
+        change(tmp_path / "run" / "pipeline" / "autoencoder" / "config.json")
+    again = run(script, *options(script, tmp_path / "run"))
+    again.done()
+    assert "Traceback" not in again.err
+    after = contents(tmp_path / "run")
+    assert after.keys() == before.keys()
+    for name in before.keys() - {"metrics.jsonl"}:
+        if name.endswith((".safetensors", "pipeline/autoencoder/config.json")):
+            assert after[name] == before[name], name
+    assert [record["step"] for record in records(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
