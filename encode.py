@@ -159,6 +159,7 @@ def main() -> None:
         if accelerator.is_main_process:
             describe(config, [writer for writer, _ in caches], f"{found}, digest {digest}")
         return
+    runtime.lock_folders(accelerator, *(writer.folder for writer, _ in caches))
     if accelerator.is_main_process:
         for writer, _ in caches:  # all of them before any work starts
             writer.claim()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from script_runs import contents, records, run
+from script_runs import ROOT, contents, records, run
 
 SCRIPTS = {
     "train_ae": ("configs/ae/shapes_debug.yaml", "autoencoder_ema"),
@@ -43,3 +45,29 @@ def test_damage_in_a_run_folder_is_named_and_mended(script, tmp_path):
         if name.endswith((".safetensors", "pipeline/autoencoder/config.json")):
             assert after[name] == before[name], name
     assert [record["step"] for record in records(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "encode"])
+def test_the_second_of_two_on_one_folder_is_refused(script, tmp_path):
+    folder = tmp_path / ("train" if script == "encode" else "")
+    arguments: tuple[str, ...] = ("--config", "configs/encode/shapes_debug.yaml")
+    arguments = (*arguments, f"output={tmp_path}", "max_samples=2")
+    if script in SCRIPTS:
+        arguments = options(script, tmp_path)
+    command = f"from vidtwin.files import folder_lock as lock; import pathlib, sys; \
+lock(pathlib.Path({str(folder)!r})); print(flush=True); sys.stdin.read()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", command], cwd=ROOT, stdin=pipe, stdout=pipe
+    ) as first:
+        assert first.stdout is not None
+        first.stdout.readline()
+        (folder / "metrics.jsonl").write_text("whole\n")
+        before = contents(tmp_path)
+        line = run(script, *arguments).refused()
+        assert f"is in use by process {first.pid} on " in line
+        assert contents(tmp_path) == before
+        first.communicate()
+    (folder / "metrics.jsonl").unlink()
+    run(script, *arguments).done()
+    assert not list(tmp_path.rglob(".lock"))

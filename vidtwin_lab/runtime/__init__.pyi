@@ -23,6 +23,7 @@ from vidtwin_lab.runtime.config import (
 from vidtwin_lab.runtime.processes import (
     add_share,
     gather_rows,
+    lock_folders,
     mean_over_processes,
     replace_weights,
     resume,
@@ -87,6 +88,7 @@ __all__ = [
     "gather_rows",
     "learning_rate_at",
     "load_config",
+    "lock_folders",
     "mean_over_processes",
     "memory_gib",
     "parse_arguments",

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from vidtwin.files import release_locks
 from vidtwin_lab.runtime.config import load_config
 from vidtwin_lab.runtime.run_config import NonFiniteError, RunConfigType
 
@@ -113,6 +114,8 @@ def run_main(main: Callable[[], int | None], *expected: type[Exception]) -> NoRe
         message = " ".join(lines) or type(error).__name__
         print(f"{where}error: {message}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        release_locks()
     sys.exit(code or 0)
 
 

@@ -10,10 +10,16 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
-from vidtwin.files import damaged_file, folder_sums, folder_written_whole, written_whole
+from vidtwin.files import (
+    damaged_file,
+    folder_lock,
+    folder_sums,
+    folder_written_whole,
+    written_whole,
+)
 from vidtwin_lab.runtime.checkpoints import RunFolder, find_checkpoints, step_of
 from vidtwin_lab.runtime.sharding import is_sharded
 
@@ -47,6 +53,27 @@ def sync_on_last(
 def gather_rows(accelerator: Accelerator, rows: Iterable[Any]) -> list[Any]:
     """The rows of every process, on every process."""
     return list(gather_object(list(rows)))
+
+
+def lock_folders(accelerator: Accelerator, *folders: Path) -> None:
+    """`folder_lock` by the main process; to be called by every one.
+
+    Raises:
+        ValueError: on every process, if another program is writing to one of the folders.
+    """
+    refusal: list[str | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            for folder in folders:
+                folder_lock(folder)
+        except ValueError as error:
+            refusal = [str(error)]
+        except OSError as error:
+            reason = error.strerror or error
+            refusal = [f"the folder {folder} can't be written ({reason}); choose another output"]
+    message = broadcast_object_list(refusal)[0]
+    if message is not None:
+        raise ValueError(message)
 
 
 def add_share(logs: dict[str, Any], prefix: str, terms: Mapping[str, Tensor], parts: int) -> None:

@@ -11,7 +11,12 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from vidtwin_lab.runtime.checkpoints import RunFolder
-from vidtwin_lab.runtime.processes import mean_over_processes, replace_weights, resume
+from vidtwin_lab.runtime.processes import (
+    lock_folders,
+    mean_over_processes,
+    replace_weights,
+    resume,
+)
 from vidtwin_lab.runtime.run_config import CHANGEABLE, PRECISIONS, RunConfig
 from vidtwin_lab.runtime.sharding import RunAccelerator, prepare_model
 from vidtwin_lab.runtime.trackers import VideoWriter, build_trackers
@@ -55,6 +60,7 @@ class TrainingRun(Generic[RunConfigType]):
         self.config = config
         self.accelerator = start_processes(config)
         self.folder = RunFolder(config.output, config.keep_checkpoints)
+        lock_folders(self.accelerator, self.folder.path)
         self.folder.claim(config, (*CHANGEABLE, *changeable))
         self.guard = NonFiniteGuard(config.max_nonfinite_steps)
         self.mean = mean_over_processes(self.accelerator)
