@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from script_runs import ROOT, contents, records, run
+from script_runs import (
+    ENVIRONMENT,
+    ROOT,
+    assert_same_records,
+    assert_same_weights,
+    contents,
+    records,
+    run,
+    run_apart,
+)
 
 SCRIPTS = {
     "train_ae": ("configs/ae/shapes_debug.yaml", "autoencoder_ema"),
@@ -71,3 +83,45 @@ lock(pathlib.Path({str(folder)!r})); print(flush=True); sys.stdin.read()"
     (folder / "metrics.jsonl").unlink()
     run(script, *arguments).done()
     assert not list(tmp_path.rglob(".lock"))
+
+
+@pytest.mark.parametrize(
+    ("script", "number", "processes"),
+    [
+        ("train_ae", signal.SIGTERM, 1),
+        ("train_ae", signal.SIGINT, 2),
+        ("train_diffusion", signal.SIGINT, 1),
+        ("train_language", signal.SIGTERM, 2),
+    ],
+)
+def test_a_run_told_to_stop_saves_and_goes_on_bit_for_bit(script, number, processes, tmp_path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    many = [*options(script, whole), "steps=40", "save_every=1000", "num_workers=1"]
+    run_apart(script, *many, processes=processes).done()
+    many[2] = f"output={stopped}"
+    log = stopped / "metrics.jsonl"
+    command = [sys.executable, f"{script}.py", *many]
+    if processes > 1:
+        torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+        command[1:1] = torchrun
+    with subprocess.Popen(
+        command, cwd=ROOT, text=True, stderr=subprocess.PIPE, start_new_session=True,
+        env={**os.environ, **ENVIRONMENT},
+    ) as process:  # fmt: skip
+        while not (log.exists() and len(log.read_text().splitlines()) >= 3):
+            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            time.sleep(0.01)
+        os.killpg(process.pid, number)  # as a terminal and schedulers do
+        began = time.monotonic()
+        err = process.communicate()[1]
+    assert time.monotonic() - began < 20, err
+    (saved,) = (stopped / "checkpoints").iterdir()
+    assert f": saved {saved}; the same command goes on" in err
+    if processes == 1:
+        assert process.returncode == 128 + number
+        assert "Traceback" not in err
+    assert not (stopped / ".lock").exists()
+    run_apart(script, *many, processes=processes).done()
+    assert_same_records(whole, stopped)
+    newest = "checkpoints/step_000000040/model.safetensors"
+    assert_same_weights(whole / newest, stopped / newest)

@@ -19,6 +19,7 @@ from vidtwin_lab.runtime.processes import (
 )
 from vidtwin_lab.runtime.run_config import CHANGEABLE, PRECISIONS, RunConfig
 from vidtwin_lab.runtime.sharding import RunAccelerator, prepare_model
+from vidtwin_lab.runtime.signals import InterruptedRunError, StopRequest
 from vidtwin_lab.runtime.trackers import VideoWriter, build_trackers
 from vidtwin_lab.runtime.training import (
     NonFiniteGuard,
@@ -62,7 +63,8 @@ class TrainingRun(Generic[RunConfigType]):
         self.folder = RunFolder(config.output, config.keep_checkpoints)
         lock_folders(self.accelerator, self.folder.path)
         self.folder.claim(config, (*CHANGEABLE, *changeable))
-        self.guard = NonFiniteGuard(config.max_nonfinite_steps)
+        self._stop_request = StopRequest()
+        self.guard = NonFiniteGuard(config.max_nonfinite_steps, self._stop_request)
         self.mean = mean_over_processes(self.accelerator)
         self.start_step = 0
         torch.manual_seed(config.seed)
@@ -135,17 +137,28 @@ class TrainingRun(Generic[RunConfigType]):
         )
 
     def steps(self, batches: Iterable[Any], description: str) -> Iterator[tuple[int, Any]]:
-        """(step, batch) of the steps that are left; every step begins with a seed of its own."""
+        """(step, batch) of the steps that are left; every step begins with a seed of its own.
+
+        Raises:
+            InterruptedRunError: after a step with its checkpoint, if a process was told to stop.
+        """
         self._timer = StepTimer()
         hidden = not self.accelerator.is_main_process
         self._bar = progress_bar(self.config.steps, self.start_step, hidden, description)
-        iterator = iter(batches)
-        for step in range(self.start_step, self.config.steps):
-            with self._timer.data():
-                batch = next(iterator)
-            # After the loader, whose start draws a number.
-            seed_step(self.config.seed, self.accelerator.process_index, step)
-            yield step, batch
+        with self._stop_request.listening():
+            iterator = iter(batches)
+            for step in range(self.start_step, self.config.steps):
+                with self._timer.data():
+                    batch = next(iterator)
+                # After the loader, whose start draws a number.
+                seed_step(self.config.seed, self.accelerator.process_index, step)
+                yield step, batch
+                if self.guard.stop and step + 1 < self.config.steps:
+                    self._bar.close()
+                    self.trackers.finish()
+                    saved = self.folder.checkpoints.latest()
+                    done = f"saved {saved}; the same command goes on from there"
+                    raise InterruptedRunError(self.guard.stop, done)
         self._bar.close()
         self.trackers.finish()
 
@@ -169,11 +182,19 @@ class TrainingRun(Generic[RunConfigType]):
         return done == self.config.steps or done % every == 0
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Counts a step, and logs its values, averaged over processes, if it is time to."""
+        """Counts a step, and logs its values, averaged over processes, if it is time to.
+
+        Saves a checkpoint where the run was told to stop: validation might outlast the patience
+        of who told it.
+        """
         self._timer.step(self.config.batch_size)
         self._bar.update()
-        if not self.due(step, self.config.log_every):
-            return
+        if self.due(step, self.config.log_every):
+            self._log(step, values)
+        if self.guard.stop:
+            self.save(step)
+
+    def _log(self, step: int, values: Mapping[str, Any]) -> None:
         logs: dict[str, Any] = {name: self.mean(value) for name, value in values.items()}
         logs["nonfinite_steps"] = self.guard.total
         self.trackers.log(logs | self._timer.report(), step + 1)
