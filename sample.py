@@ -10,18 +10,14 @@ Writes sample_0000.mp4, .gif and .latents.safetensors for each video, sheet.png 
 and sample.json with everything that made them. Sample i has seed --seed + i and is the same video
 for any number of processes; with the default --batch-size of 1, also for any number of samples.
 
-A folder with older samples is refused unless --overwrite removes them. What was interrupted goes
-on where it stopped if it is run again with the same arguments.
-
+Older samples in the folder are refused, or removed by --overwrite; an interrupted run goes on if it
+is called again with the same arguments.
 Exit status: 0, or 2 if an argument was bad; then nothing was written.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import re
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -32,14 +28,7 @@ from typing import TYPE_CHECKING, Any
 # What is heavy is imported where it is used: a wrong flag is answered at once.
 from diffusion import config
 from diffusion.inputs import check_seed, common_length, prompt_list
-from vidtwin.files import (
-    check_folder,
-    release_locks,
-    remove_leftovers,
-    shipped_path,
-    write_json,
-    written_whole,
-)
+from vidtwin.files import check_folder, shipped_path
 from vidtwin_lab import runtime
 
 if TYPE_CHECKING:
@@ -49,10 +38,6 @@ SHIPPED_PIPELINE = shipped_path("checkpoints/shapes")
 WEIGHT_DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_FPS = 8.0
 SHEET_ROWS = 16
-# Of a folder whose samples are not all there: what was asked for, and what is told of each.
-UNFINISHED = ".sampling"
-ASKED = "asked.json"
-OWN_FILES = re.compile(r"sample_\d{4,}\.(mp4|gif|latents\.safetensors)|sheet\.png|sample\.json")
 
 
 @dataclass(frozen=True)
@@ -86,18 +71,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--steps", type=int, default=config.NUM_INFERENCE_STEPS, help="of the solver (%(default)s)")
     names = ", ".join(config.SCHEDULER_NAMES)
     add("--scheduler", metavar="NAME", help=f"{names} (default: the pipeline's)")
-    add(
-        "--guidance-scale", type=float, default=config.GUIDANCE_SCALE, help="1 is off (%(default)s)"
-    )
+    guidance = config.GUIDANCE_SCALE
+    add("--guidance-scale", type=float, default=guidance, help="1 is off (%(default)s)")
     add("--class-guidance-scale", type=float, metavar="SCALE", help="of the class alone")
     add("--structure-guidance-scale", type=float, metavar="SCALE", help="for structure alone")
     add("--dynamics-guidance-scale", type=float, metavar="SCALE", help="for dynamics alone")
-    add(
-        "--given-guidance-scale",
-        type=float,
-        default=config.GIVEN_GUIDANCE_SCALE,
-        help="of what is given",
-    )
+    given = config.GIVEN_GUIDANCE_SCALE
+    add("--given-guidance-scale", type=float, default=given, help="of what is given")
     add("--held-guidance-scale", action=runtime.RenamedOption, now="--given-guidance-scale")
     add("--motion-scale", type=float, default=1.0, help="of the dynamics' changes (%(default)s)")
     add("--num-frames", type=int, metavar="N", help="beyond what the model makes at once")
@@ -129,13 +109,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     prompts = read_prompts(arguments)
     check_folder(arguments.output)
 
-    import numpy as np
     from accelerate import Accelerator
 
     from vidtwin.media import contact_sheet
 
     accelerator = Accelerator(cpu=arguments.device == "cpu")
-    refuse_older_samples(arguments)
+    folder = runtime.SampleFolder(arguments.output, arguments.overwrite)
     pipeline = load_pipeline(arguments, accelerator)
     requests = plan(arguments, pipeline, prompts)
     options = sampling_options(arguments, pipeline)
@@ -146,109 +125,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         for start in range(0, len(requests), arguments.batch_size)
     ]
     made_by = describe(arguments, pipeline, options, fps)
-    runtime.lock_folders(accelerator, arguments.output)
-    refuse_older_samples(arguments)  # again: another may have ended meanwhile
-    rows = begin(arguments, accelerator, requests, made_by)
-    made = {row["index"] for row in rows}
-    batches = [batch for batch in batches if not made.issuperset(each.index for each in batch)]
-    again = {request.index for batch in batches for request in batch}
-    rows = [r for r in rows if accelerator.is_main_process and r["index"] not in again]
+    asked = {name: value for name, value in made_by.items() if name != "command"}
+    rows, batches = folder.begin(accelerator, asked, batches)
     began = time.perf_counter()
     try:
         for batch in batches[accelerator.process_index :: accelerator.num_processes]:
-            rows += sample_batch(pipeline, batch, options, arguments.output, fps)
+            rows += sample_batch(pipeline, batch, options, folder, fps)
     except ValueError:
         if accelerator.is_main_process:
-            leave_if_empty(arguments.output)
+            folder.leave_if_empty()
         raise
     seconds = time.perf_counter() - began
     rows = sorted(runtime.gather_rows(accelerator, rows), key=lambda row: int(row["index"]))
     if accelerator.is_main_process:
-        unfinished = arguments.output / UNFINISHED
-        shown = {
-            f"{row['index']}  {row['asked']}": np.load(unfinished / f"{row['index']}.npy")
-            for row in rows[:SHEET_ROWS]
-        }
+        first = rows[:SHEET_ROWS]
+        shown = {f"{r['index']}  {r['asked']}": folder.thumbnails(r["index"]) for r in first}
         sheet = contact_sheet(shown, arguments.output / "sheet.png")
         made_by |= {"seconds": round(seconds, 3), "processes": accelerator.num_processes}
-        write_json(arguments.output / "sample.json", {"made_by": made_by, "samples": rows})
-        shutil.rmtree(unfinished)
-        for row in rows[:SHEET_ROWS]:
+        folder.finish(made_by, rows)
+        for row in first:
             print(f"{row['files'][0]}  {row['asked']}")
         print(f"{len(rows)} videos in {seconds:.1f} s; all of them side by side: {sheet}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
-
-
-def refuse_older_samples(arguments: argparse.Namespace) -> None:
-    """Raises ValueError for a folder with samples that this run can't go on with."""
-    folder: Path = arguments.output
-    if arguments.overwrite or (folder / UNFINISHED / ASKED).is_file():
-        return
-    if older := own_files(folder):
-        raise ValueError(
-            f"{folder} holds older samples ({older[0].name} and {len(older) - 1} more files); "
-            "remove them with --overwrite, or choose another --output"
-        )
-
-
-def own_files(folder: Path) -> list[Path]:
-    """The files of a folder that have the names of what this script writes."""
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [path for path in files if OWN_FILES.fullmatch(path.name)]
-
-
-def leave_if_empty(folder: Path) -> None:
-    """Removes what `begin` made if no sample followed: the arguments were refused."""
-    if [path.name for path in (folder / UNFINISHED).iterdir()] == [ASKED]:
-        shutil.rmtree(folder / UNFINISHED)
-        release_locks()
-        if not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def begin(
-    arguments: argparse.Namespace,
-    accelerator: Any,
-    requests: Sequence[Request],
-    made_by: dict[str, Any],
-) -> list[dict[str, Any]]:
-    """Claims the folder; returns what an interrupted run of the same arguments told of its samples.
-
-    Raises:
-        ValueError: on every process, if the samples there are not of these arguments.
-    """
-    folder: Path = arguments.output
-    unfinished = folder / UNFINISHED
-    asked = {name: value for name, value in made_by.items() if name != "command"}
-    asked["requests"] = [asdict(request) for request in requests]
-    asked = json.loads(json.dumps(asked, default=str))
-    file = unfinished / ASKED
-    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    if found not in (None, asked) and not arguments.overwrite:
-        changed = [name for name in asked if found.get(name) != asked[name]]
-        raise ValueError(
-            f"{folder} holds interrupted sampling with another {', '.join(changed)}; go on with "
-            "the same arguments, remove it with --overwrite, or choose another --output"
-        )
-    told = [] if found != asked else list(unfinished.glob("[0-9]*.json"))
-    rows = [json.loads(path.read_text(encoding="utf-8")) for path in told]
-    rows = [row for row in rows if all(Path(file).is_file() for file in row["files"])]
-    accelerator.wait_for_everyone()  # every process has seen the same
-    if accelerator.is_main_process and found != asked:
-        if unfinished.exists():
-            shutil.rmtree(unfinished)
-        for path in own_files(folder):
-            path.unlink()
-        unfinished.mkdir(parents=True)
-        write_json(file, asked)
-    elif accelerator.is_main_process:
-        (folder / "sample.json").unlink(missing_ok=True)
-        for place in (folder, unfinished):
-            remove_leftovers(place)
-    accelerator.wait_for_everyone()
-    return rows
 
 
 def guidance_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -331,7 +231,7 @@ def sample_batch(
     pipeline: VidTwinPipeline,
     batch: list[Request],
     options: dict[str, Any],
-    folder: Path,
+    folder: runtime.SampleFolder,
     fps: float,
 ) -> list[dict[str, Any]]:
     """Samples some videos and writes their files; returns what is told of each."""
@@ -355,15 +255,12 @@ def sample_batch(
         name = f"sample_{request.index:04d}"
         header = {"fps": repr(fps), "seed": str(request.seed)}
         windows = latent_windows(latents, starts, window)
-        latents_file = save_windows(folder / f"{name}.latents.safetensors", windows, header)
-        files = [*write_clip(folder / name, frames, fps), latents_file]
+        latents_file = save_windows(folder.path / f"{name}.latents.safetensors", windows, header)
+        files = [*write_clip(folder.path / name, frames, fps), latents_file]
         row = asdict(request) | {"files": [str(file) for file in files]}
         row["asked"] = describe_request(request, pipeline.config["class_names"])
-        if request.index < SHEET_ROWS:
-            thumbnails = folder / UNFINISHED / f"{request.index}.npy"
-            with written_whole(thumbnails) as partial, partial.open("wb") as file:
-                np.save(file, np.stack([thumbnail(frame) for frame in frames]))
-        write_json(folder / UNFINISHED / f"{request.index}.json", row)
+        shown = request.index < SHEET_ROWS
+        folder.note(row, np.stack([thumbnail(frame) for frame in frames]) if shown else None)
         rows.append(row)
     return rows
 

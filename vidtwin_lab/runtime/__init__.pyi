@@ -39,6 +39,7 @@ from vidtwin_lab.runtime.run_config import (
     RunConfig,
     check_precision,
 )
+from vidtwin_lab.runtime.sample_folder import SampleFolder
 from vidtwin_lab.runtime.trackers import Trackers, build_trackers
 from vidtwin_lab.runtime.training import (
     NonFiniteGuard,
@@ -67,6 +68,7 @@ __all__ = [
     "RenamedOption",
     "RunConfig",
     "RunFolder",
+    "SampleFolder",
     "StepTimer",
     "Trackers",
     "TrainingRun",
