@@ -10,8 +10,7 @@ Writes sample_0000.mp4, .gif and .latents.safetensors for each video, sheet.png 
 and sample.json with everything that made them. Sample i has seed --seed + i and is the same video
 for any number of processes; with the default --batch-size of 1, also for any number of samples.
 
-Older samples in the folder are refused, or removed by --overwrite; an interrupted run goes on if it
-is called again with the same arguments.
+Older samples are refused, or removed by --overwrite; run again, what was interrupted goes on.
 Exit status: 0, or 2 if an argument was bad; then nothing was written.
 """
 
@@ -120,13 +119,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = sampling_options(arguments, pipeline)
     fps = arguments.fps or pipeline.config["fps"] or DEFAULT_FPS
     # Whole batches are shared out, so a sample's batch does not depend on the processes either.
-    batches = [
-        requests[start : start + arguments.batch_size]
-        for start in range(0, len(requests), arguments.batch_size)
-    ]
+    size = arguments.batch_size
+    batches = [requests[start : start + size] for start in range(0, len(requests), size)]
     made_by = describe(arguments, pipeline, options, fps)
-    asked = {name: value for name, value in made_by.items() if name != "command"}
-    rows, batches = folder.begin(accelerator, asked, batches)
+    rows, batches = folder.begin(accelerator, made_by, batches)
     began = time.perf_counter()
     try:
         for batch in batches[accelerator.process_index :: accelerator.num_processes]:
@@ -259,8 +255,8 @@ def sample_batch(
         files = [*write_clip(folder.path / name, frames, fps), latents_file]
         row = asdict(request) | {"files": [str(file) for file in files]}
         row["asked"] = describe_request(request, pipeline.config["class_names"])
-        shown = request.index < SHEET_ROWS
-        folder.note(row, np.stack([thumbnail(frame) for frame in frames]) if shown else None)
+        shown = frames if request.index < SHEET_ROWS else frames[:1]
+        folder.note(row, np.stack([thumbnail(frame) for frame in shown]))
         rows.append(row)
     return rows
 

@@ -68,6 +68,7 @@ class SampleFolder:
         self._check()  # again: another may have ended meanwhile
         requests = [dataclasses.asdict(request) for batch in batches for request in batch]
         asked = json.loads(json.dumps({**shared, "requests": requests}, default=str))
+        asked.pop("command", None)  # may be written otherwise
         found = None
         if self.asked.is_file():
             found = json.loads(self.asked.read_text(encoding="utf-8"))
@@ -96,12 +97,11 @@ class SampleFolder:
         rows = [row for row in rows if accelerator.is_main_process and row["index"] not in again]
         return rows, left
 
-    def note(self, row: Mapping[str, Any], thumbnails: NDArray[np.uint8] | None) -> None:
+    def note(self, row: Mapping[str, Any], thumbnails: NDArray[np.uint8]) -> None:
         """Keeps what is told of a sample whose files are written, and its part of the sheet."""
         place = self.unfinished / str(row["index"])
-        if thumbnails is not None:
-            with written_whole(place.with_suffix(".npy")) as partial, partial.open("wb") as file:
-                np.save(file, thumbnails)
+        with written_whole(place.with_suffix(".npy")) as partial, partial.open("wb") as file:
+            np.save(file, thumbnails)
         write_json(place.with_suffix(".json"), row)
 
     def thumbnails(self, index: int) -> NDArray[np.uint8]:
