@@ -153,6 +153,7 @@ def encode_all(config: EncodeConfig, dry_run: bool) -> None:
         if accelerator.is_main_process:
             print(runtime.format_config(config), *told, sep="\n")
         return
+    runtime.lock_folders(accelerator, *(writer.folder for writer, _ in caches))
     if accelerator.is_main_process:
         for writer, _ in caches:  # all of them before any work starts
             writer.claim()

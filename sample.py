@@ -12,6 +12,7 @@ bit for bit for any number of processes, any --batch-size and any device. So is 
 number of processes, and with the default --batch-size of 1 for any number of samples; another
 batch size or device changes it by rounding.
 
+Older samples are refused, or removed by --overwrite; run again, what was interrupted goes on.
 Exit status: 0, or 2 if an argument was bad; then nothing was written.
 """
 
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from diffusion import config
 from diffusion.inputs import check_seed, common_length, prompt_list
 from diffusion.pipeline_files import find_pipeline
-from vidtwin.files import check_folder, shipped_path, write_json
+from vidtwin.files import check_folder, shipped_path
 from vidtwin_lab import runtime
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--dynamics-from", type=Path, metavar="VIDEO", help="keep its dynamics")
     add("--pipeline", metavar="PATH", help="folder or hub id (default: the moving shapes)")
     add("--output", type=Path, default=Path("outputs/samples"), metavar="FOLDER")
+    add("--overwrite", action="store_true", help="remove older samples from the folder")
     add("--seed", type=int, default=0, help="of the first sample; the next ones count on")
     add("--num-videos", type=int, metavar="N", help="of each prompt or class (default: 1)")
     add("--num-samples", type=int, metavar="N", help="in all, the prompts or classes in turn")
@@ -115,27 +117,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     from vidtwin.media import contact_sheet
 
     accelerator = runtime.start_accelerator(cpu=arguments.device == "cpu")
+    folder = runtime.SampleFolder(arguments.output, arguments.overwrite)
     pipeline = load_pipeline(arguments, accelerator)
     requests = plan(arguments, pipeline, prompts)
     options = sampling_options(arguments, pipeline)
     fps = arguments.fps or pipeline.config["fps"] or DEFAULT_FPS
     # Whole batches are shared out, so a sample's batch does not depend on the processes either.
-    batches = [
-        requests[start : start + arguments.batch_size]
-        for start in range(0, len(requests), arguments.batch_size)
-    ]
-    rows, began = [], time.perf_counter()
-    for batch in batches[accelerator.process_index :: accelerator.num_processes]:
-        rows += sample_batch(pipeline, batch, options, arguments.output, fps)
+    size = arguments.batch_size
+    batches = [requests[start : start + size] for start in range(0, len(requests), size)]
+    made_by = describe(arguments, pipeline, options, fps)
+    rows, batches = folder.begin(accelerator, made_by, batches)
+    began = time.perf_counter()
+    try:
+        for batch in batches[accelerator.process_index :: accelerator.num_processes]:
+            rows += sample_batch(pipeline, batch, options, folder, fps)
+    except ValueError:
+        if accelerator.is_main_process:
+            folder.leave_if_empty()
+        raise
     seconds = time.perf_counter() - began
     rows = sorted(runtime.gather_rows(accelerator, rows), key=lambda row: int(row["index"]))
     if accelerator.is_main_process:
-        shown = {f"{row['index']}  {row['asked']}": row.pop("frames") for row in rows[:SHEET_ROWS]}
+        first = rows[:SHEET_ROWS]
+        shown = {f"{r['index']}  {r['asked']}": folder.thumbnails(r["index"]) for r in first}
         sheet = contact_sheet(shown, arguments.output / "sheet.png")
-        made_by = describe(arguments, pipeline, options, fps)
         made_by |= {"seconds": round(seconds, 3), "processes": accelerator.num_processes}
-        write_json(arguments.output / "sample.json", {"made_by": made_by, "samples": rows})
-        for row in rows[:SHEET_ROWS]:
+        folder.finish(made_by, rows)
+        for row in first:
             print(f"{row['files'][0]}  {row['asked']}")
         print(f"{len(rows)} videos in {seconds:.1f} s; all of them side by side: {sheet}")
     accelerator.wait_for_everyone()
@@ -223,7 +231,7 @@ def sample_batch(
     pipeline: VidTwinPipeline,
     batch: list[Request],
     options: dict[str, Any],
-    folder: Path,
+    folder: runtime.SampleFolder,
     fps: float,
 ) -> list[dict[str, Any]]:
     """Samples some videos and writes their files; returns what is told of each."""
@@ -247,12 +255,12 @@ def sample_batch(
         name = f"sample_{request.index:04d}"
         header = {"fps": repr(fps), "seed": str(request.seed)}
         windows = latent_windows(latents, starts, window)
-        latents_file = save_windows(folder / f"{name}.latents.safetensors", windows, header)
-        files = [*write_clip(folder / name, frames, fps), latents_file]
+        latents_file = save_windows(folder.path / f"{name}.latents.safetensors", windows, header)
+        files = [*write_clip(folder.path / name, frames, fps), latents_file]
         row = asdict(request) | {"files": [str(file) for file in files]}
         row["asked"] = describe_request(request, pipeline.config["class_names"])
-        if request.index < SHEET_ROWS:
-            row["frames"] = np.stack([thumbnail(frame) for frame in frames])
+        shown = frames if request.index < SHEET_ROWS else frames[:1]
+        folder.note(row, np.stack([thumbnail(frame) for frame in shown]))
         rows.append(row)
     return rows
 

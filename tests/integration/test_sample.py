@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from script_runs import Ended, read_back, read_json, run, run_apart
+from script_runs import (
+    Ended,
+    assert_same_weights,
+    contents,
+    read_back,
+    read_json,
+    run,
+    run_apart,
+    run_until,
+)
 
 from diffusion import VidTwinPipeline
 from diffusion.schedulers import build_scheduler
@@ -241,3 +250,48 @@ def test_a_long_prompt_is_cut_with_a_warning(sample, caplog, tmp_path) -> None:
     prompt = "a red circle moves left " * 5 + "stars"
     sample("--prompt", prompt, "--output", tmp_path / "out").done()
     assert "stars" in caplog.text
+
+
+def test_older_samples_are_refused_or_removed(sample, workdir, tmp_path):
+    folder = tmp_path / "out"
+    sample("--output", folder, "--prompt", "a", "--num-videos", 3).done()
+    before = contents(folder)
+    line = sample("--output", folder, "--prompt", "a", "--num-videos", 2).refused()
+    assert "holds older samples (sample.json and 10 more files)" in line
+    assert "--overwrite" in line
+    assert contents(folder) == before
+    (folder / "mine.txt").touch()
+    sample("--output", folder, "--prompt", "a", "--num-videos", 2, "--overwrite").done()
+    names = [f"sample_{index:04d}.{ending}" for index in range(2) for ending in ENDINGS]
+    assert {path.name for path in folder.iterdir()} == {
+        *names, "mine.txt", "sample.json", "sheet.png",
+    }  # fmt: skip
+
+
+def test_interrupted_sampling_goes_on(sample, workdir, tmp_path):
+    def arguments(folder):
+        return "--output", folder, "--prompt", "a", "--num-videos", 6, "--seed", 4
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    sample(*arguments(whole)).done()
+    first = cut / ".sampling" / "1.json"
+    run_until(
+        first.exists, "sample", *arguments(cut), "--pipeline", "text", "--device", "cpu",
+        "--steps", 2, folder=workdir,
+    )  # fmt: skip
+    assert not (cut / "sample.json").exists()
+    line = sample(*arguments(cut)[:-1], 5).refused()
+    assert "interrupted sampling with another seed, requests" in line
+    kept = cut / "sample_0000.mp4"
+    written = kept.stat().st_mtime_ns
+    sample(*arguments(cut)).done()
+    assert kept.stat().st_mtime_ns == written
+    one, other = contents(whole), contents(cut)
+    assert one.keys() == other.keys()
+    for name in one.keys() - {"sample.json"}:
+        if name.endswith(".safetensors"):  # the order of its header's texts is not fixed
+            assert_same_weights(whole / name, cut / name)
+        else:
+            assert one[name] == other[name], name
+    one, other = (read_json(folder / "sample.json")["samples"] for folder in (whole, cut))
+    assert [{**row, "files": 0} for row in one] == [{**row, "files": 0} for row in other]
