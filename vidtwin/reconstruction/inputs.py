@@ -18,7 +18,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 
 from vidtwin.data.bad_files import UnusableVideo
-from vidtwin.data.file_sources import videos_below
+from vidtwin.data.folders import videos_below
 from vidtwin.data.frames import fit_frame, nearest_frames
 from vidtwin.data.readers import iter_frames, read_video_info
 
