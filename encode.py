@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ from vidtwin.data import (
 from vidtwin.reconstruction import load_autoencoder, software_versions, weights_digest
 from vidtwin_lab import runtime
 
+logger = logging.getLogger(__name__)
 DATA_PARTS = ("train", "validation", "all")
 
 
@@ -204,10 +206,20 @@ def encode(
             print(f"{writer.folder} is complete: {writer.num_clips:,} clips")
         accelerator.wait_for_everyone()
         return
+    if isinstance(dataset, FileDataset):
+        most = max(len(clip.captions) for clip in dataset.clips)
+        if most > config.caption_variants:
+            logger.warning(
+                "clips have up to %d captions and caption_variants=%d of them are stored; set "
+                "caption_variants=%d for all",
+                *(most, config.caption_variants, most),
+            )
     missing = writer.missing()
     accelerator.wait_for_everyone()  # no shard is written before every process has listed them
     bad_files = BadFileLog(writer.num_clips, dataset.config.max_bad_fraction)
-    bad_files.add(SkippedFile(*item) for item in writer.skipped())
+    # Too many bad files stop a training part; a validation part is measured without them.
+    count = bad_files.record if dataset.config.part == "validation" else bad_files.add
+    count(SkippedFile(*item) for item in writer.skipped())
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     plan = writer.batches(mine, writer.identity["variants"], config.batch_size)
     batches = iterate_variants(
@@ -226,7 +238,7 @@ def encode(
     rows: list[dict[str, Any]] = []
     skipped: list[SkippedFile] = []
     for (shard, keys, last), batch in zip(plan, batches, strict=True):
-        bad_files.add(batch["skipped"])
+        count(batch["skipped"])
         skipped += batch["skipped"]
         rows += batch["rows"]
         if batch["video"] is not None:
@@ -238,7 +250,7 @@ def encode(
     bar.close()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        bad_files.add(SkippedFile(*item) for item in writer.skipped())
+        count(SkippedFile(*item) for item in writer.skipped())
         report(writer, writer.finish())
     accelerator.wait_for_everyone()
 

@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, Any
 from diffusion import config
 from diffusion.inputs import check_seed, common_length, prompt_list
 from vidtwin.files import check_folder, shipped_path, write_json
+from vidtwin.hub_names import check_local_path
+from vidtwin.text_files import read_lines
 from vidtwin_lab import runtime
 
 if TYPE_CHECKING:
@@ -104,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     runtime.configure_logging()
     prompts = read_prompts(arguments)
+    if arguments.pipeline is not None:
+        check_local_path(arguments.pipeline, "pipeline")
     check_folder(arguments.output)
 
     from vidtwin.media import contact_sheet
@@ -149,8 +153,7 @@ def read_prompts(arguments: argparse.Namespace) -> list[str] | None:
     """The prompts of the command line, then those of the file."""
     prompts = list(arguments.prompt or [])
     if arguments.prompts_file:
-        lines = arguments.prompts_file.read_text(encoding="utf-8").splitlines()
-        found = [line.strip() for line in lines if line.strip()]
+        found = [line.strip() for line in read_lines(arguments.prompts_file) if line.strip()]
         if not found:
             raise ValueError(f"--prompts-file {arguments.prompts_file} holds no prompt")
         prompts += found

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from diffusion.schedulers import prediction_of
 from diffusion.text_loading import load_text_model
 from vidtwin import VidTwinLatents
+from vidtwin.hub_names import check_local_path
 
 __all__ = ["check_parts", "check_pipeline_folder", "check_scheduler", "load_parts"]
 
@@ -146,7 +147,8 @@ def load_parts(
     options = options | {"use_safetensors": True}
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        if folder.is_absolute() or str(name).count("/") != 1:
+        check_local_path(str(name), "pipeline")
+        if "/" not in str(name):  # no pipeline on the hub is without an owner
             raise ValueError(f"the pipeline {name} does not exist: expected a folder or a hub id")
         asked = {key: options[key] for key in DOWNLOAD_OPTIONS if key in options}
         folder = Path(pipeline_class.download(str(name), use_safetensors=True, **asked))

