@@ -200,8 +200,8 @@ def test_class_folders_without_captions(write_clips, autoencoder, tmp_path):
         )
     ).clips  # fmt: skip
     short = Path(held_out[0].path)
-    write_clips(tmp_path / "short", [2])
-    shutil.copy(tmp_path / "short" / "clip00.mp4", short)
+    write_clips(tmp_path / "short", [12, 2])
+    shutil.copy(tmp_path / "short" / "clip01.mp4", short)
     out = encode(*options).done()
     train = 6 - len(held_out)
     assert f"train: {train} clips, {train} encodings, 0 captions" in out

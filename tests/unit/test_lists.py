@@ -289,6 +289,13 @@ class TestSeveralCaptions:
         told = refusal(folder, "clips.json", '[{"path": "a.mp4", "cap": ["a dog", 3]}]')
         assert "entry 1: a caption must be a text or a list of texts" in told
 
+    def test_a_caption_in_one_row_and_captions_in_another(self, folder, caplog):
+        rows = ('{"video": "a.mp4", "caption": "x", "captions": ["a dog", "it runs"]}',
+                '{"video": "b.mp4", "caption": "a cat"}', '{"video": "c.mp4", "captions": []}')  # fmt: skip
+        listing = listed(folder, "clips.jsonl", "\n".join(rows))
+        assert [c.captions for c in listing.clips] == [("a dog", "it runs"), ("a cat",), ("",)]
+        assert not caplog.text
+
     def test_captions_of_a_folder(self, folder):
         (folder / "captions.json").write_text('{"a.mp4": ["a dog", "it runs"], "b.mp4": "a cat"}')
         listing = find("folder", folder, captions="captions.json")

@@ -87,11 +87,13 @@ def read_clip_list(
         columns, rows = _text_rows(file, root, captions)
     else:
         columns, rows = ROWS_OF.get(suffix, _table_rows)(file)
-    path, caption, label = _roles(file, columns, factors, "keys" if "json" in suffix else "columns")
+    word = "keys" if suffix in ROWS_OF else "columns"
+    path, captioning, label = _roles(file, columns, factors, word)
     clips = []
     for row in rows:
         name = _path(row, path, file, root)
-        texts = captions_of(row.values.get(caption), f"{file}: {row.place}") if caption else []
+        told = next((row.values[each] for each in captioning if row.values.get(each)), None)
+        texts = captions_of(told, f"{file}: {row.place}")
         known = {each: _cell(row, each, file) for each in factors}
         clip = Clip(path=str(root / name), name=Path(name).as_posix(), factors=known)
         clips.append(captioned(clip, texts))
@@ -101,7 +103,7 @@ def read_clip_list(
     indices, names = label_indices(labels, [row.place for row in rows], str(file))
     clips = [replace(clip, label=index) for clip, index in zip(clips, indices, strict=True)]
     clips = check_listed(clips, str(file))
-    if suffix == ".txt" and caption is None:
+    if suffix == ".txt" and not captioning:
         clips = with_captions(clips, captions, root)
     return ClipList(clips=clips, label_names=names)
 
@@ -173,8 +175,8 @@ def _keys_of(rows: Sequence[Row]) -> list[str]:
 
 def _roles(
     file: Path, columns: Sequence[str], factors: Sequence[str], word: str
-) -> tuple[str, str | None, str | None]:
-    """The columns of the path, the caption and the label; warns of columns that nobody reads.
+) -> tuple[str, list[str], str | None]:
+    """The columns of the path, the captions and the label; warns of columns that nobody reads.
 
     Raises:
         ValueError: if there is none of paths, a factor is not there, or a name that would be read
@@ -186,12 +188,16 @@ def _roles(
         next((n for n in names if n in columns and (n == names[0] or n not in factors)), None)
         for names in roles
     ]
-    used = {*found, *factors, ""}
+    path, caption, label = found
+    # A JSON may have a caption in one row, and captions in another.
+    captioning = [caption] if caption else []
+    if caption == "caption" and "captions" in columns and "captions" not in factors:
+        captioning.insert(0, "captions")
+    used = {*found, *captioning, *factors, ""}
     unread = [name for name in columns if name not in used]
     open_names = {n for names, one in zip(roles, found, strict=True) if one is None for n in names}
     miswritten = {name: name.lower() for name in unread if name.lower() in open_names}
     hint = f"; did you mean {', '.join(miswritten.values())}?" if miswritten else ""
-    path, caption, label = found
     if path is None:
         raise ValueError(
             f"{file} must have a column 'videos' with the paths (and may have 'caption' and "
@@ -213,7 +219,7 @@ def _roles(
         message = "%s: the %s %s are not read%s"
         question = f"; did you mean {meant}?" if meant else ""
         logger.warning(message, file, word, ", ".join(unread), question)
-    return path, caption, label
+    return path, captioning, label
 
 
 def _path(row: Row, column: str, file: Path, root: Path) -> str:
