@@ -290,8 +290,11 @@ class TestSeveralCaptions:
         assert "entry 1: a caption must be a text or a list of texts" in told
 
     def test_a_caption_in_one_row_and_captions_in_another(self, folder, caplog):
-        rows = ('{"video": "a.mp4", "caption": "x", "captions": ["a dog", "it runs"]}',
-                '{"video": "b.mp4", "caption": "a cat"}', '{"video": "c.mp4", "captions": []}')  # fmt: skip
+        rows = (
+            '{"video": "a.mp4", "caption": "x", "captions": ["a dog", "it runs"]}',
+            '{"video": "b.mp4", "caption": "a cat"}',
+            '{"video": "c.mp4", "captions": []}',
+        )
         listing = listed(folder, "clips.jsonl", "\n".join(rows))
         assert [c.captions for c in listing.clips] == [("a dog", "it runs"), ("a cat",), ("",)]
         assert not caplog.text
