@@ -53,5 +53,6 @@ def check_local_path(name: str | os.PathLike[str], what: str) -> None:
     if is_a_path:
         nearest = f"; did you mean {str(folder / near[0])!r}?" if near else ""
         raise ValueError(
-            f"the {what} {text} does not exist: expected a folder or an id on the hub{nearest}"
+            f"no {what} in {text}: the folder does not exist; expected one, or an id on the hub"
+            f"{nearest}"
         )

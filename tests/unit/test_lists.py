@@ -564,7 +564,7 @@ class TestNamesOfFolders:
         if name == "..":
             check_local_path(name, "pipeline")  # a folder that is there
             return
-        with pytest.raises(ValueError, match=r"the pipeline .* does not exist") as error:
+        with pytest.raises(ValueError, match=r"no pipeline in .* does not exist") as error:
             check_local_path(name, "pipeline")
         for typo, meant in (("runn1", "outputs/run1"), ("textt", "models/text")):
             assert typo not in name or f"did you mean '{meant}'?" in str(error.value)
@@ -591,9 +591,9 @@ class TestNamesOfFolders:
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", asked)
         monkeypatch.setattr("transformers.utils.hub.hf_hub_download", asked)
         for name in ("outputs/no-such-run", "checkpoints/shape"):
-            with pytest.raises(ValueError, match=f"{name} does not exist"):
+            with pytest.raises(ValueError, match=f"in {name}: the folder does not exist"):
                 VidTwinPipeline.from_pretrained(name)
-            with pytest.raises(ValueError, match=f"{name} does not exist"):
+            with pytest.raises(ValueError, match=f"in {name}: the folder does not exist"):
                 TextEncoder.from_pretrained(name)
 
 
