@@ -10,34 +10,24 @@ resumes an interrupted run; the files don't depend on the number of processes.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from accelerate import Accelerator
-from tqdm import tqdm
-
-from diffusion.cache_format import check_storage
-from diffusion.cache_writer import CacheWriter
-from diffusion.latent_sources import encode_clips
-from vidtwin import VidTwinAutoencoder, VidTwinPosterior
-from vidtwin.data import (
-    BadFileLog,
-    DataConfig,
-    FileDataset,
-    SkippedFile,
-    TooManyBadFiles,
-    VideoDataset,
-    build_dataset,
-    iterate_variants,
-)
-from vidtwin.reconstruction import load_autoencoder, software_versions, weights_digest
+from diffusion.cache_format import check_storage, stored_shapes
+from vidtwin.data import DataConfig, TooManyBadFiles
+from vidtwin.files import check_folder, software_versions
+from vidtwin.model_paths import find_autoencoder
 from vidtwin_lab import runtime
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+    from diffusion.cache_writer import CacheWriter
+    from vidtwin import AutoencoderConfig, VidTwinAutoencoder, VidTwinPosterior
+    from vidtwin.data import VideoDataset
 
 logger = logging.getLogger(__name__)
 DATA_PARTS = ("train", "validation", "all")
@@ -110,10 +100,9 @@ class EncodeConfig:
                 why = "nothing is random in data.start, data.crop and data.flip"
             raise ValueError(f"variants={self.variants} would store the same pixels again: {why}")
 
-    def data_of(self, part: str, model: VidTwinAutoencoder) -> DataConfig:
+    def data_of(self, part: str, sizes: AutoencoderConfig) -> DataConfig:
         """The data of a part, at the autoencoder's size."""
         data = self.data.centered() if part == "validation" else self.data
-        sizes = model.sizes
         return dataclasses.replace(data, part=part).sized(
             sizes.num_frames, sizes.height, sizes.width
         )
@@ -129,38 +118,42 @@ def main() -> None:
     runtime.configure_logging()
     arguments = runtime.parse_arguments("Encodes a data set into a latent cache.", training=False)
     config = runtime.load_config(EncodeConfig, arguments.config, arguments.overrides)
+    find_autoencoder(config.autoencoder, untrained=arguments.dry_run)
+    if not arguments.dry_run:
+        config.data.check_files()
+        check_folder(Path(config.output), "output=FOLDER")
+    encode_all(config, arguments.dry_run)
+
+
+def encode_all(config: EncodeConfig, dry_run: bool) -> None:
+    """Writes what is missing of the caches of all parts, or prints what that is."""
+    from vidtwin import build_dataset, load_autoencoder, weights_digest
+
     accelerator = runtime.start_accelerator(mixed_precision=config.mixed_precision)
     runtime.check_launched_precision(accelerator)
-    model, found = load_autoencoder(config.autoencoder, untrained=arguments.dry_run)
-    about = {"autoencoder": str(found), "device": accelerator.device.type}
-    digest = weights_digest(model.encoder_parts())
-    caches = []
+    model, found = load_autoencoder(config.autoencoder, untrained=dry_run)
+    trained = model.device.type != "meta"
+    digest = weights_digest(model.encoder_parts()) if trained else "of no weights yet"
+    caches: list[tuple[CacheWriter, VideoDataset]] = []
+    told = [f"autoencoder: {found}, digest {digest}"]
     for part in config.parts:
-        dataset = build_dataset(config.data_of(part, model))
-        writer = CacheWriter(
-            Path(config.output) / part,
-            autoencoder_config=model.sizes,
-            autoencoder_digest=digest,
-            data=dataset.config.to_dict(),
-            num_clips=min(len(dataset), config.limit_of(part) or len(dataset)),
-            label_names=dataset.label_names,
-            clips_digest=listing_digest(dataset),
-            store=config.store,
-            dtype=config.dtype,
-            shard_size=config.shard_size,
-            options={
-                "variants": 1 if part == "validation" else config.variants,
-                "caption_variants": config.caption_variants,
-                "mixed_precision": accelerator.mixed_precision,
-            },
-            versions=software_versions(),
-            about=about,
-        )
+        data = config.data_of(part, model.sizes)
+        try:
+            dataset = build_dataset(data)
+        except (ValueError, OSError) as error:
+            if not dry_run:
+                raise
+            shapes = stored_shapes(model.sizes, config.store)
+            told.append(f"{part}: shapes {shapes}; the data can't be read: {error}")
+            continue
+        writer = cache_writer(config, part, dataset, model.sizes, digest, accelerator)
+        writer.about |= {"autoencoder": str(found), "device": accelerator.device.type}
         writer.check()
         caches.append((writer, dataset))
-    if arguments.dry_run:
+        told.append(describe(writer))
+    if dry_run:
         if accelerator.is_main_process:
-            describe(config, [writer for writer, _ in caches], f"{found}, digest {digest}")
+            print(runtime.format_config(config), *told, sep="\n")
         return
     if accelerator.is_main_process:
         for writer, _ in caches:  # all of them before any work starts
@@ -171,26 +164,46 @@ def main() -> None:
         encode(writer, dataset, model, accelerator, config)
 
 
-def listing_digest(dataset: VideoDataset) -> str | None:
-    """Digest of a file data set's clips, independent of their folder; None for other data sets."""
-    if not isinstance(dataset, FileDataset):
-        return None
-    listing = [(clip.name, clip.label, *clip.captions) for clip in dataset.clips]
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
+def cache_writer(
+    config: EncodeConfig,
+    part: str,
+    dataset: VideoDataset,
+    sizes: AutoencoderConfig,
+    digest: str,
+    accelerator: Accelerator,
+) -> CacheWriter:
+    """The cache of a part."""
+    from diffusion.cache_writer import CacheWriter, listing_digest
+
+    return CacheWriter(
+        Path(config.output) / part,
+        autoencoder_config=sizes,
+        autoencoder_digest=digest,
+        data=dataset.config.to_dict(),
+        num_clips=min(len(dataset), config.limit_of(part) or len(dataset)),
+        label_names=dataset.label_names,
+        clips_digest=listing_digest(dataset),
+        store=config.store,
+        dtype=config.dtype,
+        shard_size=config.shard_size,
+        options={
+            "variants": 1 if part == "validation" else config.variants,
+            "caption_variants": config.caption_variants,
+            "mixed_precision": accelerator.mixed_precision,
+        },
+        versions=software_versions(),
+    )
 
 
-def describe(config: EncodeConfig, writers: Sequence[CacheWriter], autoencoder: str) -> None:
-    """Prints what would be done."""
-    print(runtime.format_config(config))
-    print(f"autoencoder: {autoencoder}")
-    for writer in writers:
-        identity = writer.identity
-        values = sum(math.prod(shape) for shape in identity["shapes"].values())
-        size = values * int(identity["dtype"][-2:]) // 8 * identity["variants"] * writer.num_clips
-        print(
-            f"{writer.folder}: {writer.num_clips:,} clips, shapes {identity['shapes']}, "
-            f"{size / 1e6:,.1f} MB, {len(writer.missing())} of {len(writer.shards)} shards to do"
-        )
+def describe(writer: CacheWriter) -> str:
+    """What would be done."""
+    identity = writer.identity
+    values = sum(math.prod(shape) for shape in identity["shapes"].values())
+    size = values * int(identity["dtype"][-2:]) // 8 * identity["variants"] * writer.num_clips
+    return (
+        f"{writer.folder}: {writer.num_clips:,} clips, shapes {identity['shapes']}, "
+        f"{size / 1e6:,.1f} MB, {len(writer.missing())} of {len(writer.shards)} shards to do"
+    )
 
 
 def encode(
@@ -201,6 +214,11 @@ def encode(
     config: EncodeConfig,
 ) -> None:
     """Encodes the missing shards, split over the processes, then writes the manifest."""
+
+    from tqdm import tqdm
+
+    from vidtwin.data import BadFileLog, FileDataset, SkippedFile, iterate_variants
+
     if writer.complete():
         if accelerator.is_main_process:
             print(f"{writer.folder} is complete: {writer.num_clips:,} clips")
@@ -251,7 +269,12 @@ def encode(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         count(SkippedFile(*item) for item in writer.skipped())
-        report(writer, writer.finish())
+        manifest = writer.finish()
+        print(
+            f"{writer.folder}: {manifest['samples']:,} clips, {manifest['rows']:,} encodings, "
+            f"{manifest['captions']:,} captions, {manifest['bytes'] / 1e6:,.1f} MB, "
+            f"{len(manifest['skipped'])} files skipped"
+        )
     accelerator.wait_for_everyone()
 
 
@@ -259,16 +282,9 @@ def encode_batch(
     model: VidTwinAutoencoder, video: torch.Tensor, accelerator: Accelerator
 ) -> VidTwinPosterior:
     """The posterior of (B, 3, T, H, W) videos, in float32 on the CPU."""
+    from diffusion.latent_sources import encode_clips
+
     return encode_clips(model, video, accelerator.autocast).to("cpu")
-
-
-def report(writer: CacheWriter, manifest: dict[str, Any]) -> None:
-    """Prints one line about a finished cache."""
-    print(
-        f"{writer.folder}: {manifest['samples']:,} clips, {manifest['rows']:,} encodings, "
-        f"{manifest['captions']:,} captions, {manifest['bytes'] / 1e6:,.1f} MB, "
-        f"{len(manifest['skipped'])} files skipped"
-    )
 
 
 if __name__ == "__main__":

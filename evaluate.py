@@ -31,6 +31,8 @@ import yaml
 
 from vidtwin.data import TooManyBadFiles
 from vidtwin.files import check_folder
+from vidtwin.hub_names import check_local_path
+from vidtwin.model_paths import find_autoencoder
 from vidtwin_lab import runtime
 
 # Name -> the module that has `describe` and `measure`, and the config, which loads no torch; both
@@ -71,7 +73,19 @@ def main() -> None:
     name, arguments = parse_arguments(sys.argv[1:])
     module, config_class = MEASUREMENTS[name]
     config = runtime.load_config(imported(config_class), arguments.config, arguments.overrides)
+    check_paths(config, arguments.dry_run)
     measure(module, config, dry_run=arguments.dry_run)
+
+
+def check_paths(config: Any, dry_run: bool) -> None:
+    """Raises ValueError for a path that is not there, before torch is loaded."""
+    check_folder(Path(config.output), "output=FOLDER")
+    if autoencoder := getattr(config, "autoencoder", None):
+        find_autoencoder(autoencoder)
+    if pipeline := getattr(config, "pipeline", None):
+        check_local_path(pipeline, "pipeline")
+    if hasattr(config, "data") and not dry_run:
+        config.data.check_files()
 
 
 def measure(name: str, config: Any, *, dry_run: bool) -> None:
@@ -82,7 +96,6 @@ def measure(name: str, config: Any, *, dry_run: bool) -> None:
     module = imported(name)
     accelerator = runtime.start_accelerator(mixed_precision="no")
     runtime.check_launched_precision(accelerator)
-    check_folder(Path(config.output), "output=FOLDER")
     if dry_run:
         plan = module.describe(config)
         if accelerator.is_main_process:

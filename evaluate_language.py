@@ -16,28 +16,20 @@ import itertools
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
-from accelerate import PartialState
 
-from diffusion.text_encoder import TextEncoder
+# What is heavy is imported where it is used: a wrong word or key is answered at once.
 from vidtwin import nearest_name
-from vidtwin.files import check_folder
-from vidtwin.reconstruction import software_versions
+from vidtwin.files import check_folder, software_versions
 from vidtwin_lab import runtime
-from vidtwin_lab.evaluation.report import Processes, Report, markdown_table, write_report
-from vidtwin_lab.language.tasks import probes
 from vidtwin_lab.language.tasks.config import CaptionProbesConfig, GlueConfig, SquadConfig
-from vidtwin_lab.language.tasks.finetuning import TaskModel, predict, summed_task_loss
-from vidtwin_lab.language.tasks.prepared import (
-    PreparedTask,
-    TaskResult,
-    prepare_glue,
-    prepare_squad,
-)
-from vidtwin_lab.language.tasks.results import FinishedRuns, fine_tuning_report
+
+if TYPE_CHECKING:
+    from diffusion.text_encoder import TextEncoder
+    from vidtwin_lab.evaluation.report import Report
+    from vidtwin_lab.language.tasks.prepared import PreparedTask, TaskResult
 
 Config = GlueConfig | SquadConfig
 CONFIGS: dict[str, Any] = {
@@ -60,13 +52,24 @@ def main() -> None:
         raise ValueError(f"unknown word {name!r}; the nearest is {near!r} ({', '.join(CONFIGS)})")
     arguments = runtime.parse_arguments(__doc__ or "", sys.argv[2:], training=False)
     config = runtime.load_config(CONFIGS[name], arguments.config, arguments.overrides)
-    check_folder(Path(config.output))
+    check_folder(Path(config.output), "output=FOLDER")
+    config.check_files()
+    measure(config, name, arguments.dry_run)
+
+
+def measure(config: Any, name: str, dry_run: bool) -> None:
+    """Makes the measurement, or prints what it would be."""
+    from accelerate import PartialState
+
+    from vidtwin_lab.evaluation.report import markdown_table, write_report
+    from vidtwin_lab.language.tasks import probes
+
     if name == "probe":
-        report = None if arguments.dry_run else measure_probes(config)
+        report = None if dry_run else measure_probes(config)
         told = probes.describe(config)
     else:
-        report, told = finetune_all(config, name, arguments.dry_run)
-    if arguments.dry_run:
+        report, told = finetune_all(config, name, dry_run)
+    if dry_run:
         print(runtime.format_config(config), yaml.safe_dump(told, sort_keys=False), sep="\n")
     if report is not None and PartialState().is_main_process:
         write_report(report, config.output)
@@ -75,6 +78,9 @@ def main() -> None:
 
 def measure_probes(config: CaptionProbesConfig) -> Report:
     """Probes of a frozen text encoder, shared among the processes."""
+    from vidtwin_lab.evaluation.report import Processes
+    from vidtwin_lab.language.tasks import probes
+
     accelerator = runtime.start_accelerator()
     processes = Processes(
         rank=accelerator.process_index,
@@ -87,6 +93,9 @@ def measure_probes(config: CaptionProbesConfig) -> Report:
 
 def finetune_all(config: Config, name: str, dry_run: bool) -> tuple[Report | None, dict[str, Any]]:
     """Every task and seed that is not finished, and the report of all."""
+    from vidtwin_lab.language.tasks.prepared import prepare_glue, prepare_squad
+    from vidtwin_lab.language.tasks.results import fine_tuning_report
+
     encoder, length = config.text_encoder.load(), config.text_encoder.max_length
     config.text_encoder.pooling_of(encoder)  # refuses what the text encoder can't have
     absent: list[dict[str, str]] = []
@@ -116,6 +125,9 @@ class Run:
     """What is made before the first step, and what is kept of finished tasks and seeds."""
 
     def __init__(self, config: Config, encoder: TextEncoder, tasks: list[PreparedTask]) -> None:
+
+        from vidtwin_lab.language.tasks.results import FinishedRuns
+
         self.config = config
         self.accelerator = runtime.start_accelerator(mixed_precision=config.mixed_precision)
         runtime.check_launched_precision(self.accelerator)
@@ -160,6 +172,10 @@ class Run:
 
 def finetune(run: Run, task: PreparedTask, seed: int) -> TaskResult:
     """Trains a copy of the text encoder on one task, and measures it."""
+    import torch
+
+    from vidtwin_lab.language.tasks.finetuning import TaskModel, predict, summed_task_loss
+
     config, accelerator = run.config, run.accelerator
     rank, count = accelerator.process_index, accelerator.num_processes
     steps, name = config.steps(len(task.train)), f"{task.name}/seed{seed}"

@@ -19,35 +19,26 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from vidtwin.data.synthetic.shapes import unseen_clip
-from vidtwin.files import check_folder, write_json
-from vidtwin.media import write_video
-from vidtwin.metrics import LPIPS_NETS, Lpips
-from vidtwin.reconstruction import (
-    DECODED_PARTS,
-    METRICS,
-    InputVideo,
-    Reconstructor,
-    find_videos,
-    load_autoencoder,
-    software_versions,
-    weights_digest,
-)
-from vidtwin.tiling import Layout, tile_starts
-from vidtwin_lab.runtime import refuse_several_processes, run_main
+# What is heavy is imported where it is used: a wrong flag or path is answered at once.
+from vidtwin.config import LPIPS_NETS
+from vidtwin.files import check_folder, root_folder, shipped_path, software_versions, write_json
+from vidtwin.model_paths import find_autoencoder
+from vidtwin.reconstruction import DECODED_PARTS, METRICS, InputVideo, find_videos
+from vidtwin_lab import runtime
 
-ROOT = Path(__file__).resolve().parent
-SHIPPED_MODEL = ROOT / "checkpoints" / "shapes" / "autoencoder"
-DEMO_CONFIG = ROOT / "configs" / "ae" / "shapes_demo.yaml"
+if TYPE_CHECKING:
+    from vidtwin.reconstruction import Reconstructor
+
+SHIPPED_MODEL = shipped_path("checkpoints/shapes/autoencoder")
+DEMO_CONFIG = shipped_path("configs/ae/shapes_demo.yaml")
 DEMO_FOLDER = Path("outputs") / "demo"
 CHOICES: dict[str, tuple[str, ...]] = {"all": tuple(DECODED_PARTS)}
 CHOICES |= {part: (name,) for name, part in DECODED_PARTS.items()}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -72,7 +63,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--tile-overlap", type=int, nargs=3, metavar=("T", "H", "W"), help="shared by windows")
     add("--tile-batch-size", type=int, default=1, metavar="N", help="windows per forward pass")
     add("--lpips", choices=(*LPIPS_NETS, "none"), default=None, help="default vgg; demo: none")
-    add("--device", type=known_device, default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", help="cpu, cuda, ... (default: cuda if there is one)")
     add("--dtype", choices=DTYPES, default="float32")
     add("--dry-run", action="store_true", help="say what would be done, and stop")
     add("--demo", action="store_true", help="train on the moving shapes for a minute first")
@@ -91,19 +82,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def known_device(text: str) -> str:
-    """The name of a device, checked to be available."""
-    try:
-        torch.zeros(1, device=text)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise argparse.ArgumentTypeError(f"{text} can't be used: {reason}") from error
-    return text
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    refuse_several_processes("reconstruct.py")
+    runtime.refuse_several_processes("reconstruct.py")
     if arguments.demo:
         prepare_demo(arguments)
         if arguments.dry_run:
@@ -113,6 +94,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(name, reason)
     if not videos:
         return 2
+    if not arguments.model and not SHIPPED_MODEL.is_dir():
+        raise ValueError("no model ships with this version: name one with --model, or try --demo")
+    find_autoencoder(arguments.model or SHIPPED_MODEL)
+    if arguments.swap and not arguments.swap.exists():
+        raise ValueError(f"--swap {arguments.swap}: no such file")
     folders = [video.target.parent for video in videos]
     report = (arguments.output or folders[0]) / "reconstruct.json"
     if not arguments.dry_run:
@@ -147,13 +133,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_reconstructor(arguments: argparse.Namespace) -> tuple[Path, str, Reconstructor]:
     """Where the model was found, the digest of its weights, and the model with its options."""
-    path = arguments.model or SHIPPED_MODEL
-    if not arguments.model and not SHIPPED_MODEL.is_dir():
-        raise ValueError("no model ships with this version: name one with --model, or try --demo")
-    model, found = load_autoencoder(path)
+    import torch
+
+    from vidtwin import load_autoencoder, weights_digest
+    from vidtwin.metrics import Lpips
+    from vidtwin.reconstruction import Reconstructor
+    from vidtwin.tiling import Layout
+
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    arguments.device = runtime.usable_device(arguments.device, best)
+    model, found = load_autoencoder(arguments.model or SHIPPED_MODEL)
     layout = Layout.of_model(model, arguments.tile_overlap)
     digest = weights_digest(model)
-    model = model.to(arguments.device, DTYPES[arguments.dtype])
+    model = model.to(arguments.device, getattr(torch, arguments.dtype))
     lpips, reason = None, "off"
     if arguments.lpips != "none" and not arguments.swap and not arguments.dry_run:
         try:
@@ -179,7 +171,7 @@ def prepare_demo(arguments: argparse.Namespace) -> None:
     """Trains the demo's autoencoder with train_ae.py, and sets the arguments to use it."""
     arguments.output = arguments.output or DEMO_FOLDER
     run = arguments.output / "training"
-    script, config = str(ROOT / "train_ae.py"), str(DEMO_CONFIG)
+    script, config = str(root_folder() / "train_ae.py"), str(DEMO_CONFIG)
     command = [sys.executable, script, "--config", config, f"output={run}"]
     print("training a small autoencoder on the moving shapes:", *command, flush=True)
     if arguments.dry_run:
@@ -190,6 +182,10 @@ def prepare_demo(arguments: argparse.Namespace) -> None:
         raise ValueError(f"the demo's training ended with status {status}; its message is above")
     arguments.model = str(run)
     if not arguments.inputs:
+        from vidtwin import load_autoencoder
+        from vidtwin.data.synthetic.shapes import unseen_clip
+        from vidtwin.media import write_video
+
         sizes = load_autoencoder(run)[0].sizes
         clip = unseen_clip(sizes.num_frames, sizes.height, sizes.width)
         arguments.inputs = [str(write_video(arguments.output / "shapes.mp4", clip.video, fps=8))]
@@ -200,6 +196,8 @@ def show_plan(
     reconstructor: Reconstructor, videos: list[InputVideo], model_path: Path, digest: str
 ) -> int:
     """Prints what would be done, with which model; returns the number of bad videos."""
+    from vidtwin.tiling import tile_starts
+
     sizes, layout = reconstructor.model.sizes, reconstructor.layout
     count = sum(parameter.numel() for parameter in reconstructor.model.parameters())
     print(f"model    {model_path}  {count:,} parameters  sha256 {digest}")
@@ -294,4 +292,4 @@ def complain(name: str, reason: str) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    runtime.run_main(main)

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 # What is heavy is imported where it is used: a wrong flag is answered at once.
 from diffusion import config
 from diffusion.inputs import check_seed, common_length, prompt_list
+from diffusion.pipeline_files import find_pipeline
 from vidtwin.files import check_folder, shipped_path, write_json
-from vidtwin.hub_names import check_local_path
 from vidtwin.text_files import read_lines
 from vidtwin_lab import runtime
 
@@ -106,9 +106,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     runtime.configure_logging()
     prompts = read_prompts(arguments)
-    if arguments.pipeline is not None:
-        check_local_path(arguments.pipeline, "pipeline")
     check_folder(arguments.output)
+    find_pipeline(shipped_path(arguments.pipeline or SHIPPED_PIPELINE))
+    for name in ("structure_from", "dynamics_from"):
+        path = getattr(arguments, name)
+        if path is not None and not path.is_file():
+            raise ValueError(f"--{name.replace('_', '-')} {path} is not a file")
 
     from vidtwin.media import contact_sheet
 
@@ -173,11 +176,7 @@ def load_pipeline(arguments: argparse.Namespace, accelerator: Any) -> VidTwinPip
         pipeline.scheduler = build_scheduler(arguments.scheduler, pipeline.scheduler)
     # None: a bar on a terminal, none in a file.
     pipeline.set_progress_bar_config(disable=None if accelerator.is_main_process else True)
-    try:
-        return pipeline.to(arguments.device or accelerator.device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"--device {arguments.device} can't be used: {reason}") from error
+    return pipeline.to(runtime.usable_device(arguments.device, accelerator.device))
 
 
 def plan(

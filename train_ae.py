@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidtwin.config import (
@@ -63,6 +64,15 @@ class TrainConfig(runtime.RunConfig):
     discriminator_optimizer: runtime.OptimizerConfig = runtime.OptimizerConfig(
         learning_rate=1.5e-5, betas=(0.0, 0.9), warmup_steps=5000, warmup_start=1e-5
     )
+
+    def check_files(self, dry_run: bool = False) -> None:
+        super().check_files(dry_run)
+        if not dry_run:
+            self.data.check_files()
+        if self.init_from is not None and not Path(self.init_from).exists():
+            raise ValueError(
+                f"init_from: no checkpoint file at {self.init_from}, and no folder of a model"
+            )
 
     def resolved(self) -> TrainConfig:
         """The config with the clips that it trains on."""

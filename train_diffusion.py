@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from diffusion.config import NUM_INFERENCE_STEPS, GuidanceScales, InputsConfig, TransformerConfig
 from diffusion.inputs import class_indices, prompt_list
+from diffusion.training_files import check_input_files, find_transformer
 from vidtwin.data import TooManyBadFiles
 from vidtwin_lab import runtime
 
@@ -62,6 +63,12 @@ class TrainConfig(InputsConfig, runtime.RunConfig):
                     f"`sample_{name}` are asked of a run without {needed}; set sample_{name}=[]"
                 )
 
+    def check_files(self, dry_run: bool = False) -> None:
+        runtime.RunConfig.check_files(self, dry_run)
+        check_input_files(self, dry_run)
+        if self.init_from is not None:
+            find_transformer(self.init_from)
+
 
 # Where files lie and what is shown may change while a run goes on.
 MODELS_MAY_MOVE = ("autoencoder", "text_encoder", "init_from")
@@ -80,13 +87,11 @@ def main() -> None:
 
 def describe(config: TrainConfig) -> None:
     """Prints the config, the transformer's sizes, and the clips."""
-    from diffusion.training import describe_transformer
+    from diffusion.training import describe_training
 
-    inputs = find_inputs(config, "cpu", untrained=True)
     print(runtime.format_config(config))
-    print(describe_transformer(inputs.transformer_sizes(config.model)))
-    names = ", ".join(inputs.class_names) or "none"
-    print(f"clips: {len(inputs.source):,}; classes: {names}")
+    validates = config.validation_samples > 0
+    print(describe_training(config, config.model, validates, config.sample_classes))
 
 
 def find_inputs(config: TrainConfig, device: torch.device | str, **options: Any) -> TrainingInputs:
@@ -168,6 +173,7 @@ def export(run: Run) -> None:
     with run.averaged() as model:
         if run.accelerator.is_main_process:
             runtime.replace_weights(run.folder.path / "pipeline" / "transformer", model)
+    run.accelerator.wait_for_everyone()  # as `TrainingRun.export` does
 
 
 def validate(run: Run, inputs: TrainingInputs, pipeline: VidTwinPipeline, step: int) -> None:

@@ -20,15 +20,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from diffusion.cache_format import (
-    FORMAT,
-    MANIFEST,
     SAMPLES_FOLLOW_FROM,
-    SHARDS_FOLDER,
     STATS_FOLDER,
     differences,
     lasting,
     plain,
-    read_json,
+    read_manifest,
     read_shard,
     restricted,
     shards_of,
@@ -73,7 +70,7 @@ class LatentCache(Dataset[dict[str, Any]]):
         verify: bool = False,
     ) -> None:
         self.folder = Path(folder).expanduser()
-        self.manifest = self._read_manifest()
+        self.manifest = read_manifest(self.folder)
         self.autoencoder_config = AutoencoderConfig.from_dict(self.manifest["autoencoder_config"])
         self.label_names: list[str] = list(self.manifest["label_names"])
         has_moments = self.manifest["store"] == "moments"
@@ -99,25 +96,6 @@ class LatentCache(Dataset[dict[str, Any]]):
                 f"its manifest {self.manifest['samples']}"
             )
         self.stats = self._read_stats()
-
-    def _read_manifest(self) -> dict[str, Any]:
-        path = self.folder / MANIFEST
-        if not path.is_file():
-            if (self.folder / SHARDS_FOLDER).is_dir():
-                raise ValueError(
-                    f"the cache {self.folder} is unfinished: run encode.py once more with the "
-                    "same config and it goes on"
-                )
-            parts = sorted(found.parent.name for found in self.folder.glob(f"*/{MANIFEST}"))
-            hint = f"; it holds the caches {', '.join(parts)}: name one of them" if parts else ""
-            raise ValueError(f"{self.folder} is no latent cache, {MANIFEST} is missing{hint}")
-        manifest = read_json(path, "the manifest")
-        if manifest.get("format") != FORMAT:
-            raise ValueError(
-                f"the cache {self.folder} has format {manifest.get('format')!r}, expected "
-                f"{FORMAT}; encode again into another folder"
-            )
-        return manifest
 
     def _read_stats(self) -> LatentStats:
         folder = self.folder / STATS_FOLDER

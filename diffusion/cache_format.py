@@ -24,12 +24,13 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from vidtwin import file_digest
+from vidtwin import AutoencoderConfig, file_digest
 
-__all__ = ["DATA_MAY_CHANGE", "check_storage"]
+__all__ = ["DATA_MAY_CHANGE", "check_storage", "read_manifest", "stored_shapes"]
 
 # The names of `VidTwinLatents`, which imports torch.
-LATENT_FILES = tuple(f"{name}.npy" for name in ("structure", "dynamics_x", "dynamics_y"))
+LATENT_NAMES = ("structure", "dynamics_x", "dynamics_y")
+LATENT_FILES = tuple(f"{name}.npy" for name in LATENT_NAMES)
 FORMAT = 2
 MANIFEST = "manifest.json"
 STATS_FOLDER = "latent_stats"
@@ -66,6 +67,13 @@ def check_storage(store: str, dtype: str) -> None:
             raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}")
 
 
+def stored_shapes(autoencoder: AutoencoderConfig, store: str) -> dict[str, list[int]]:
+    """The shape of each latent of a row: moments have mean and logvar on the channel axis."""
+    factor = 2 if store == "moments" else 1
+    shapes = {name: getattr(autoencoder, f"{name}_shape") for name in LATENT_NAMES}
+    return {name: [factor * shape[0], *shape[1:]] for name, shape in shapes.items()}
+
+
 def shards_of(folder: Path, num_clips: int, shard_size: int) -> list[Shard]:
     """The shards of a cache: their bounds follow from the clips' indices alone."""
     return [
@@ -93,6 +101,31 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{what} {path} must hold a JSON object, got {type(content).__name__}")
     return content
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What is in a complete cache, and what made it.
+
+    Raises:
+        ValueError: if the folder holds none, or an unfinished one.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        if (folder / SHARDS_FOLDER).is_dir():
+            raise ValueError(
+                f"the cache {folder} is unfinished: run encode.py once more with the "
+                "same config and it goes on"
+            )
+        parts = sorted(found.parent.name for found in folder.glob(f"*/{MANIFEST}"))
+        hint = f"; it holds the caches {', '.join(parts)}: name one of them" if parts else ""
+        raise ValueError(f"{folder} is no latent cache, {MANIFEST} is missing{hint}")
+    manifest = read_json(path, "the manifest")
+    if manifest.get("format") != FORMAT:
+        raise ValueError(
+            f"the cache {folder} has format {manifest.get('format')!r}, expected "
+            f"{FORMAT}; encode again into another folder"
+        )
+    return manifest
 
 
 def read_shard(shard: Shard, verify: bool = False) -> dict[str, Any]:

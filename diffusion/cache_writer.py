@@ -8,6 +8,7 @@ Axes: B batch, R rows of a shard, C channels.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import tempfile
@@ -33,6 +34,7 @@ from diffusion.cache_format import (
     read_json,
     read_shard,
     shards_of,
+    stored_shapes,
 )
 from diffusion.latent_stats import LatentStats, LatentStatsAccumulator
 from vidtwin import (
@@ -42,6 +44,7 @@ from vidtwin import (
     VidTwinPosterior,
     file_digest,
 )
+from vidtwin.data import FileDataset, VideoDataset
 from vidtwin.files import folder_written_whole, remove_leftovers, written_whole
 
 logger = logging.getLogger(__name__)
@@ -95,10 +98,6 @@ class CacheWriter:
         self.num_clips, self.store, self.dtype = num_clips, store, dtype
         self.about = dict(about or {})
         self.shards = shards_of(self.folder, num_clips, shard_size)
-        factor = 2 if store == "moments" else 1
-        shapes = {
-            name: getattr(autoencoder_config, f"{name}_shape") for name in VidTwinLatents.names
-        }
         self.identity: dict[str, Any] = plain(
             {
                 "format": FORMAT,
@@ -109,7 +108,7 @@ class CacheWriter:
                 "label_names": list(label_names),
                 "store": store,
                 "dtype": dtype,
-                "shapes": {name: [factor * shape[0], *shape[1:]] for name, shape in shapes.items()},
+                "shapes": stored_shapes(autoencoder_config, store),
                 "shard_size": shard_size,
                 **(options or {}),
                 "versions": dict(versions or {}),
@@ -356,3 +355,11 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(content, indent=1, allow_nan=False)  # ASCII: paths may hold any bytes
     with written_whole(path) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
+
+
+def listing_digest(dataset: VideoDataset) -> str | None:
+    """Digest of a file data set's clips, independent of their folder; None for other data sets."""
+    if not isinstance(dataset, FileDataset):
+        return None
+    listing = [(clip.name, clip.label, *clip.captions) for clip in dataset.clips]
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]

@@ -324,8 +324,7 @@ class FlowConfig:
     @property
     def given_guidance_scale(self) -> float:
         """By a given latent: 1.0 (off) unless both kinds were trained as noise beside the other."""
-        both = self.structure_noise > 0 and self.dynamics_noise > 0
-        return GIVEN_GUIDANCE_SCALE if both else 1.0
+        return GIVEN_GUIDANCE_SCALE if min(self.structure_noise, self.dynamics_noise) > 0 else 1.0
 
     def check_steps(self, name: str, steps: int) -> None:
         """Raises ValueError for a number of solver steps that no scheduler takes."""

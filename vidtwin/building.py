@@ -5,24 +5,19 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 
 from vidtwin.autoencoder import VidTwinAutoencoder
 from vidtwin.config import AutoencoderConfig, DiscriminatorConfig, LossConfig
 from vidtwin.convert import read_official_discriminator
 from vidtwin.discriminator import PatchDiscriminator
-from vidtwin.files import shipped_path
 from vidtwin.losses import AutoencoderLoss
+from vidtwin.model_paths import CONFIG_SUFFIXES, find_autoencoder, read_model_section
 
 __all__ = ["build_models", "describe_models", "load_autoencoder"]
 
 logger = logging.getLogger(__name__)
-# What a run of train_ae.py leaves, best first.
-MODEL_FOLDERS = ("autoencoder_ema", "autoencoder")
-OFFICIAL_SUFFIXES = (".ckpt", ".safetensors", ".pt", ".pth")
 
 
 def load_autoencoder(
@@ -34,58 +29,23 @@ def load_autoencoder(
         path: a `save_pretrained` folder, a run folder of train_ae.py (EMA weights are preferred
             to the last ones), or a released checkpoint file.
         untrained: also accept the YAML config of a train_ae.py run, which gives a model of these
-            sizes with new weights; for `--dry-run`.
+            sizes without weights, on torch's meta device; for `--dry-run`.
     Returns:
         The model, and the folder or file that it was loaded from.
     Raises:
         ValueError: if there is no model at `path`, or any of its weights is missing.
     """
-    path = shipped_path(path)
-    if path.suffix in (".yaml", ".yml"):
-        if not untrained:
-            raise ValueError(
-                f"{path} is the config of an autoencoder, which only --dry-run takes: train it "
-                f"with train_ae.py --config {path}, and name its run folder"
-            )
-        sizes = AutoencoderConfig.from_dict(_model_section(path))
-        return VidTwinAutoencoder(**dataclasses.asdict(sizes)).eval(), path
-    if path.is_file():
-        if path.suffix.lower() not in OFFICIAL_SUFFIXES:
-            raise ValueError(
-                f"a model file must be a released checkpoint ({', '.join(OFFICIAL_SUFFIXES)}), "
-                f"got {path}"
-            )
-        return VidTwinAutoencoder.from_official(path), path
-    if not path.is_dir():
-        raise ValueError(
-            f"the model {path} does not exist; --model takes a folder written by save_pretrained, "
-            "the run folder of train_ae.py, or a released .ckpt or .safetensors file"
-        )
-    candidates = (path, *(path / name for name in MODEL_FOLDERS))
-    folder = next((one for one in candidates if (one / "config.json").is_file()), None)
-    if folder is None:
-        raise ValueError(
-            f"the folder {path} holds no autoencoder: expected config.json in it (save_pretrained) "
-            f"or in {' or '.join(MODEL_FOLDERS)} below it (a finished run of train_ae.py)"
-        )
+    found = find_autoencoder(path, untrained=untrained)
+    if found.suffix in CONFIG_SUFFIXES:
+        with torch.device("meta"):
+            model = VidTwinAutoencoder(**dataclasses.asdict(read_model_section(found)))
+        return model.eval(), found
+    if found.is_file():
+        return VidTwinAutoencoder.from_official(found), found
     try:
-        return VidTwinAutoencoder.from_pretrained(folder, local_files_only=True), folder
+        return VidTwinAutoencoder.from_pretrained(found, local_files_only=True), found
     except (OSError, TypeError) as error:
-        raise ValueError(f"the autoencoder in {folder} can't be loaded: {error}") from error
-
-
-def _model_section(path: Path) -> dict[str, Any]:
-    """The section `model` of a YAML config, on top of that of its `base`."""
-    if not path.is_file():
-        raise ValueError(f"the config {path} does not exist")
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    base = values.get("base")
-    section: dict[str, Any] = {} if base is None else _model_section(path.parent / base)
-    section |= values.get("model") or {}
-    unknown = section.keys() - {field.name for field in dataclasses.fields(AutoencoderConfig)}
-    if unknown:
-        raise ValueError(f"{path}: unknown keys of `model`: {', '.join(sorted(unknown))}")
-    return section
+        raise ValueError(f"the autoencoder in {found} can't be loaded: {error}") from error
 
 
 def build_models(

@@ -10,6 +10,7 @@ from typing import Any
 
 __all__ = [
     "LPIPS_NETS",
+    "METRICS",
     "AutoencoderConfig",
     "BranchDropout",
     "DiscriminatorConfig",
@@ -18,6 +19,8 @@ __all__ = [
 ]
 
 RECONSTRUCTIONS = ("l1", "l2")
+# Of a reconstruction, frame by frame.
+METRICS = ("psnr", "ssim", "lpips")
 LPIPS_NETS = ("vgg", "alex", "squeeze")
 DISCRIMINATOR_KINDS = ("2d", "3d")
 DISCRIMINATOR_NORMS = ("batch", "group", "none")

@@ -20,7 +20,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidtwin.config import LPIPS_NETS
+from vidtwin.config import LPIPS_NETS, METRICS
 from vidtwin.media import to_uint8
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ _BACKBONES = {
     "alex": ("alexnet-owt-7be5be79.pth", 31),
     "squeeze": ("squeezenet1_1-b8a52dc0.pth", 17),
 }
-METRICS = ("psnr", "ssim", "lpips")
 Metrics = dict[str, float]
 
 

@@ -159,8 +159,10 @@ def run_python(
 @functools.cache
 def _start_server() -> None:
     """The process from which the others are forked: it has imported and computed nothing else."""
-    scripts = [path.stem for path in sorted(ROOT.glob("*.py")) if path.stem != "setup"]
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["script_runs", *scripts])
+    # What the scripts import once their arguments are right.
+    used = ["vidtwin.building", "diffusion.training", "vidtwin_lab.runtime.run"]
+    used += ["vidtwin_lab.language.training", "vidtwin_lab.evaluation.report", "script_runs"]
+    multiprocessing.get_context("forkserver").set_forkserver_preload(used)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)

@@ -271,4 +271,6 @@ class TestBadInput:
     def test_an_output_that_can_not_be_written(self, autoencoder, tmp_path):
         (tmp_path / "file").write_text("")
         options = ("--config", DEBUG, f"autoencoder={autoencoder}")
-        assert "can't be written" in encode(*options, f"output={tmp_path / 'file'}").refused()
+        assert (
+            "can't write to the folder" in encode(*options, f"output={tmp_path / 'file'}").refused()
+        )

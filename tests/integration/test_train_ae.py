@@ -254,7 +254,7 @@ class TestBadInput:
     def test_folder_that_cant_be_written(self, tmp_path):
         (tmp_path / "file").write_text("in the way")
         told = train("--config", DEBUG, f"output={tmp_path / 'file' / 'run'}").refused()
-        assert "can't be written" in told
+        assert "can't write to the folder" in told
 
     def test_folder_of_another_run(self, tmp_path):
         options = ("--config", DEBUG, f"output={tmp_path}", "steps=4", "validation_samples=0")

@@ -404,6 +404,8 @@ def test_warmup_cosine_equals_the_released_schedule(name, peak, start):
         ({"epsilon": 0.0}, "`epsilon` must be > 0"),
         ({"warmup_steps": -1}, "`warmup_steps` must be >= 0, got -1"),
         ({"max_grad_norm": 0.0}, "`max_grad_norm` must be > 0 or null (no clipping), got 0.0"),
+        ({"name": "adam"}, "`name` must be one of adamw, muon, adamw_8bit; got 'adam'"),
+        ({"name": "adamw_8bit", "fused": True}, "`fused` is not for name=adamw_8bit"),
         ({"schedule": "cosin"}, "`schedule` must be one of warmup_cosine, linear, cosine"),
         ({"schedule": "piecewise_constant"}, "`schedule` must be one of"),
         ({"schedule": "linear", "warmup_start": 1e-5}, "set warmup_start=0"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -122,3 +125,22 @@ def test_helpers_leave_what_is_not_sharded_as_it_is():
     assert sharding.local(tensor).data_ptr() == tensor.data_ptr()
     model = nn.Linear(2, 2)
     assert sharding.whole_state(model).keys() == model.state_dict().keys()
+
+
+def test_processes_wait_as_long_as_the_config_says(monkeypatch):
+    from vidtwin_lab.runtime import RunConfig, run
+
+    given: list[Any] = []
+
+    def start(**options: Any) -> None:
+        given.extend(options["kwargs_handlers"])
+        raise InterruptedError
+
+    monkeypatch.setattr(run, "RunAccelerator", start)
+    for minutes in (60.0, 0.5):
+        options = {} if minutes == 60 else {"collective_timeout_minutes": minutes}
+        with pytest.raises(InterruptedError):
+            run.start_processes(RunConfig(output="unused", **options))
+        assert given[-1].timeout == timedelta(minutes=minutes)
+    with pytest.raises(ValueError, match=r"`collective_timeout_minutes` must be in \(0, 10080\]"):
+        RunConfig(output="unused", collective_timeout_minutes=0)

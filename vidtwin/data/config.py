@@ -209,6 +209,10 @@ class DataConfig:
         sections = {**self.sections, self.source: replace(self.options, **changes)}
         return replace(self, sections=sections)
 
+    def check_files(self) -> None:
+        """Raises ValueError if what `path` names is not there; reads no clip."""
+        self.options.check_files(self)
+
     def to_dict(self) -> dict[str, Any]:
         """As it stands in YAML: plain values, and the chosen source's section by its name."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}

@@ -42,17 +42,31 @@ def _existing(path: str | None, what: str, directory: bool) -> Path:
     return found
 
 
+# Source -> what `data.path` must name, and whether that is a folder.
+PLACES = {
+    "list": ("a list of clips", False),
+    "csv": ("a CSV file", False),
+    "jsonl": ("a JSONL file", False),
+    "classes": ("a folder of class folders", True),
+    "folder": ("a folder of videos", True),
+    "ucf101": ("the folder of UCF-101", True),
+}
+
+
+def _place_of(config: DataConfig) -> Path:
+    """`data.path` of a source in `PLACES`, which must be there; of a folder, the list in it."""
+    if config.source == "list" and config.path and os.path.isdir(os.path.expanduser(config.path)):
+        return list_in(Path(os.path.expanduser(config.path)))
+    return _existing(config.path, *PLACES[config.source])
+
+
 def _no_videos(where: str) -> ValueError:
     suffixes = " ".join(sorted(VIDEO_SUFFIXES))
     return ValueError(f"no videos found in {where}; looked for files named {suffixes}")
 
 
 def _from_list(config: DataConfig) -> ClipList:
-    if config.source == "list" and config.path and os.path.isdir(os.path.expanduser(config.path)):
-        file = list_in(Path(os.path.expanduser(config.path)))
-    else:
-        what = {"csv": "a CSV file", "jsonl": "a JSONL file"}.get(config.source, "a list of clips")
-        file = _existing(config.path, what, directory=False)
+    file = _place_of(config)
     root = Path(os.path.expanduser(config.root)) if config.root else file.parent
     if not root.is_dir():
         raise ValueError(f"data.root must name a folder, but {str(root)!r} is not one")
@@ -61,7 +75,7 @@ def _from_list(config: DataConfig) -> ClipList:
 
 
 def _from_classes(config: DataConfig) -> ClipList:
-    root = _existing(config.path, "a folder of class folders", directory=True)
+    root = _place_of(config)
     folders = sorted(
         path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
     )
@@ -89,7 +103,7 @@ def _from_classes(config: DataConfig) -> ClipList:
 
 
 def _from_folder(config: DataConfig) -> ClipList:
-    root = _existing(config.path, "a folder of videos", directory=True)
+    root = _place_of(config)
     videos = videos_below(root)
     if not videos:
         raise _no_videos(repr(str(root)))
@@ -98,29 +112,37 @@ def _from_folder(config: DataConfig) -> ClipList:
 
 
 def _from_glob(config: DataConfig) -> ClipList:
-    if not config.path:
-        raise ValueError(f"data.path must be a pattern such as 'clips/**/*.mp4', got {config.path}")
-    pattern = str(Path(os.path.expanduser(config.path)))
-    videos = files_matching(pattern)
-    if not videos:
-        raise ValueError(f"no videos found: no file matches data.path={pattern!r}")
+    pattern, videos = _matches(config)
     # Names start at the pattern's first wildcard, so that a split stays when the folder moves.
     root = pattern_folder(pattern)
     clips = [Clip(path=path, name=Path(path).relative_to(root).as_posix()) for path in videos]
     return ClipList(clips=with_captions(clips, config.captions, root), label_names=[])
 
 
+def _matches(config: DataConfig) -> tuple[str, list[str]]:
+    """The pattern in `data.path` and the files that match it."""
+    if not config.path:
+        raise ValueError(f"data.path must be a pattern such as 'clips/**/*.mp4', got {config.path}")
+    pattern = str(Path(os.path.expanduser(config.path)))
+    videos = files_matching(pattern)
+    if not videos:
+        raise ValueError(f"no videos found: no file matches data.path={pattern!r}")
+    return pattern, videos
+
+
 def _from_files(config: DataConfig) -> ClipList:
-    files = config.files or ((config.path,) if config.path else ())
-    if not files:
-        raise ValueError("data.files must list videos, or data.path name one; got neither")
-    clips = [
-        Clip(path=str(_existing(file, "a video", directory=False)), name=Path(file).name)
-        for file in files
-    ]
+    clips = [Clip(path=str(path), name=path.name) for path in _listed(config)]
     clips = check_listed(clips, "data.files")
     root = Path(clips[0].path).parent
     return ClipList(clips=with_captions(clips, config.captions, root), label_names=[])
+
+
+def _listed(config: DataConfig) -> list[Path]:
+    """The videos that `data.files` or `data.path` name."""
+    files = config.files or ((config.path,) if config.path else ())
+    if not files:
+        raise ValueError("data.files must list videos, or data.path name one; got neither")
+    return [_existing(file, "a video", directory=False) for file in files]
 
 
 def _ucf101_lists(root: Path, split: int, part: str) -> list[Path]:
@@ -155,7 +177,7 @@ def _ucf101_labels(lists: Path, labels: Iterable[str]) -> list[str]:
 
 
 def _from_ucf101(config: DataConfig) -> ClipList:
-    root = _existing(config.path, "the folder of UCF-101", directory=True)
+    root = _place_of(config)
     if config.split not in (1, 2, 3):
         raise ValueError(f"data.split must be 1, 2 or 3 for UCF-101, got {config.split}")
     lists = _ucf101_lists(root, config.split, config.part)
@@ -244,6 +266,15 @@ class FileOptions(SourceOptions):
                 "data.source=ucf101 has an official validation part, got data.validation_fraction="
                 f"{data.validation_fraction}; set it to 0, or take data.source=classes"
             )
+
+    def check_files(self, data: DataConfig) -> None:
+        """Refuses a place where nothing lies."""
+        if data.source in PLACES:
+            _place_of(data)
+        elif data.source == "files":
+            _listed(data)
+        else:
+            _matches(data)
 
     def build(self, data: DataConfig) -> Any:
         """A `FileDataset`."""

@@ -53,6 +53,13 @@ class SourceOptions:
             ValueError: naming the key.
         """
 
+    def check_files(self, data: DataConfig) -> None:
+        """Refuses a path that is not there; runs before anything heavy is imported.
+
+        Raises:
+            ValueError: naming the key.
+        """
+
     def build(self, data: DataConfig) -> Any:
         """The data set: a `VideoDataset`, or anything with a length whose items are samples.
 

@@ -1,9 +1,9 @@
 from vidtwin.building import load_autoencoder
+from vidtwin.config import METRICS
 from vidtwin.files import software_versions, weights_digest
-from vidtwin.metrics import METRICS
-from vidtwin.reconstruction.inputs import InputVideo, find_videos
 from vidtwin.reconstruction.latent_files import load_windows, save_windows
-from vidtwin.reconstruction.reconstructor import DECODED_PARTS, Reconstructor
+from vidtwin.reconstruction.reconstructor import Reconstructor
+from vidtwin.reconstruction.video_paths import DECODED_PARTS, InputVideo, find_videos
 
 __all__ = [
     "DECODED_PARTS",

@@ -30,17 +30,12 @@ from vidtwin.media import (
     to_uint8,
 )
 from vidtwin.metrics import METRICS, FrameMeans, Lpips
-from vidtwin.reconstruction.inputs import InputVideo, OpenVideo, fit_uint8, open_video
+from vidtwin.reconstruction.inputs import OpenVideo, fit_uint8, open_video
 from vidtwin.reconstruction.latent_files import save_windows
+from vidtwin.reconstruction.video_paths import DECODED_PARTS, InputVideo
 from vidtwin.tiling import LatentWindow, Layout, iter_decode_windows, iter_encode_windows
 
 Frame = NDArray[np.uint8]
-# Name of each result -> the part of the latents that is decoded for it.
-DECODED_PARTS: dict[str, Part] = {
-    "reconstruction": "both",
-    "structure": "structure",
-    "dynamics": "dynamics",
-}
 SHEET_COLUMNS = 8
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
+from diffusion.text_loading import packaged_encoder
 from vidtwin.data.config import DataConfig
+from vidtwin.hub_names import check_local_path
 from vidtwin_lab import runtime
 from vidtwin_lab.language.config_checks import check_choices, check_range
+from vidtwin_lab.language.text_files import find_text_files
 
 SOURCES = ("shapes", "text", "csv", "captions", "datasets")
 DOCUMENTS = ("line", "blank", "heading", "file")
@@ -131,6 +134,14 @@ class CorpusConfig:
             raise ValueError("`path` is required for source=datasets: the name of the data set")
         if self.source == "captions" and self.data is None:
             raise ValueError("`data` is required for source=captions: set corpus.data.source=...")
+
+    def check_files(self) -> None:
+        """Raises ValueError for texts that are not there; reads none."""
+        if self.source in ("text", "csv"):
+            own = (self.path, self.validation_path)
+            find_text_files([place for place in (*own, *self.files) if place], self.source)
+        elif self.source == "captions" and self.data is not None:
+            self.data.check_files()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -399,6 +410,18 @@ class TrainConfig(runtime.RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.objective.named(self.model.family)
+
+    def check_files(self, dry_run: bool = False) -> None:
+        super().check_files(dry_run)
+        self.corpus.check_files()
+        tokenizer, teacher = self.tokenizer.path, self.objective.distillation.teacher
+        for name, what in (
+            (self.init_from, "language model"),
+            (tokenizer, "tokenizer"),
+            (teacher, "language model"),
+        ):
+            if name is not None:
+                check_local_path(packaged_encoder(name), what)
 
 
 # A resumed run may find its texts elsewhere; it may not train on other texts.

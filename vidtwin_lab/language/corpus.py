@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import glob
 import hashlib
 import itertools
 import logging
@@ -14,10 +13,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vidtwin import build_dataset, nearest_name
 from vidtwin.data.synthetic.shapes import ShapesAttributes, caption, draw_attributes
+from vidtwin.files import nearest_name
 from vidtwin_lab.language.config import CorpusConfig, ShapesCaptionsConfig, TrainConfig
 from vidtwin_lab.language.hub import load_data_set
+from vidtwin_lab.language.text_files import find_text_files
 
 logger = logging.getLogger(__name__)
 
@@ -139,22 +139,25 @@ def split_sentences(text: str) -> list[str]:
 
 
 def _documents_of_files(config: CorpusConfig, held_out: bool) -> Iterator[list[str]]:
-    """The documents of all files: their lines, stripped, without empty ones."""
-    places = [config.path] if config.path else config.files
-    if held_out and config.validation_path is not None:
-        places = [config.validation_path]
-    table = config.source == "csv"
-    for file in _files(places, ".csv" if table else ".txt"):
-        try:
-            with file.open(encoding="utf-8", newline="" if table else None) as lines:
-                if table:
-                    cells = (cell.strip() for cell in _cells(file, lines, config.column))
-                    yield from ([cell] for cell in cells if cell)
-                else:
-                    yield from _grouped((line.strip() for line in lines), config.documents)
-        except (UnicodeDecodeError, csv.Error) as error:
-            kind = "a CSV file" if isinstance(error, csv.Error) else "UTF-8 text"
-            raise ValueError(f"{file} is not {kind}: {error}") from error
+    own = held_out and config.validation_path is not None
+    places = [config.validation_path] if own else [config.path] if config.path else config.files
+    for file in find_text_files([str(place) for place in places], config.source):
+        yield from _documents_in(file, config)
+
+
+def _documents_in(file: Path, config: CorpusConfig) -> Iterator[list[str]]:
+    """The documents of one file: their lines, stripped, without empty ones."""
+    try:
+        with file.open(encoding="utf-8", newline="" if config.source == "csv" else None) as lines:
+            if config.source == "csv":
+                cells = (cell.strip() for cell in _cells(file, lines, config.column))
+                yield from ([cell] for cell in cells if cell)
+            else:
+                yield from _grouped((line.strip() for line in lines), config.documents)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text: {error}") from error
+    except csv.Error as error:
+        raise ValueError(f"{file} is not a CSV file: {error}") from error
 
 
 def _grouped(lines: Iterable[str], how: str) -> Iterator[list[str]]:
@@ -175,24 +178,6 @@ def _grouped(lines: Iterable[str], how: str) -> Iterator[list[str]]:
         yield document
 
 
-def _files(places: Sequence[str], suffix: str) -> list[Path]:
-    """The files of some files, folders and patterns, each once."""
-    found: dict[Path, None] = {}
-    for place in places:
-        path = Path(place).expanduser()
-        if folder := path.is_dir():
-            files = sorted(path.rglob(f"*{suffix}"))
-        else:
-            names = [path] if path.is_file() else glob.glob(str(path), recursive=True)
-            files = sorted(file for file in map(Path, names) if file.is_file())
-        if not files:
-            raise ValueError(
-                f"no {suffix} file below {path}" if folder else f"corpus {path} does not exist"
-            )
-        found.update(dict.fromkeys(files))
-    return list(found)
-
-
 def _cells(file: Path, lines: Any, column: str) -> Iterator[str]:
     reader = csv.DictReader(lines)
     _check_column(column, reader.fieldnames or [], str(file))
@@ -211,6 +196,8 @@ def _check_column(column: str, names: Sequence[str], place: str) -> None:
 
 def _captions(config: CorpusConfig, held_out: bool) -> Iterator[list[str]]:
     """The captions of a video data set, without reading its videos."""
+    from vidtwin import build_dataset
+
     assert config.data is not None
     dataset = build_dataset(config.data)
     without = 0

@@ -16,6 +16,7 @@ from vidtwin_lab.runtime.config import (
     read_yaml,
     save_config,
 )
+from vidtwin_lab.runtime.devices import usable_device
 from vidtwin_lab.runtime.optimizers import (
     build_optimizer,
     learning_rate_at,
@@ -100,4 +101,5 @@ __all__ = [
     "set_learning_rate",
     "start_accelerator",
     "sync_on_last",
+    "usable_device",
 ]

@@ -12,16 +12,15 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
-from accelerate import Accelerator
-from accelerate.utils.other import load as load_tensors
+from typing import TYPE_CHECKING, Any
 
 from vidtwin.files import publish_folder, restore_folder, unfinished_folder, write_json
-from vidtwin_lab.runtime import sharding
 from vidtwin_lab.runtime.config import ConfigError, config_to_dict, flatten, read_yaml, save_config
 from vidtwin_lab.runtime.run_config import CHANGEABLE, FIXED
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -268,6 +267,8 @@ def _without_wrappers(accelerator: Accelerator) -> Iterator[None]:
     So a checkpoint goes on with another number of processes, with and without compile.
     """
 
+    from vidtwin_lab.runtime import sharding  # with torch, which commands do not wait for
+
     def unwrap(model: torch.nn.Module) -> torch.nn.Module:
         model = accelerator.unwrap_model(model, keep_torch_compile=False)
         return getattr(model, "_orig_mod", model)  # compiled before it was prepared
@@ -319,6 +320,9 @@ def _weights_only() -> Iterator[None]:
 
 def _check_random_state(file: Path) -> None:
     """Say so where accelerate, which hides its failure, did not restore the random state."""
+    import torch
+    from accelerate.utils.other import load as load_tensors
+
     if not file.is_file():
         logger.warning("no random state of this process in %s", file.parent)
         return

@@ -11,8 +11,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from vidtwin_lab.runtime.checkpoints import find_checkpoint
 from vidtwin_lab.runtime.config import load_config
-from vidtwin_lab.runtime.run_config import NonFiniteError, RunConfigType
+from vidtwin_lab.runtime.run_config import NonFiniteError, OptimizerConfig, RunConfigType
 
 
 class RenamedOption(argparse.Action):
@@ -76,6 +77,12 @@ def read_training_config(
     arguments = parse_arguments(description)
     given = [f"overfit={arguments.overfit}"] if arguments.overfit else []
     config = load_config(config_class, arguments.config, [*arguments.overrides, *given])
+    for value in vars(config).values():
+        if isinstance(value, OptimizerConfig):
+            value.check_steps(config.steps)
+    config.check_files(arguments.dry_run)
+    if arguments.resume:
+        find_checkpoint(arguments.resume)
     return config.resolved(), arguments
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import TypeVar
+
+from vidtwin.files import check_folder
 
 RunConfigType = TypeVar("RunConfigType", bound="RunConfig")
 
@@ -69,6 +72,7 @@ class OptimizerConfig:
     Args:
         name: "adamw"; "muon", which is Muon for the matrices of the model's blocks and AdamW for
             the rest, with updates of the same size; "adamw_8bit" of bitsandbytes.
+        betas, epsilon: of AdamW; Muon's momentum is 0.95.
         fused: update by AdamW's fused kernel, where the device has one.
         decay_norms_and_biases: let weight decay act on vectors too, as the released code does.
     """
@@ -210,6 +214,14 @@ class RunConfig:
             raise ValueError(
                 f"`tracker` must be one of {', '.join(TRACKERS)}; got {self.tracker!r}"
             )
+
+    def check_files(self, dry_run: bool = False) -> None:
+        """Raises ValueError for a path that is not there, before anything heavy is imported.
+
+        A config with paths of its own adds them. `dry_run` needs no data and writes nothing.
+        """
+        if not dry_run:
+            check_folder(Path(self.output), "output=FOLDER")
 
     def resolved(self: RunConfigType) -> RunConfigType:
         """The config in which what follows from other keys is filled in."""

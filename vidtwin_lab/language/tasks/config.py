@@ -8,12 +8,15 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from diffusion.text_loading import packaged_encoder
 from vidtwin import nearest_name
 from vidtwin.data.synthetic.shapes import WORDINGS
+from vidtwin.hub_names import check_local_path
 from vidtwin_lab import runtime
 from vidtwin_lab.language.config_checks import check_choices, check_range, check_seeds
 from vidtwin_lab.language.tasks.caption_questions import QUESTIONS
-from vidtwin_lab.language.tasks.glue import find_task
+from vidtwin_lab.language.tasks.glue import find_task, tasks_folder
+from vidtwin_lab.language.tasks.squad import squad_file
 
 if TYPE_CHECKING:
     from diffusion.text_encoder import TextEncoder
@@ -51,6 +54,10 @@ class TextEncoderConfig:
 
     def __post_init__(self) -> None:
         check_choices(self, pooling=(None, *POOLINGS))
+
+    def check_files(self) -> None:
+        """Raises ValueError for a folder that is not there, or a package that is not installed."""
+        check_local_path(packaged_encoder(self.name), "text encoder")
 
     def load(self, layer: int = -1) -> TextEncoder:
         """The text encoder, giving this hidden state.
@@ -114,6 +121,11 @@ class GlueData:
             raise ValueError(f"`tasks` must name each task once, got {', '.join(self.tasks)}")
         check_range(self, "at least 1", "max_train")
 
+    def check_files(self) -> None:
+        """Raises ValueError if the folder is not there."""
+        if self.source == "files" and self.path is not None:
+            tasks_folder(self.path)
+
     @property
     def all(self) -> bool:
         """Whether every task is taken whose files are there."""
@@ -157,6 +169,12 @@ class SquadData:
         if not self.train and self.article_split is None:
             raise ValueError("`train` must name a file to train on, or set `article_split`")
         check_range(self, "at least 1", "max_train")
+
+    def check_files(self) -> None:
+        """Raises ValueError for a file that is not there."""
+        for path in (*self.train, self.dev):
+            if self.source == "files" and path is not None:
+                squad_file(path)
 
 
 LINEAR = runtime.OptimizerConfig(learning_rate=5e-5, weight_decay=0.01, schedule="linear")
@@ -202,6 +220,12 @@ class FinetuneConfig:
         check_range(self, "above 0", "epochs")
         check_range(self, "in [0, 1)", "dropout", "warmup_fraction")
         runtime.check_precision(self.mixed_precision)
+
+    def check_files(self) -> None:
+        """Raises ValueError for data or a text encoder that are not there."""
+        data: GlueData | SquadData = vars(self)["data"]  # of the tasks' own configs
+        data.check_files()
+        self.text_encoder.check_files()
 
     def steps(self, samples: int) -> int:
         """Of a task with so many samples."""
@@ -276,6 +300,10 @@ class CaptionProbesConfig:
                 "text_encoder.random_weights and text_encoder.max_length are for fine-tuning; "
                 "leave them out"
             )
+
+    def check_files(self) -> None:
+        """Raises ValueError for a text encoder that is not there."""
+        self.text_encoder.check_files()
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -173,13 +173,19 @@ def read_glue(task: GlueTask, data: str, source: str, part: str) -> GlueSplit | 
     return _read_file(task, path, labelled) if path.is_file() else None
 
 
-def task_folder(task: GlueTask, data: str) -> Path:
-    """Where a task's files lie; capitals and hyphens of the folder's name don't matter."""
+def tasks_folder(data: str) -> Path:
+    """The folder of all tasks, which must be there."""
     root = Path(data)
     if not root.is_dir():
         raise ValueError(
             f"the folder of the GLUE tasks, {data}, does not exist; set data.path=FOLDER"
         )
+    return root
+
+
+def task_folder(task: GlueTask, data: str) -> Path:
+    """Where a task's files lie; capitals and hyphens of the folder's name don't matter."""
+    root = tasks_folder(data)
     folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
     return next((f for f in folders if _plain(f.name) == _plain(task.folder)), root / task.folder)
 

@@ -61,15 +61,21 @@ class SquadFile(NamedTuple):
     digest: str
 
 
+def squad_file(path: str) -> Path:
+    """A file of questions, which must be there."""
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"the SQuAD file {path} does not exist")
+    return file
+
+
 def read_squad(path: str) -> SquadFile:
     """The questions of a file in SQuAD's JSON.
 
     Raises:
         ValueError: if it is not in this format: says the line, or the place in the JSON.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"the SQuAD file {path} does not exist")
+    file = squad_file(path)
     try:
         content = json.loads(file.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -171,6 +172,15 @@ class SpritesOptions(SourceOptions):
             raise ValueError(
                 "the validation part of data.source=sprites is a share of the characters that are "
                 "not for testing; set data.validation_fraction=0.05, or data.part=test"
+            )
+
+    def check_files(self, data: DataConfig) -> None:
+        """Refuses a folder that is not there."""
+        folder = Path(data.path or "").expanduser()
+        if not folder.is_dir():
+            raise ValueError(
+                f"data.path must name a folder with {', '.join(SHEET_FOLDERS.values())}, each full "
+                f"of PNGs, but {str(folder)!r} is not a folder"
             )
 
     def build(self, data: DataConfig) -> Any:

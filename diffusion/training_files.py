@@ -1,0 +1,51 @@
+"""The files that a training of the transformer starts from, looked for without loading them.
+
+Imports no torch: a command refuses a wrong path at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffusion.cache_format import read_manifest
+from diffusion.config import InputsConfig
+from diffusion.text_loading import packaged_encoder
+from vidtwin.hub_names import check_local_path
+from vidtwin.model_paths import find_autoencoder
+
+__all__ = ["check_input_files", "find_transformer"]
+
+
+def check_input_files(config: InputsConfig, dry_run: bool = False) -> None:
+    """Looks for the autoencoder, the data or the cache, and the text encoder.
+
+    Args:
+        config: of the run.
+        dry_run: needs neither data nor text encoder, and takes a config for the autoencoder.
+    Raises:
+        ValueError: for the first that is not there.
+    """
+    find_autoencoder(config.autoencoder, untrained=dry_run)
+    if dry_run:
+        return
+    if config.cache is None:
+        config.data.check_files()
+    else:
+        read_manifest(Path(config.cache).expanduser() / "train")
+    if config.text_encoder is not None:
+        check_local_path(packaged_encoder(config.text_encoder), "text encoder")
+
+
+def find_transformer(init_from: str) -> Path:
+    """The folder of a saved transformer.
+
+    Raises:
+        ValueError: if there is none in it.
+    """
+    folder = Path(init_from).expanduser()
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"init_from={init_from} holds no transformer: expected a folder of save_pretrained, "
+            "such as RUN/pipeline/transformer"
+        )
+    return folder
