@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from vidtwin_lab.runtime.checkpoints import find_checkpoint
 from vidtwin_lab.runtime.config import load_config
-from vidtwin_lab.runtime.run_config import NonFiniteError, OptimizerConfig, RunConfigType
+from vidtwin_lab.runtime.run_config import NonFiniteError, RunConfigType
 
 
 class RenamedOption(argparse.Action):
@@ -77,9 +77,7 @@ def read_training_config(
     arguments = parse_arguments(description)
     given = [f"overfit={arguments.overfit}"] if arguments.overfit else []
     config = load_config(config_class, arguments.config, [*arguments.overrides, *given])
-    for value in vars(config).values():
-        if isinstance(value, OptimizerConfig):
-            value.check_steps(config.steps)
+    config.optimizer.check_steps(config.steps)
     config.check_files(arguments.dry_run)
     if arguments.resume:
         find_checkpoint(arguments.resume)
