@@ -31,6 +31,7 @@ from diffusion import config
 from diffusion.inputs import check_seed, common_length, prompt_list
 from diffusion.pipeline_files import find_pipeline
 from vidtwin.files import check_folder, shipped_path
+from vidtwin.text_files import read_lines
 from vidtwin_lab import runtime
 
 if TYPE_CHECKING:
@@ -54,9 +55,8 @@ class Request:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     about, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=about, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(None, None, about, details, formatter_class=as_written)
     add = parser.add_argument
     add("--prompt", action="append", metavar="TEXT", help="what to show (repeatable)")
     add("--prompts-file", type=Path, metavar="FILE", help="a prompt in each line")
@@ -124,9 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     fps = arguments.fps or pipeline.config["fps"] or DEFAULT_FPS
     # Whole batches are shared out, so a sample's batch does not depend on the processes either.
     size = arguments.batch_size
-    batches = [requests[start : start + size] for start in range(0, len(requests), size)]
+    planned = [requests[start : start + size] for start in range(0, len(requests), size)]
     made_by = describe(arguments, pipeline, options, fps)
-    rows, batches = folder.begin(accelerator, made_by, batches)
+    rows, batches = folder.begin(accelerator, made_by, planned)
     began = time.perf_counter()
     try:
         for batch in batches[accelerator.process_index :: accelerator.num_processes]:
@@ -140,31 +140,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     if accelerator.is_main_process:
         first = rows[:SHEET_ROWS]
         shown = {f"{r['index']}  {r['asked']}": folder.thumbnails(r["index"]) for r in first}
-        sheet = contact_sheet(shown, arguments.output / "sheet.png")
+        sheet = contact_sheet(shown, folder.path / "sheet.png")
         made_by |= {"seconds": round(seconds, 3), "processes": accelerator.num_processes}
         folder.finish(made_by, rows)
         for row in first:
             print(f"{row['files'][0]}  {row['asked']}")
         print(f"{len(rows)} videos in {seconds:.1f} s; all of them side by side: {sheet}")
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    accelerator.end_training()  # waits for everyone
     return 0
 
 
 def guidance_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The guidance scales as keywords of the pipeline, checked."""
-    scales = {name: getattr(arguments, name) for name in config.GuidanceScales.KEYWORDS.values()}
-    given = {name: scale for name, scale in scales.items() if scale is not None}
+    names = config.GuidanceScales.KEYWORDS.values()
+    given = {name: scale for name in names if (scale := getattr(arguments, name)) is not None}
     config.GuidanceScales.from_keywords(**{"guidance_scale": config.GUIDANCE_SCALE} | given)
-    return scales
+    return {name: given.get(name) for name in names}
 
 
 def read_prompts(arguments: argparse.Namespace) -> list[str] | None:
     """The prompts of the command line, then those of the file."""
     prompts = list(arguments.prompt or [])
     if arguments.prompts_file:
-        lines = arguments.prompts_file.read_text(encoding="utf-8").splitlines()
-        found = [line.strip() for line in lines if line.strip()]
+        found = [line.strip() for line in read_lines(arguments.prompts_file) if line.strip()]
         if not found:
             raise ValueError(f"--prompts-file {arguments.prompts_file} holds no prompt")
         prompts += found

@@ -43,7 +43,10 @@ def workdir(tmp_path_factory, build_pipeline) -> Path:
     write_video(folder / "clip.mp4", video, 16)
     write_video(folder / "short.mp4", video[:4], 16)
     (folder / "no_video.mp4").write_text("I am not a video.")
-    (folder / "prompts.txt").write_text("a red circle\n\n  a blue square  \n")
+    with_mark = "\ufeffa red circle\n\n  a blue square  \n"
+    (folder / "prompts.txt").write_text(with_mark, encoding="utf-8")
+    (folder / "cp1252.txt").write_bytes(b"a red circle\na dog\x92s ring\n")
+    (folder / "utf16.txt").write_text("a red circle\n", encoding="utf-16")
     (folder / "blank.txt").write_text("\n \n")
     (folder / "file").write_text("not a folder")
     return folder
@@ -205,6 +208,9 @@ BAD_INPUT: dict[str, tuple[tuple[object, ...], str]] = {
     "scheduler": (("--scheduler", "ddim"), "euler, heun"),
     "negative prompt alone": (("--negative-prompt", "a star"), "needs a `prompt`"),
     "no pipeline": (("--pipeline", "nothing/there/at/all"), "does not exist"),
+    "typo of a pipeline": (("--pipeline", "outputs/no-such-run"), "does not exist"),
+    "prompts of Windows": (("--prompts-file", "cp1252.txt"), "cp1252.txt is not UTF-8 text: byte"),
+    "prompts in UTF-16": (("--prompts-file", "utf16.txt"), "utf16.txt is UTF-16 text"),
     "no video": (("--structure-from", "nothing.mp4"), "is not a file"),
     "unreadable video": (("--structure-from", "no_video.mp4"), "no_video.mp4"),
     "short video": (("--dynamics-from", "short.mp4"), "too short"),
