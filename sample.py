@@ -39,8 +39,7 @@ if TYPE_CHECKING:
 
 SHIPPED_PIPELINE = shipped_path("checkpoints/shapes")
 WEIGHT_DTYPES = ("float32", "bfloat16", "float16")
-DEFAULT_FPS = 8.0
-SHEET_ROWS = 16
+DEFAULT_FPS, SHEET_ROWS = 8.0, 16
 
 
 @dataclass(frozen=True)
@@ -110,8 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_folder(arguments.output)
     find_pipeline(shipped_path(arguments.pipeline or SHIPPED_PIPELINE))
     for name in ("structure_from", "dynamics_from"):
-        path = getattr(arguments, name)
-        if path is not None and not path.is_file():
+        if (path := getattr(arguments, name)) is not None and not path.is_file():
             raise ValueError(f"--{name.replace('_', '-')} {path} is not a file")
 
     from vidtwin.media import contact_sheet
@@ -146,7 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for row in first:
             print(f"{row['files'][0]}  {row['asked']}")
         print(f"{len(rows)} videos in {seconds:.1f} s; all of them side by side: {sheet}")
-    accelerator.end_training()  # waits for everyone
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
     return 0
 
 
@@ -227,7 +226,7 @@ def sampling_options(arguments: argparse.Namespace, pipeline: VidTwinPipeline) -
 
 def sample_batch(
     pipeline: VidTwinPipeline,
-    batch: list[Request],
+    batch: Sequence[Request],
     options: dict[str, Any],
     folder: runtime.SampleFolder,
     fps: float,
