@@ -318,7 +318,7 @@ def test_bad_input_is_one_line_and_exit_code_2(text_encoders, glue, squad, tmp_p
           "text_encoder.pooling=first"),
          "pooling=first of a causal text encoder"),
         (("squad", text_encoder, f"data.dev={glue / 'RTE' / 'dev.tsv'}",
-          "text_encoder.max_length=32"),
+          f"data.train=[{squad['train']}]", "text_encoder.max_length=32"),
          "line 1, column 1: not JSON"),
         (("squad", text_encoder, f"data.dev={squad['dev']}", "text_encoder.max_length=32",
           "data.stride=0"),
