@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from diffusion import VidTwinPipeline
 
 SHIPPED_PIPELINE = shipped_path("checkpoints/shapes")
-WEIGHT_DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_FPS, SHEET_ROWS = 8.0, 16
 
 
@@ -64,7 +63,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--structure-from", type=Path, metavar="VIDEO", help="keep its structure")
     add("--dynamics-from", type=Path, metavar="VIDEO", help="keep its dynamics")
     add("--pipeline", metavar="PATH", help="folder or hub id (default: the moving shapes)")
-    add("--output", type=Path, default=Path("outputs/samples"), metavar="FOLDER")
+    add("--output", type=Path, metavar="FOLDER", help="(default: a new outputs/samples...)")
     add("--overwrite", action="store_true", help="remove older samples from the folder")
     add("--seed", type=int, default=0, help="of the first sample; the next ones count on")
     add("--num-videos", type=int, metavar="N", help="of each prompt or class (default: 1)")
@@ -83,7 +82,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--fps", type=float, help="of the files (default: of the pipeline's training clips)")
     add("--batch-size", type=int, default=1, metavar="N", help="videos at once (%(default)s)")
     add("--device", help="cpu, cuda, ... (default: the accelerator, if there is one)")
-    add("--dtype", choices=WEIGHT_DTYPES, default="float32")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     arguments = parser.parse_args(argv)
     for flag in ("num_videos", "num_samples", "steps", "num_frames", "batch_size"):
         value = getattr(arguments, flag)
@@ -99,6 +98,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.fps is not None and not 1 / 1001 <= arguments.fps < float("inf"):
         raise ValueError(f"--fps must be a positive number, got {arguments.fps}")
     guidance_of(arguments)
+    arguments.output = arguments.output or runtime.new_sample_folder(Path("outputs/samples"))
     return arguments
 
 

@@ -301,3 +301,10 @@ def test_interrupted_sampling_goes_on(sample, workdir, tmp_path):
             assert one[name] == other[name], name
     one, other = (read_json(folder / "sample.json")["samples"] for folder in (whole, cut))
     assert [{**row, "files": 0} for row in one] == [{**row, "files": 0} for row in other]
+
+
+def test_without_a_folder_each_command_gets_a_new_one(tmp_path):
+    for name in ("samples", "samples_2"):
+        out = run("sample", "--steps", 1, folder=tmp_path).done()
+        assert f"outputs/{name}/sheet.png" in out
+        assert (tmp_path / "outputs" / name / "sample.json").is_file()

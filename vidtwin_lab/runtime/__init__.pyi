@@ -47,7 +47,7 @@ from vidtwin_lab.runtime.run_config import (
     RunConfig,
     check_precision,
 )
-from vidtwin_lab.runtime.sample_folder import SampleFolder
+from vidtwin_lab.runtime.sample_folder import SampleFolder, new_sample_folder
 from vidtwin_lab.runtime.sharding import start_accelerator
 from vidtwin_lab.runtime.trackers import Trackers, build_trackers
 from vidtwin_lab.runtime.training import (
@@ -99,6 +99,7 @@ __all__ = [
     "lock_folders",
     "mean_over_processes",
     "memory_gib",
+    "new_sample_folder",
     "parse_arguments",
     "progress_bar",
     "read_training_config",

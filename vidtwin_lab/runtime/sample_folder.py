@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from vidtwin.files import release_locks, remove_leftovers, write_json, written_whole
-from vidtwin_lab.runtime.processes import lock_folders
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 OWN_FILES = re.compile(r"sample_\d{4,}\.(mp4|gif|latents\.safetensors)|sheet\.png|sample\.json")
+
+
+def new_sample_folder(first: Path) -> Path:
+    """The first of FIRST, FIRST_2, FIRST_3, ... that holds no finished samples."""
+    names = itertools.chain([first.name], (f"{first.name}_{n}" for n in itertools.count(2)))
+    folders = (first.with_name(name) for name in names)
+    return next(folder for folder in folders if not (folder / "sample.json").is_file())
 
 
 class SampleFolder:
@@ -64,6 +73,8 @@ class SampleFolder:
         Raises:
             ValueError: on every process, if the folder is in use, or has samples of other values.
         """
+        from vidtwin_lab.runtime.processes import lock_folders  # with torch, which takes seconds
+
         lock_folders(accelerator, self.path)
         self._check()  # again: another may have ended meanwhile
         requests = [dataclasses.asdict(request) for batch in batches for request in batch]
