@@ -52,6 +52,7 @@ def find_autoencoder(path: str | Path, *, untrained: bool = False) -> Path:
         raise ValueError(
             f"the model {path} does not exist; expected a folder written by save_pretrained, "
             "the run folder of train_ae.py, or a released .ckpt or .safetensors file"
+            + ("; a config shows sizes too, such as configs/ae/official.yaml" if untrained else "")
         )
     candidates = (path, *(path / name for name in MODEL_FOLDERS))
     folder = next((one for one in candidates if (one / "config.json").is_file()), None)
