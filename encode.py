@@ -10,6 +10,7 @@ resumes an interrupted run; the files don't depend on the number of processes.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from vidtwin import AutoencoderConfig, VidTwinAutoencoder, VidTwinPosterior
     from vidtwin.data import VideoDataset
 
+logger = logging.getLogger(__name__)
 DATA_PARTS = ("train", "validation", "all")
 
 
@@ -153,6 +155,7 @@ def encode_all(config: EncodeConfig, dry_run: bool) -> None:
         if accelerator.is_main_process:
             print(runtime.format_config(config), *told, sep="\n")
         return
+    runtime.lock_folders(accelerator, *(writer.folder for writer, _ in caches))
     if accelerator.is_main_process:
         for writer, _ in caches:  # all of them before any work starts
             writer.claim()
@@ -215,17 +218,27 @@ def encode(
 
     from tqdm import tqdm
 
-    from vidtwin.data import BadFileLog, SkippedFile, iterate_variants
+    from vidtwin.data import BadFileLog, FileDataset, SkippedFile, iterate_variants
 
     if writer.complete():
         if accelerator.is_main_process:
             print(f"{writer.folder} is complete: {writer.num_clips:,} clips")
         accelerator.wait_for_everyone()
         return
+    if isinstance(dataset, FileDataset):
+        most = max(len(clip.captions) for clip in dataset.clips)
+        if most > config.caption_variants:
+            logger.warning(
+                "clips have up to %d captions and caption_variants=%d of them are stored; set "
+                "caption_variants=%d for all",
+                *(most, config.caption_variants, most),
+            )
     missing = writer.missing()
     accelerator.wait_for_everyone()  # no shard is written before every process has listed them
     bad_files = BadFileLog(writer.num_clips, dataset.config.max_bad_fraction)
-    bad_files.add(SkippedFile(*item) for item in writer.skipped())
+    # Too many bad files stop a training part; a validation part is measured without them.
+    count = bad_files.record if dataset.config.part == "validation" else bad_files.add
+    count(SkippedFile(*item) for item in writer.skipped())
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     plan = writer.batches(mine, writer.identity["variants"], config.batch_size)
     batches = iterate_variants(
@@ -244,7 +257,7 @@ def encode(
     rows: list[dict[str, Any]] = []
     skipped: list[SkippedFile] = []
     for (shard, keys, last), batch in zip(plan, batches, strict=True):
-        bad_files.add(batch["skipped"])
+        count(batch["skipped"])
         skipped += batch["skipped"]
         rows += batch["rows"]
         if batch["video"] is not None:
@@ -256,7 +269,7 @@ def encode(
     bar.close()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        bad_files.add(SkippedFile(*item) for item in writer.skipped())
+        count(SkippedFile(*item) for item in writer.skipped())
         manifest = writer.finish()
         print(
             f"{writer.folder}: {manifest['samples']:,} clips, {manifest['rows']:,} encodings, "

@@ -31,7 +31,8 @@ import yaml
 
 from vidtwin.data import TooManyBadFiles
 from vidtwin.files import check_folder
-from vidtwin.model_paths import check_local_path, find_autoencoder
+from vidtwin.hub_names import check_local_path
+from vidtwin.model_paths import find_autoencoder
 from vidtwin_lab import runtime
 
 # Name -> the module that has `describe` and `measure`, and the config, which loads no torch; both

@@ -12,6 +12,7 @@ bit for bit for any number of processes, any --batch-size and any device. So is 
 number of processes, and with the default --batch-size of 1 for any number of samples; another
 batch size or device changes it by rounding.
 
+Older samples are refused, or removed by --overwrite; run again, what was interrupted goes on.
 Exit status: 0, or 2 if an argument was bad; then nothing was written.
 """
 
@@ -29,16 +30,15 @@ from typing import TYPE_CHECKING, Any
 from diffusion import config
 from diffusion.inputs import check_seed, common_length, prompt_list
 from diffusion.pipeline_files import find_pipeline
-from vidtwin.files import check_folder, shipped_path, write_json
+from vidtwin.files import check_folder, shipped_path
+from vidtwin.text_files import read_lines
 from vidtwin_lab import runtime
 
 if TYPE_CHECKING:
     from diffusion import VidTwinPipeline
 
 SHIPPED_PIPELINE = shipped_path("checkpoints/shapes")
-WEIGHT_DTYPES = ("float32", "bfloat16", "float16")
-DEFAULT_FPS = 8.0
-SHEET_ROWS = 16
+DEFAULT_FPS, SHEET_ROWS = 8.0, 16
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,8 @@ class Request:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     about, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=about, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(None, None, about, details, formatter_class=as_written)
     add = parser.add_argument
     add("--prompt", action="append", metavar="TEXT", help="what to show (repeatable)")
     add("--prompts-file", type=Path, metavar="FILE", help="a prompt in each line")
@@ -64,7 +63,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--structure-from", type=Path, metavar="VIDEO", help="keep its structure")
     add("--dynamics-from", type=Path, metavar="VIDEO", help="keep its dynamics")
     add("--pipeline", metavar="PATH", help="folder or hub id (default: the moving shapes)")
-    add("--output", type=Path, default=Path("outputs/samples"), metavar="FOLDER")
+    add("--output", type=Path, metavar="FOLDER", help="(default: a new outputs/samples...)")
+    add("--overwrite", action="store_true", help="remove older samples from the folder")
     add("--seed", type=int, default=0, help="of the first sample; the next ones count on")
     add("--num-videos", type=int, metavar="N", help="of each prompt or class (default: 1)")
     add("--num-samples", type=int, metavar="N", help="in all, the prompts or classes in turn")
@@ -82,7 +82,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--fps", type=float, help="of the files (default: of the pipeline's training clips)")
     add("--batch-size", type=int, default=1, metavar="N", help="videos at once (%(default)s)")
     add("--device", help="cpu, cuda, ... (default: the accelerator, if there is one)")
-    add("--dtype", choices=WEIGHT_DTYPES, default="float32")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     arguments = parser.parse_args(argv)
     for flag in ("num_videos", "num_samples", "steps", "num_frames", "batch_size"):
         value = getattr(arguments, flag)
@@ -98,6 +98,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.fps is not None and not 1 / 1001 <= arguments.fps < float("inf"):
         raise ValueError(f"--fps must be a positive number, got {arguments.fps}")
     guidance_of(arguments)
+    arguments.output = arguments.output or runtime.new_sample_folder(Path("outputs/samples"))
     return arguments
 
 
@@ -108,34 +109,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_folder(arguments.output)
     find_pipeline(shipped_path(arguments.pipeline or SHIPPED_PIPELINE))
     for name in ("structure_from", "dynamics_from"):
-        path = getattr(arguments, name)
-        if path is not None and not path.is_file():
+        if (path := getattr(arguments, name)) is not None and not path.is_file():
             raise ValueError(f"--{name.replace('_', '-')} {path} is not a file")
 
     from vidtwin.media import contact_sheet
 
     accelerator = runtime.start_accelerator(cpu=arguments.device == "cpu")
+    folder = runtime.SampleFolder(arguments.output, arguments.overwrite)
     pipeline = load_pipeline(arguments, accelerator)
     requests = plan(arguments, pipeline, prompts)
     options = sampling_options(arguments, pipeline)
     fps = arguments.fps or pipeline.config["fps"] or DEFAULT_FPS
     # Whole batches are shared out, so a sample's batch does not depend on the processes either.
-    batches = [
-        requests[start : start + arguments.batch_size]
-        for start in range(0, len(requests), arguments.batch_size)
-    ]
-    rows, began = [], time.perf_counter()
-    for batch in batches[accelerator.process_index :: accelerator.num_processes]:
-        rows += sample_batch(pipeline, batch, options, arguments.output, fps)
+    size = arguments.batch_size
+    planned = [requests[start : start + size] for start in range(0, len(requests), size)]
+    made_by = describe(arguments, pipeline, options, fps)
+    rows, batches = folder.begin(accelerator, made_by, planned)
+    began = time.perf_counter()
+    try:
+        for batch in batches[accelerator.process_index :: accelerator.num_processes]:
+            rows += sample_batch(pipeline, batch, options, folder, fps)
+    except ValueError:
+        if accelerator.is_main_process:
+            folder.leave_if_empty()
+        raise
     seconds = time.perf_counter() - began
     rows = sorted(runtime.gather_rows(accelerator, rows), key=lambda row: int(row["index"]))
     if accelerator.is_main_process:
-        shown = {f"{row['index']}  {row['asked']}": row.pop("frames") for row in rows[:SHEET_ROWS]}
-        sheet = contact_sheet(shown, arguments.output / "sheet.png")
-        made_by = describe(arguments, pipeline, options, fps)
+        first = rows[:SHEET_ROWS]
+        shown = {f"{r['index']}  {r['asked']}": folder.thumbnails(r["index"]) for r in first}
+        sheet = contact_sheet(shown, folder.path / "sheet.png")
         made_by |= {"seconds": round(seconds, 3), "processes": accelerator.num_processes}
-        write_json(arguments.output / "sample.json", {"made_by": made_by, "samples": rows})
-        for row in rows[:SHEET_ROWS]:
+        folder.finish(made_by, rows)
+        for row in first:
             print(f"{row['files'][0]}  {row['asked']}")
         print(f"{len(rows)} videos in {seconds:.1f} s; all of them side by side: {sheet}")
     accelerator.wait_for_everyone()
@@ -145,18 +151,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def guidance_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The guidance scales as keywords of the pipeline, checked."""
-    scales = {name: getattr(arguments, name) for name in config.GuidanceScales.KEYWORDS.values()}
-    given = {name: scale for name, scale in scales.items() if scale is not None}
+    names = config.GuidanceScales.KEYWORDS.values()
+    given = {name: scale for name in names if (scale := getattr(arguments, name)) is not None}
     config.GuidanceScales.from_keywords(**{"guidance_scale": config.GUIDANCE_SCALE} | given)
-    return scales
+    return {name: given.get(name) for name in names}
 
 
 def read_prompts(arguments: argparse.Namespace) -> list[str] | None:
     """The prompts of the command line, then those of the file."""
     prompts = list(arguments.prompt or [])
     if arguments.prompts_file:
-        lines = arguments.prompts_file.read_text(encoding="utf-8").splitlines()
-        found = [line.strip() for line in lines if line.strip()]
+        found = [line.strip() for line in read_lines(arguments.prompts_file) if line.strip()]
         if not found:
             raise ValueError(f"--prompts-file {arguments.prompts_file} holds no prompt")
         prompts += found
@@ -221,9 +226,9 @@ def sampling_options(arguments: argparse.Namespace, pipeline: VidTwinPipeline) -
 
 def sample_batch(
     pipeline: VidTwinPipeline,
-    batch: list[Request],
+    batch: Sequence[Request],
     options: dict[str, Any],
-    folder: Path,
+    folder: runtime.SampleFolder,
     fps: float,
 ) -> list[dict[str, Any]]:
     """Samples some videos and writes their files; returns what is told of each."""
@@ -247,12 +252,12 @@ def sample_batch(
         name = f"sample_{request.index:04d}"
         header = {"fps": repr(fps), "seed": str(request.seed)}
         windows = latent_windows(latents, starts, window)
-        latents_file = save_windows(folder / f"{name}.latents.safetensors", windows, header)
-        files = [*write_clip(folder / name, frames, fps), latents_file]
+        latents_file = save_windows(folder.path / f"{name}.latents.safetensors", windows, header)
+        files = [*write_clip(folder.path / name, frames, fps), latents_file]
         row = asdict(request) | {"files": [str(file) for file in files]}
         row["asked"] = describe_request(request, pipeline.config["class_names"])
-        if request.index < SHEET_ROWS:
-            row["frames"] = np.stack([thumbnail(frame) for frame in frames])
+        shown = frames if request.index < SHEET_ROWS else frames[:1]
+        folder.note(row, np.stack([thumbnail(frame) for frame in shown]))
         rows.append(row)
     return rows
 

@@ -131,8 +131,10 @@ def train(config: TrainConfig, resume: str | None) -> None:
         num_workers=config.num_workers,
         **run.ranks,
     )
-    if run.finished:
-        run.export("autoencoder")  # a kill may have come between the last checkpoint and this
+    if run.start_step:
+        run.export(
+            "autoencoder"
+        )  # a kill may have come between the checkpoint and this, or damage after it
 
     for step, batch in run.steps(loader, "autoencoder"):
         logs: dict[str, Any] = {"learning_rate": run.learning_rate}

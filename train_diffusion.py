@@ -126,8 +126,8 @@ def train(config: TrainConfig, resume: str | None) -> None:
         num_workers=config.num_workers,
         **run.ranks,
     )
-    if run.finished:
-        export(run)  # a kill may have come between the last checkpoint and this
+    if run.start_step:
+        export(run)  # a kill may have come between the checkpoint and this, or damage after it
 
     for step, batch in run.steps(batches, "diffusion"):
         logs: dict[str, Any] = {"learning_rate": run.learning_rate}
@@ -157,13 +157,13 @@ def build_pipeline(run: Run, inputs: TrainingInputs) -> VidTwinPipeline:
     """The pipeline around the model; its frozen parts are written once, before training."""
     from diffusion.schedulers import build_sampling_scheduler
 
-    folder = run.folder.path / "pipeline"
     with runtime.ema_weights(None, run.unwrapped) as model:
         pipeline = inputs.pipeline(model, build_sampling_scheduler(run.config.flow))
-    # A run that goes on from another's checkpoint has none yet; the index is written last.
-    begun = run.folder.checkpoints.latest() and (folder / "model_index.json").is_file()
-    if run.accelerator.is_main_process and not begun:
-        pipeline.save_pretrained(folder)
+    if run.accelerator.is_main_process:
+        # Without a checkpoint, what lies there may be of another config.
+        anew = run.folder.checkpoints.latest() is None
+        folder = run.folder.path / "pipeline"
+        runtime.write_frozen(folder, pipeline, trained="transformer", anew=anew)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -80,8 +80,8 @@ def train(config: TrainConfig, resume: str | None) -> None:
         run.export("language_model", lambda model: LanguageModelFiles(model, tokenizer))
 
     run.model.train()
-    if run.finished:
-        export()  # a kill may have come between the last checkpoint and this
+    if run.start_step:
+        export()  # a kill may have come between the checkpoint and this, or damage after it
 
     for step, samples in run.steps(loader, config.model.family):
         logs: dict[str, Any] = {"learning_rate": run.learning_rate}

@@ -302,7 +302,8 @@ class CacheWriter:
             accumulator.merge(LatentStatsAccumulator.from_state(record["statistics"]))
             samples += len(record["clips"])
             rows += sum(len(clip["variants"]) for clip in record["clips"])
-            captions += sum(len(clip["captions"]) for clip in record["clips"])
+            # A clip without a caption has an empty one.
+            captions += sum(bool(text) for clip in record["clips"] for text in clip["captions"])
             size += sum(file["bytes"] for file in record["files"].values())
         if samples == 0:
             raise ValueError(f"no clip could be encoded: all {self.num_clips} were skipped")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 # torch is imported where it is used: `find_pipeline` answers a command without it.
 from diffusion.cache_format import LATENT_NAMES
 from diffusion.text_loading import load_text_model
+from vidtwin.hub_names import check_local_path
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,8 @@ def find_pipeline(name: str | PathLike[str]) -> Path | None:
     if folder.is_dir():
         check_pipeline_folder(folder)
         return folder
-    if folder.is_absolute() or str(name).count("/") != 1:
+    check_local_path(str(name), "pipeline")
+    if "/" not in str(name):  # no pipeline on the hub is without an owner
         raise ValueError(f"the pipeline {name} does not exist: expected a folder or a hub id")
     return None
 
@@ -166,8 +168,7 @@ def load_parts(
     options = options | {"use_safetensors": True}
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        if folder.is_absolute() or str(name).count("/") != 1:
-            raise ValueError(f"the pipeline {name} does not exist: expected a folder or a hub id")
+        find_pipeline(name)
         asked = {key: options[key] for key in DOWNLOAD_OPTIONS if key in options}
         folder = Path(pipeline_class.download(str(name), use_safetensors=True, **asked))
     entries = check_pipeline_folder(folder, [part for part in options if part in COMPONENTS])

@@ -26,6 +26,7 @@ from diffusion.text_loading import (
     position_table,
     quiet,
 )
+from vidtwin.hub_names import check_local_path
 
 __all__ = [
     "CachedTextEncoder",
@@ -118,6 +119,7 @@ class TextEncoder:
             ValueError: if there is none, or weights are missing.
         """
         name = packaged_encoder(str(name_or_folder))
+        check_local_path(name, "text encoder")
         folder, words = Path(name) / "text_encoder", Path(name) / "tokenizer"
         parts = (str(folder), str(words)) if folder.is_dir() else (name, name)
         model = load_text_model(parts[0], local_files_only)

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vidtwin.hub_names import check_local_path
+
 __all__ = [
     "load_text_model",
     "load_tokenizer",
@@ -75,6 +77,7 @@ def load_tokenizer(name_or_folder: str, local_files_only: bool = False) -> Any:
     """
     from transformers import AutoTokenizer
 
+    check_local_path(packaged_encoder(name_or_folder), "tokenizer")
     try:
         with quiet():
             return AutoTokenizer.from_pretrained(

@@ -35,7 +35,7 @@ from diffusion.text_encoder import CachedTextEncoder, TextEncoder
 from diffusion.text_loading import packaged_encoder
 from diffusion.training_files import find_transformer
 from vidtwin import VidTwinLatents, draw_noise, load_autoencoder
-from vidtwin.model_paths import check_local_path
+from vidtwin.hub_names import check_local_path
 
 __all__ = [
     "TrainingBatch",

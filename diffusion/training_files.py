@@ -10,7 +10,8 @@ from pathlib import Path
 from diffusion.cache_format import read_manifest
 from diffusion.config import InputsConfig
 from diffusion.text_loading import packaged_encoder
-from vidtwin.model_paths import check_local_path, find_autoencoder
+from vidtwin.hub_names import check_local_path
+from vidtwin.model_paths import find_autoencoder
 
 __all__ = ["check_input_files", "find_transformer"]
 

@@ -1,17 +1,22 @@
-"""Atomic writes, digests, versions, and the nearest of several names.
+"""Atomic writes, digests, locks of folders, versions, and the nearest of several names.
 
 Imports nothing of this project and only the standard library at import time: all may use it.
 """
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import hashlib
 import json
+import logging
 import os
 import platform
 import shutil
+import socket
+import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -21,14 +26,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+logger = logging.getLogger(__name__)
+
 __all__ = [
     "check_folder",
+    "damaged_file",
     "file_digest",
+    "folder_lock",
+    "folder_sums",
     "folder_written_whole",
     "former_folder",
     "nearest_name",
     "partial_path",
     "publish_folder",
+    "release_locks",
     "remove_leftovers",
     "restore_folder",
     "root_folder",
@@ -151,6 +162,126 @@ def remove_leftovers(folder: Path) -> None:
             entry.unlink()
 
 
+LOCK = ".lock"
+_held: dict[Path, dict[str, Any]] = {}  # the locks of this process
+
+
+def folder_lock(folder: Path) -> None:
+    """Makes this process the only one that writes to a folder, until it ends or `release_locks`.
+
+    The lock is a file that names host and process, so that it holds on shared folders too. That
+    of a process of this host that is gone is taken over with a warning. For one process of a run.
+
+    Args:
+        folder: made if needed.
+    Raises:
+        ValueError: another process holds it; says which, since when, and what to do.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder.resolve() / LOCK
+    mine = {
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "started": _start_of(os.getpid()),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "command": " ".join(sys.argv),
+    }
+    while not _make_lock(path, mine):
+        found = _read_lock(path)
+        if found is None:
+            continue  # given back meanwhile
+        who = "process {process} on {host}, since {since} ({command})".format_map(found)
+        if found["host"] != mine["host"]:
+            raise ValueError(
+                f"{folder} is in use by {who}; if that process is gone, remove {folder / LOCK}"
+            )
+        process = int(found["process"])
+        if process == os.getpid() and path in _held:
+            return
+        if process != os.getpid() and found["started"] == _start_of(process) is not None:
+            raise ValueError(f"{folder} is in use by {who}; wait for it, or choose another folder")
+        if _take_away(path, found):
+            logger.warning("taking over %s from %s, which is gone", folder, who)
+    _held[path] = mine
+
+
+def release_locks() -> None:
+    """Gives back every lock that this process holds."""
+    for path, lock in list(_held.items()):
+        if lock["process"] == os.getpid():  # not in a fork of the holder
+            del _held[path]
+            if path.is_file() and path.read_text(encoding="utf-8") == json.dumps(lock):
+                path.unlink(missing_ok=True)
+
+
+atexit.register(release_locks)
+
+
+def _make_lock(path: Path, lock: Mapping[str, Any]) -> bool:
+    """Writes a lock unless there is one; nobody ever sees half of it."""
+    partial = partial_path(path)
+    partial.write_text(json.dumps(lock), encoding="utf-8")
+    try:
+        try:
+            os.link(partial, path)
+        except PermissionError:  # where the file system has no links
+            with path.open("x", encoding="utf-8") as file:
+                file.write(json.dumps(lock))
+    except FileExistsError:
+        return False
+    finally:
+        partial.unlink(missing_ok=True)
+    return True
+
+
+def _read_lock(path: Path) -> dict[str, Any] | None:
+    """The lock; None if there is none."""
+    try:
+        lock = json.loads(path.read_text(encoding="utf-8"))
+        return {name: lock[name] for name in ("host", "process", "started", "since", "command")}
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(
+            f"{path} can't be read; if no process writes to {path.parent}, remove it"
+        ) from None
+
+
+def _take_away(path: Path, stale: Mapping[str, Any]) -> bool:
+    """Removes a stale lock; False if another process has taken it over meanwhile."""
+    doomed = path.with_name(f"{LOCK}.{os.getpid()}.partial")
+    try:
+        path.rename(doomed)
+    except FileNotFoundError:
+        return False
+    if is_stale := _read_lock(doomed) == stale:
+        doomed.unlink()
+    else:
+        doomed.rename(path)
+    return is_stale
+
+
+def _start_of(process: int) -> str | None:
+    """When a process of this host began, as a text that tells it from others; None if it is gone.
+
+    Elsewhere than on Linux "" for every process that there is.
+    """
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass  # of another user
+    try:
+        # The command's name in brackets may hold spaces; what follows has the start as number 20.
+        fields = (
+            Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        )
+    except OSError:
+        return ""
+    return None if fields[0] == "Z" else fields[19]
+
+
 def _flush_to_disk(path: Path) -> None:
     """Waits until a file or folder is on the disk itself."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -167,6 +298,24 @@ def file_digest(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def folder_sums(folder: Path) -> dict[str, str]:
+    """`file_digest` of every file below a folder, by its path in it."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+
+
+def damaged_file(folder: Path, sums: Mapping[str, str]) -> str | None:
+    """The first file that is not what its entry in `folder_sums` was made of; None if all are."""
+    for name, expected in sums.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if file_digest(path) != expected:
+            size = path.stat().st_size
+            return f"{name} ({size:,} bytes) was altered or cut short: its SHA-256 differs"
+    return None
 
 
 def weights_digest(model: torch.nn.Module) -> str:

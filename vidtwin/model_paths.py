@@ -14,7 +14,7 @@ import yaml
 from vidtwin.config import AutoencoderConfig
 from vidtwin.files import shipped_path
 
-__all__ = ["check_local_path", "find_autoencoder", "read_model_section"]
+__all__ = ["find_autoencoder", "read_model_section"]
 
 # What a run of train_ae.py leaves, best first.
 MODEL_FOLDERS = ("autoencoder_ema", "autoencoder")
@@ -52,6 +52,7 @@ def find_autoencoder(path: str | Path, *, untrained: bool = False) -> Path:
         raise ValueError(
             f"the model {path} does not exist; expected a folder written by save_pretrained, "
             "the run folder of train_ae.py, or a released .ckpt or .safetensors file"
+            + ("; a config shows sizes too, such as configs/ae/official.yaml" if untrained else "")
         )
     candidates = (path, *(path / name for name in MODEL_FOLDERS))
     folder = next((one for one in candidates if (one / "config.json").is_file()), None)
@@ -80,19 +81,3 @@ def _model_section(path: Path) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"{path}: unknown keys of `model`: {', '.join(sorted(unknown))}")
     return section
-
-
-def check_local_path(name: str, what: str) -> None:
-    """Raises ValueError for a name that can only be a path, and where nothing lies.
-
-    Args:
-        name: a folder, or an id on the hub: NAME or OWNER/NAME, unless a folder OWNER lies here.
-        what: is looked for in it, for the message.
-    """
-    path = shipped_path(name)
-    if path.exists():
-        return
-    owner, *rest = path.parts
-    may_be_id = not path.is_absolute() and not name.startswith(".") and len(rest) < 2
-    if not may_be_id or (rest and Path(owner).is_dir()):
-        raise ValueError(f"no {what} in {name}: there is no such folder")

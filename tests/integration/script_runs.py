@@ -123,11 +123,12 @@ def run_until(
     script: str,
     *arguments: object,
     processes: int = 1,
+    folder: Path = ROOT,
     environment: dict[str, str] | None = None,
 ) -> None:
     """Runs a script in processes of its own and kills them as soon as `ready` is true."""
     deadline = time.monotonic() + TIMEOUT
-    with _started(script, arguments, processes, ROOT, environment) as (context, outputs):
+    with _started(script, arguments, processes, folder, environment) as (context, outputs):
         while not ready():
             alive = all(process.is_alive() for process in context.processes)
             assert alive, "it ended too soon: " + (outputs / "err0").read_text()

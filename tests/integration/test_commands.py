@@ -132,7 +132,7 @@ PLAIN = {
     "sample": (
         ("--steps 0", "--steps must be at least 1, got 0"),
         ("--guidance-scale 0.5", "`guidance_scale` must be at least 1.0"),
-        ("--pipeline ./nowhere/at/all", "the pipeline nowhere/at/all does not exist"),
+        ("--pipeline ./nowhere/at/all", "no pipeline in nowhere/at/all: the folder does not exist"),
         ("--pipeline docs", "docs holds no pipeline"),
         ("--prompts-file nowhere.txt", "nowhere.txt"),
         ("--structure-from nowhere.mp4", "--structure-from nowhere.mp4 is not a file"),

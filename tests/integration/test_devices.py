@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -130,3 +131,40 @@ def test_reconstruction(words: tuple[str, ...], write_clips, tmp_path: Path) -> 
         # Levels of 255, after a lossy codec.
         assert abs(found - expected).max() <= 24
         assert abs(found - expected).mean() < 0.5
+
+
+EVALUATIONS = {
+    "reconstruction": ("codec.crfs=[30,40]", "data.max_clips=4"),
+    "adherence": ("samples=2",),
+    "generation": ("num_videos=4", "num_real=6", "bootstrap=0", "reencode=null"),
+    "disentanglement": (
+        "autoencoder=checkpoints/shapes/autoencoder", "samples=24", "pairs=6",
+        "data.shapes.size=32",
+    ),
+}  # fmt: skip
+
+
+def numbers(content: Any, path: str = "") -> dict[str, float]:
+    """Every number in a report, by its place, but for what differs from run to run."""
+    if isinstance(content, dict):
+        parts = [(key, value) for key, value in content.items() if key not in ("seconds",)]
+    elif isinstance(content, list):
+        parts = [(str(index), value) for index, value in enumerate(content)]
+    else:
+        known = isinstance(content, (int, float)) and not isinstance(content, bool)
+        return {path: float(content)} if known else {}
+    return {k: v for key, part in parts for k, v in numbers(part, f"{path}/{key}").items()}
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_an_evaluation(name: str, tmp_path: Path) -> None:
+    config = f"configs/evaluation/{name}_debug.yaml"
+    words = ("evaluate", name, "--config", config, *EVALUATIONS[name])
+    run(*words, f"output={tmp_path / 'cpu'}").done()
+    on_device(*words, f"output={tmp_path / 'gpu'}")
+    found, expected = (
+        numbers(json.loads((tmp_path / place / f"{name}.json").read_text())["found"])
+        for place in ("gpu", "cpu")
+    )
+    assert expected
+    assert found == pytest.approx(expected, rel=0.02, abs=0.02)

@@ -184,6 +184,35 @@ def test_the_batch_size_changes_next_to_nothing(autoencoder, tmp_path):
             assert torch.allclose(one[index][name], three[index][name], atol=1e-5)
 
 
+def test_class_folders_without_captions(write_clips, autoencoder, tmp_path):
+    """No caption is counted; a short clip of the validation part is left out and told."""
+    for name in ("run", "walk"):
+        write_clips(tmp_path / "clips" / name, [12] * 3)
+    options = (
+        "--config", DEBUG, f"autoencoder={autoencoder}", f"output={tmp_path / 'cache'}",
+        "data.source=classes", f"data.path={tmp_path / 'clips'}", "data.validation_fraction=0.5",
+        "max_samples=null", "max_validation_samples=null",
+    )  # fmt: skip
+    held_out = build_dataset(
+        DataConfig(
+            source="classes", path=str(tmp_path / "clips"), part="validation",
+            validation_fraction=0.5,
+        )
+    ).clips  # fmt: skip
+    short = Path(held_out[0].path)
+    write_clips(tmp_path / "short", [12, 2])
+    shutil.copy(tmp_path / "short" / "clip01.mp4", short)
+    out = encode(*options).done()
+    train = 6 - len(held_out)
+    assert f"train: {train} clips, {train} encodings, 0 captions" in out
+    left = len(held_out) - 1
+    assert f"validation: {left} clips, {left} encodings, 0 captions" in out
+    assert "1 files skipped" in out
+    (skipped,) = LatentCache(tmp_path / "cache" / "validation").manifest["skipped"]
+    assert skipped["path"] == str(short)
+    assert "data.short=repeat_last" in skipped["reason"]
+
+
 class TestBadInput:
     """One clear line, exit code 2, and nothing written."""
 

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from script_runs import Ended, read_back, read_json, run, run_apart
+from script_runs import (
+    Ended,
+    assert_same_weights,
+    contents,
+    read_back,
+    read_json,
+    run,
+    run_apart,
+    run_until,
+)
 
 from diffusion import VidTwinPipeline
 from diffusion.schedulers import build_scheduler
@@ -34,7 +43,10 @@ def workdir(tmp_path_factory, build_pipeline) -> Path:
     write_video(folder / "clip.mp4", video, 16)
     write_video(folder / "short.mp4", video[:4], 16)
     (folder / "no_video.mp4").write_text("I am not a video.")
-    (folder / "prompts.txt").write_text("a red circle\n\n  a blue square  \n")
+    with_mark = "\ufeffa red circle\n\n  a blue square  \n"
+    (folder / "prompts.txt").write_text(with_mark, encoding="utf-8")
+    (folder / "cp1252.txt").write_bytes(b"a red circle\na dog\x92s ring\n")
+    (folder / "utf16.txt").write_text("a red circle\n", encoding="utf-16")
     (folder / "blank.txt").write_text("\n \n")
     (folder / "file").write_text("not a folder")
     return folder
@@ -196,6 +208,9 @@ BAD_INPUT: dict[str, tuple[tuple[object, ...], str]] = {
     "scheduler": (("--scheduler", "ddim"), "euler, heun"),
     "negative prompt alone": (("--negative-prompt", "a star"), "needs a `prompt`"),
     "no pipeline": (("--pipeline", "nothing/there/at/all"), "does not exist"),
+    "typo of a pipeline": (("--pipeline", "outputs/no-such-run"), "does not exist"),
+    "prompts of Windows": (("--prompts-file", "cp1252.txt"), "cp1252.txt is not UTF-8 text: byte"),
+    "prompts in UTF-16": (("--prompts-file", "utf16.txt"), "utf16.txt is UTF-16 text"),
     "no video": (("--structure-from", "nothing.mp4"), "is not a file"),
     "unreadable video": (("--structure-from", "no_video.mp4"), "no_video.mp4"),
     "short video": (("--dynamics-from", "short.mp4"), "too short"),
@@ -241,3 +256,55 @@ def test_a_long_prompt_is_cut_with_a_warning(sample, caplog, tmp_path) -> None:
     prompt = "a red circle moves left " * 5 + "stars"
     sample("--prompt", prompt, "--output", tmp_path / "out").done()
     assert "stars" in caplog.text
+
+
+def test_older_samples_are_refused_or_removed(sample, workdir, tmp_path):
+    folder = tmp_path / "out"
+    sample("--output", folder, "--prompt", "a", "--num-videos", 3).done()
+    before = contents(folder)
+    line = sample("--output", folder, "--prompt", "a", "--num-videos", 2).refused()
+    assert "holds older samples (sample.json and 10 more files)" in line
+    assert "--overwrite" in line
+    assert contents(folder) == before
+    (folder / "mine.txt").touch()
+    sample("--output", folder, "--prompt", "a", "--num-videos", 2, "--overwrite").done()
+    names = [f"sample_{index:04d}.{ending}" for index in range(2) for ending in ENDINGS]
+    assert {path.name for path in folder.iterdir()} == {
+        *names, "mine.txt", "sample.json", "sheet.png",
+    }  # fmt: skip
+
+
+def test_interrupted_sampling_goes_on(sample, workdir, tmp_path):
+    def arguments(folder):
+        return "--output", folder, "--prompt", "a", "--num-videos", 6, "--seed", 4
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    sample(*arguments(whole)).done()
+    first = cut / ".sampling" / "1.json"
+    run_until(
+        first.exists, "sample", *arguments(cut), "--pipeline", "text", "--device", "cpu",
+        "--steps", 2, folder=workdir,
+    )  # fmt: skip
+    assert not (cut / "sample.json").exists()
+    line = sample(*arguments(cut)[:-1], 5).refused()
+    assert "interrupted sampling with another seed, requests" in line
+    kept = cut / "sample_0000.mp4"
+    written = kept.stat().st_mtime_ns
+    sample(*arguments(cut)).done()
+    assert kept.stat().st_mtime_ns == written
+    one, other = contents(whole), contents(cut)
+    assert one.keys() == other.keys()
+    for name in one.keys() - {"sample.json"}:
+        if name.endswith(".safetensors"):  # the order of its header's texts is not fixed
+            assert_same_weights(whole / name, cut / name)
+        else:
+            assert one[name] == other[name], name
+    one, other = (read_json(folder / "sample.json")["samples"] for folder in (whole, cut))
+    assert [{**row, "files": 0} for row in one] == [{**row, "files": 0} for row in other]
+
+
+def test_without_a_folder_each_command_gets_a_new_one(tmp_path):
+    for name in ("samples", "samples_2"):
+        out = run("sample", "--steps", 1, folder=tmp_path).done()
+        assert f"outputs/{name}/sheet.png" in out
+        assert (tmp_path / "outputs" / name / "sample.json").is_file()

@@ -171,6 +171,12 @@ def test_a_folder_of_samples_has_the_classes_that_were_asked_for(tmp_path) -> No
     assert [video.label for video in videos] == [2, 0, 1]
     assert source.protocol(3)["made_by"] == {"pipeline": "p"}
     write_clip(tmp_path / "sample_0003.mp4", 3, size=(32, 24))
+    assert len(FolderVideos(str(tmp_path), SIZES)) == 3  # what the list lacks is not measured
+    (tmp_path / ".sampling").mkdir()
+    with pytest.raises(ValueError, match=r"was interrupted; run sample\.py again"):
+        FolderVideos(str(tmp_path), SIZES)
+    (tmp_path / ".sampling").rmdir()
+    (tmp_path / "sample.json").unlink()
     with pytest.raises(ValueError, match=r"sample_0003.mp4 has 32x24 pixels.*16x24"):
         FolderVideos(str(tmp_path), SIZES).load([3])
 

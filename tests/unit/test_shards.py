@@ -184,10 +184,10 @@ def test_each_epoch_takes_one_of_several_captions(files: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 1 of .* is not JSON"),
-        ("[1]", "line 1 of .* must be a JSON object"),
-        ('{"video": "x"}', r"must have a column 'videos'.*got the columns \['video'\]"),
-        ('{"videos": "x", "captions": "one"}', "'captions' of a clip must be a list of texts"),
+        ("{", r"clips\.jsonl: line 1 is not JSON"),
+        ("[1]", "line 1 must be an object"),
+        ('{"clip": "x"}', r"must have a column 'videos'.*got the keys \['clip'\]"),
+        ('{"videos": "x", "captions": [1]}', "a caption must be a text or a list of texts"),
     ],
 )
 def test_a_jsonl_that_cannot_be_used(tmp_path: Path, line: str, message: str) -> None:

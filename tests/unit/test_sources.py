@@ -70,7 +70,10 @@ def test_csv_labels_that_are_numbers_stay(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,text\none.mp4,x\n", r"must have a column 'videos'.*got the columns \['path', 'text"),
+        (
+            "clip,words\none.mp4,x\n",
+            r"must have a column 'videos'.*got the columns \['clip', 'words",
+        ),
         ("videos\n", "no videos found in .*its column 'videos' is empty"),
         ("", r"got the columns \[\]"),
         ("videos\none.mp4\none.mp4\n", "lists .*one.mp4 twice, as video 1 and 2"),

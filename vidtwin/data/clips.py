@@ -59,6 +59,11 @@ def split_key(name: str) -> str:
     return grouped.group(1) if grouped else name
 
 
+def _digest(key: str) -> bytes:
+    # Names of files need not be UTF-8: Python holds their other bytes as surrogates.
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
 def split_names(names: Sequence[str], part: str, validation_fraction: float) -> list[int]:
     """The places of the clips of a part, by their names.
 
@@ -75,7 +80,7 @@ def split_names(names: Sequence[str], part: str, validation_fraction: float) -> 
     if part == "all" or validation_fraction == 0:
         return list(range(len(names)))
     digests = {
-        key: int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+        key: int.from_bytes(_digest(key)[:8], "big") / 2**64
         for key in {split_key(name) for name in names}
     }
     if len(digests) < 2:

@@ -52,21 +52,22 @@ class DataConfig:
 
     Args:
         source: "shapes" (procedural, needs no files), "sprites" (drawn from a folder of sheets),
-            "csv", "jsonl", "classes", "folder", "glob", "ucf101" or "files" (see
+            "list", "classes", "folder", "glob", "ucf101" or "files" (see
             `vidtwin.data.file_sources`), "shards" (tar files, see docs/data.md), or one that was
             added with `register_source`.
-        path: the CSV file, folder, pattern or file of the source.
+        path: the list, folder, pattern or file of the source.
         files: the videos of the source "files", when there are several.
-        root: folder that relative paths of a CSV or JSONL start from; None is its own folder.
-        captions: for folders, patterns and files: a JSON file of path -> caption, or None for the
-            `.txt` beside each clip where there is one.
+        root: folder that relative paths of a list start from; None is the list's own folder.
+        captions: for folders, patterns and files: a JSON file of path -> caption or captions, or
+            None for the `.txt` beside each clip where there is one. For a list in a .txt also a
+            file of captions, line for line.
         split: official split of UCF-101: 1, 2 or 3.
         part: "train", "validation" or "all"; for sprites also "test".
         max_clips: use the first n clips alone; None for all.
         validation_fraction: share of the clips that is the validation part, chosen by a digest of
             the clip's path; for sprites, of the characters that are not for testing. Leave it 0
             for "shapes" and "ucf101", which have parts of their own.
-        content_factors, motion_factors: for a CSV its columns, for "classes" and "ucf101" the word
+        content_factors, motion_factors: for a list its columns, for "classes" and "ucf101" the word
             "class": which labels say what a clip shows, and which what happens in it; see
             `vidtwin.data.dataset.Factors`.
         num_frames: T, frames of a clip.

@@ -47,7 +47,7 @@ class Factors:
         sprites     content skin, bottomwear, topwear, hair; motion action, direction
         classes, ucf101     the class, as motion "class" or content "class" (data.motion_factors,
                     data.content_factors; motion if neither is set)
-        csv         the columns that data.content_factors and data.motion_factors name
+        list        the columns that data.content_factors and data.motion_factors name
 
     Args:
         content: what stays the same during a clip: name -> names of its classes.
@@ -308,7 +308,7 @@ def factor_labels(dataset: VideoDataset) -> Factors:
     if not factors.all:
         raise ValueError(
             f"data.source={dataset.config.source} has no labels of content or motion here; take "
-            "shapes, sprites or classes, or a csv and name its columns in data.content_factors "
+            "shapes, sprites or classes, or a list and name its columns in data.content_factors "
             "and data.motion_factors"
         )
     return factors

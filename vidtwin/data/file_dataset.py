@@ -17,7 +17,7 @@ from vidtwin.data.bad_files import UnusableVideo
 from vidtwin.data.clips import Clip, ClipList, split_clips
 from vidtwin.data.config import DataConfig
 from vidtwin.data.dataset import Draws, Factors, VideoDataset
-from vidtwin.data.file_sources import find_clips
+from vidtwin.data.file_sources import LIST_SOURCES, find_clips
 from vidtwin.data.frames import fit_frame, frames_by_stride, frames_by_time, frames_repeating_last
 from vidtwin.data.readers import VideoInfo, read_clip, read_video_info
 
@@ -31,6 +31,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+# Behind the reason of a clip that is left out.
+SHORT_CURE = "; data.short=repeat_last would hold its last frame"
 START_POSITIONS = {"first": 0.0, "center": 0.5}
 
 
@@ -98,7 +100,7 @@ class FileDataset(VideoDataset):
         came = f"too short: {info.num_frames} frames, {info.duration:.3f} s, for {wanted}"
         if config.short == "error":
             raise ValueError(f"{info.path}: {came}; set data.short to skip or repeat_last")
-        raise UnusableVideo(info.path, came)
+        raise UnusableVideo(info.path, came + SHORT_CURE)
 
     def load(self, index: int, draws: Draws) -> dict[str, Any]:
         """The sample of one clip; raises UnusableVideo for a file that can't give it."""
@@ -152,7 +154,7 @@ class FileDataset(VideoDataset):
         fps = config.fps if config.stride is None else info.fps / config.stride
         return {
             "video": torch.stack(frames, dim=1) / 127.5 - 1,
-            "caption": clip.caption,
+            "caption": self.captions(index, 1)[0],
             "label": clip.label,
             "index": index,
             "path": clip.path,
@@ -208,7 +210,7 @@ def warn_of_shared_clips(config: DataConfig) -> None:
 
 def _factor_classes(config: DataConfig, listing: ClipList) -> dict[str, tuple[str, ...]]:
     """The factors that a list of clips may have, with the classes of its clips."""
-    if config.source in ("csv", "jsonl"):
+    if config.source in LIST_SOURCES:
         return {
             name: tuple(sorted({clip.factors[name] for clip in listing.clips} - {""}))
             for name in (*config.content_factors, *config.motion_factors)
@@ -270,5 +272,8 @@ def read_first_window(
         start="first",
         crop="center",
     )
-    video: torch.Tensor = build_file_dataset(config).get(0)["video"]
+    try:
+        video: torch.Tensor = build_file_dataset(config).get(0)["video"]
+    except UnusableVideo as error:
+        raise UnusableVideo(error.path, error.reason.removesuffix(SHORT_CURE)) from error
     return video

@@ -6,6 +6,7 @@ Axes: B batch, T frames, H W pixels.
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -191,7 +192,15 @@ def worker_arguments(num_workers: int) -> dict[str, Any]:
         # "spawn" would import the whole script again in every worker.
         methods = multiprocessing.get_all_start_methods()
         arguments["multiprocessing_context"] = "fork" if "fork" in methods else "spawn"
+        arguments["worker_init_fn"] = _outlast_signals
     return arguments
+
+
+def _outlast_signals(_worker: int) -> None:
+    """Lets the main process finish its step when a signal tells the whole group to end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(20))
 
 
 def build_loader(

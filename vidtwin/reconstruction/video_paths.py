@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vidtwin.data.file_sources import videos_below
+from vidtwin.data.folders import videos_below
 
 if TYPE_CHECKING:
     from vidtwin.latents import Part

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from vidtwin import file_digest, weights_digest
+from vidtwin.hub_names import check_local_path
 from vidtwin.media import to_levels
 from vidtwin_lab.evaluation.config import TORCHSCRIPT, FeaturesConfig, TorchScriptFile
 
@@ -240,12 +241,7 @@ def _load_videomae(config: FeaturesConfig, device: torch.device) -> FeatureExtra
     from transformers import AutoConfig, VideoMAEForVideoClassification, VideoMAEModel
 
     assert config.path is not None
-    folder = Path(config.path).expanduser()
-    if not folder.is_dir() and (folder.is_absolute() or config.path.count("/") != 1):
-        raise ValueError(
-            f"features.path must be a folder of a VideoMAE or its hub id, but {config.path} is "
-            "neither"
-        )
+    check_local_path(config.path, "VideoMAE of features.path")
     try:
         settings = AutoConfig.from_pretrained(config.path)
         if settings.model_type != "videomae":

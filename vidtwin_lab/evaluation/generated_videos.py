@@ -43,6 +43,12 @@ class SampleFile:
 
     def __init__(self, folder: Path, label_names: Sequence[str] = ()) -> None:
         file = folder / "sample.json"
+        if (folder / ".sampling").is_dir():
+            raise ValueError(
+                f"the sampling in {folder} was interrupted; run sample.py again with the same "
+                "arguments"
+            )
+        self.folder, self.listed = folder.resolve(), file.is_file()
         content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         made_by = content.get("made_by", {}).items()
         # Without what differs from run to run.
@@ -59,6 +65,13 @@ class SampleFile:
     def asked(self, name: str, otherwise: str = "") -> tuple[int, str]:
         """The class of a video by its file's name, -1 for none, and what it was asked for."""
         return self.known.get(name, (-1, otherwise))
+
+    def measured(self, path: Path, name: str) -> bool:
+        """Whether a file belongs to the samples, by the name of its video; all do without a list.
+
+        Videos of its subfolders are not the list's.
+        """
+        return not self.listed or path.parent.resolve() != self.folder or name in self.known
 
     def protocol(self) -> dict[str, Any]:
         """How the videos were made, for a report."""
@@ -109,7 +122,8 @@ class FolderVideos(DataVideos):
         kept = [
             index
             for index, path in enumerate(paths)
-            if path.suffix.lower() != ".gif" or path.with_suffix("") not in others
+            if (path.suffix.lower() != ".gif" or path.with_suffix("") not in others)
+            and self.samples.measured(path, path.name)
         ]
         self.order, self.number = np.array(kept), len(kept)
 
@@ -153,13 +167,17 @@ class LatentVideos(VideoSource):
         self.folder = Path(folder).expanduser()
         if not self.folder.is_dir():
             raise ValueError(f"generated.path must be a folder of latents, {folder} is none")
-        self.files = sorted(self.folder.rglob(f"*{LATENTS_SUFFIX}"))
+        self.samples = SampleFile(self.folder, label_names)
+        self.files = [
+            path
+            for path in sorted(self.folder.rglob(f"*{LATENTS_SUFFIX}"))
+            if self.samples.measured(path, f"{path.name.removesuffix(LATENTS_SUFFIX)}.mp4")
+        ]
         if not self.files:
             raise ValueError(f"no latents found in {folder}; looked for *{LATENTS_SUFFIX}")
         model: Any = load_autoencoder(autoencoder_path(autoencoder))[0]
         self.model = model.to(device)
         self.autoencoder = autoencoder
-        self.samples = SampleFile(self.folder, label_names)
         number = len(self.files)
         bad_files = BadFileLog(number, max_bad_fraction)
         super().__init__(number, model.sizes.video_shape[1:], label_names, bad_files)

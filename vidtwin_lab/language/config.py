@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from diffusion.text_loading import packaged_encoder
 from vidtwin.data.config import DataConfig
-from vidtwin.model_paths import check_local_path
+from vidtwin.hub_names import check_local_path
 from vidtwin_lab import runtime
 from vidtwin_lab.language.config_checks import check_choices, check_range
 from vidtwin_lab.language.text_files import find_text_files

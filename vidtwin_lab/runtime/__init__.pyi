@@ -1,4 +1,9 @@
-from vidtwin_lab.runtime.checkpoints import CheckpointFolder, RunFolder, find_checkpoint
+from vidtwin_lab.runtime.checkpoints import (
+    CheckpointFolder,
+    DamagedCheckpointError,
+    RunFolder,
+    find_checkpoint,
+)
 from vidtwin_lab.runtime.command import (
     RenamedOption,
     configure_logging,
@@ -26,10 +31,12 @@ from vidtwin_lab.runtime.optimizers import (
 from vidtwin_lab.runtime.processes import (
     add_share,
     gather_rows,
+    lock_folders,
     mean_over_processes,
     replace_weights,
     resume,
     sync_on_last,
+    write_frozen,
 )
 from vidtwin_lab.runtime.run import TrainingRun, check_launched_precision
 from vidtwin_lab.runtime.run_config import (
@@ -40,6 +47,7 @@ from vidtwin_lab.runtime.run_config import (
     RunConfig,
     check_precision,
 )
+from vidtwin_lab.runtime.sample_folder import SampleFolder, new_sample_folder
 from vidtwin_lab.runtime.sharding import start_accelerator
 from vidtwin_lab.runtime.trackers import Trackers, build_trackers
 from vidtwin_lab.runtime.training import (
@@ -58,6 +66,7 @@ __all__ = [
     "TRACKERS",
     "CheckpointFolder",
     "ConfigError",
+    "DamagedCheckpointError",
     "EMAConfig",
     "NonFiniteError",
     "NonFiniteGuard",
@@ -65,6 +74,7 @@ __all__ = [
     "RenamedOption",
     "RunConfig",
     "RunFolder",
+    "SampleFolder",
     "StepTimer",
     "Trackers",
     "TrainingRun",
@@ -86,8 +96,10 @@ __all__ = [
     "learning_rate_at",
     "learning_rate_schedule",
     "load_config",
+    "lock_folders",
     "mean_over_processes",
     "memory_gib",
+    "new_sample_folder",
     "parse_arguments",
     "progress_bar",
     "read_training_config",
@@ -102,4 +114,5 @@ __all__ = [
     "start_accelerator",
     "sync_on_last",
     "usable_device",
+    "write_frozen",
 ]

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import json
 import logging
 import os
+import pickle
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidtwin.files import publish_folder, restore_folder, unfinished_folder, write_json
+from vidtwin.files import (
+    damaged_file,
+    folder_sums,
+    publish_folder,
+    remove_leftovers,
+    unfinished_folder,
+    write_json,
+)
 from vidtwin_lab.runtime.config import ConfigError, config_to_dict, flatten, read_yaml, save_config
 from vidtwin_lab.runtime.run_config import CHANGEABLE, FIXED
 
@@ -27,6 +36,11 @@ logger = logging.getLogger(__name__)
 _NAME = re.compile(r"\.?(step_\d{9,})(\.old)?")
 _PROGRESS = "progress.json"
 _CONFIG = "config.yaml"
+_DAMAGED = ".damaged"
+
+
+class DamagedCheckpointError(ValueError):
+    """A file of a checkpoint is not what was written."""
 
 
 class CheckpointFolder:
@@ -66,10 +80,11 @@ class CheckpointFolder:
         with _without_wrappers(accelerator):
             accelerator.save_state(str(writing))
         if accelerator.is_main_process:
-            record = {"step": step, "num_processes": accelerator.num_processes}
-            write_json(writing / _PROGRESS, record)
             if self.config is not None:
                 save_config(self.config, writing / _CONFIG)
+            record = {"step": step, "num_processes": accelerator.num_processes}
+            record |= {"files": folder_sums(writing)}
+            write_json(writing / _PROGRESS, record | {"sha256": _record_digest(record)})
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             publish_folder(final)
@@ -85,10 +100,15 @@ class CheckpointFolder:
         Returns:
             int: the steps that were done when it was saved.
         Raises:
+            DamagedCheckpointError: naming the file; nothing was loaded.
             ValueError: not a checkpoint, or one of another model or set of objects.
         """
+        from safetensors import SafetensorError
+
         path = find_checkpoint(path)
-        record = json.loads((path / _PROGRESS).read_text(encoding="utf-8"))
+        record = _read_record(path)
+        if damage := damaged_file(path, record.get("files", {})):
+            raise DamagedCheckpointError(f"checkpoint {path} is damaged: {damage}")
         rank = accelerator.process_index
         if fixed := self._changes(path, FIXED):
             raise ConfigError(
@@ -107,12 +127,16 @@ class CheckpointFolder:
             with _without_wrappers(accelerator), _weights_only():
                 # Whole states of all processes need not lie on the device at one time.
                 accelerator.load_state(str(path), map_location="cpu")
+                _check_random_state(path / f"random_states_{rank}.pkl")
+        except (EOFError, pickle.UnpicklingError, SafetensorError) as error:
+            # Only of a checkpoint without sums.
+            reason = " ".join(str(error).split())
+            raise DamagedCheckpointError(f"checkpoint {path} can't be read: {reason}") from error
         except (RuntimeError, KeyError, ValueError, FileNotFoundError) as error:
             reason = " ".join(str(error).split())
             changes = "; ".join(self._changes(path))
             why = f"its run's config differs ({changes}): {reason}" if changes else reason
             raise ValueError(f"checkpoint {path} does not fit this run: {why}") from error
-        _check_random_state(path / f"random_states_{rank}.pkl")
         return int(record["step"])
 
     def _changes(self, checkpoint: Path, only: Sequence[str] = ("*",)) -> list[str]:
@@ -126,8 +150,52 @@ class CheckpointFolder:
             {key: saved[key] for key in shared}, {key: current[key] for key in shared}, CHANGEABLE
         )
 
-    def all(self) -> list[Path]:
-        """The finished checkpoints, oldest first."""
+    def load_newest_whole(
+        self, accelerator: Accelerator, checkpoints: Sequence[Path], refuse: bool = False
+    ) -> int:
+        """Load the newest of some checkpoints that is not damaged; warns of those that are.
+
+        Damaged ones of this folder are set aside as `step_….damaged` until the run has passed
+        them. To be called by every process.
+
+        Args:
+            checkpoints: oldest first, at least one.
+            refuse: raise for the first damaged one.
+        Returns:
+            int: the steps that were done when it was saved.
+        Raises:
+            DamagedCheckpointError: all are damaged, or the newest is and `refuse` is set.
+        """
+        damaged: list[Path] = []
+        for checkpoint in reversed(checkpoints):
+            try:
+                step = self.load(accelerator, checkpoint)
+                break
+            except DamagedCheckpointError as error:
+                damaged.append(checkpoint)
+                if checkpoint == checkpoints[0]:
+                    cure = f"none before it is whole: remove {checkpoint.parent} to start anew"
+                    raise DamagedCheckpointError(f"{error}; {cure}") from error
+                if refuse:
+                    cure = "damaged_checkpoints=skip goes on from the one before it"
+                    raise DamagedCheckpointError(f"{error}; {cure}") from error
+                if accelerator.is_main_process:
+                    logger.warning("%s; going on from the checkpoint before it", error)
+        accelerator.wait_for_everyone()  # every process has read what is renamed now
+        if accelerator.is_main_process:
+            for path in damaged:
+                if path.parent == self.path:
+                    aside = path.with_name(path.name + _DAMAGED)
+                    shutil.rmtree(aside, ignore_errors=True)
+                    path.rename(aside)
+        return step
+
+    def all(self, *, damaged: bool = False) -> list[Path]:
+        """The finished checkpoints, oldest first.
+
+        Args:
+            damaged: also those whose record is missing.
+        """
         if not self.path.is_dir():
             return []
         found: dict[str, Path] = {}
@@ -135,7 +203,7 @@ class CheckpointFolder:
         # leaves only the older one, set aside.
         for entry in (*self.path.glob(".step_*.old"), *self.path.glob("step_*")):
             name = _NAME.fullmatch(entry.name)
-            if name and (entry / _PROGRESS).is_file():
+            if name and (damaged or (entry / _PROGRESS).is_file()):
                 found[name[1]] = entry
         return [found[name] for name in sorted(found, key=_step_in)]
 
@@ -146,15 +214,14 @@ class CheckpointFolder:
 
     def clean(self) -> None:
         """Remove what killed saves have left; to be called by the main process alone."""
-        if not self.path.is_dir():
-            return
-        for entry in (*self.path.glob(".step_*.old"), *self.path.glob(".step_*.writing")):
-            restore_folder(self.path / entry.stem.removeprefix("."))
-        for unfinished in self.path.glob(".step_*.writing"):
-            logger.info("removing the unfinished checkpoint %s", unfinished)
-            shutil.rmtree(unfinished)
+        if self.path.is_dir():
+            remove_leftovers(self.path)
 
     def _rotate(self) -> None:
+        newest = self.all()[-1]
+        for aside in self.path.glob(f"step_*{_DAMAGED}"):
+            if aside.name.removesuffix(_DAMAGED) <= newest.name:
+                shutil.rmtree(aside)
         if self.keep is None:
             return
         for old in self.all()[: -self.keep]:
@@ -181,7 +248,7 @@ class RunFolder:
         self.checkpoints = CheckpointFolder(self.path / "checkpoints", keep)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.path, prefix=".probe-"):
+            with tempfile.TemporaryFile(dir=self.path):
                 pass
         except OSError as error:
             raise ValueError(
@@ -209,6 +276,8 @@ class RunFolder:
                 )
         # One process writes; the others can only meet the old file or the new one.
         if os.environ.get("RANK", "0") == "0":
+            for folder in (self.path, self.checkpoints.path, self.path / "pipeline"):
+                remove_leftovers(folder)
             save_config(config, self.config_path)
         self.checkpoints.config = config
 
@@ -219,21 +288,60 @@ def find_checkpoint(path: str | Path) -> Path:
     Raises:
         ValueError: there is none.
     """
+    found = find_checkpoints(path)
+    return next((each for each in reversed(found) if (each / _PROGRESS).is_file()), found[-1])
+
+
+def find_checkpoints(path: str | Path) -> list[Path]:
+    """The checkpoint at `path` alone, or all below it, oldest first, if it is a run folder.
+
+    Those whose record is missing are among them, if there is another.
+
+    Raises:
+        ValueError: there is none.
+    """
     path = Path(path)
-    if (path / _PROGRESS).is_file():
-        return path
+    if (path / _PROGRESS).is_file() or (_NAME.fullmatch(path.name) and path.is_dir()):
+        return [path]
     for folder in (path, path / "checkpoints"):
-        latest = CheckpointFolder(folder).latest()
-        if latest is not None:
-            return latest
+        if CheckpointFolder(folder).latest() is not None:
+            return CheckpointFolder(folder).all(damaged=True)
     if not path.exists():
         raise ValueError(f"checkpoint {path} does not exist")
     raise ValueError(f"{path} is neither a checkpoint (no {_PROGRESS}) nor a folder with one")
 
 
 def step_of(checkpoint: Path) -> int:
-    """The steps that were done when a checkpoint was written."""
-    return int(json.loads((checkpoint / _PROGRESS).read_text(encoding="utf-8"))["step"])
+    """The steps that were done when a checkpoint was written, by its name where it has its own."""
+    name = _NAME.fullmatch(checkpoint.name)
+    return _step_in(name[1]) if name else int(_read_record(checkpoint)["step"])
+
+
+def _read_record(checkpoint: Path) -> dict[str, Any]:
+    """What `save` noted in a checkpoint.
+
+    Raises:
+        DamagedCheckpointError: it is missing, or not what was written.
+    """
+    try:
+        record = json.loads((checkpoint / _PROGRESS).read_text(encoding="utf-8"))
+        written = record.pop("sha256", None)
+        whole = {"step", "num_processes"} <= record.keys()
+        # Those from before there were sums have none of their files either.
+        whole = whole and (written == _record_digest(record) or not (written or "files" in record))
+    except FileNotFoundError:
+        raise DamagedCheckpointError(
+            f"checkpoint {checkpoint} is damaged: {_PROGRESS} is missing"
+        ) from None
+    except (ValueError, AttributeError):
+        whole = False
+    if not whole:
+        raise DamagedCheckpointError(f"checkpoint {checkpoint} is damaged: {_PROGRESS} was altered")
+    return dict(record)
+
+
+def _record_digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _step_in(name: str) -> int:

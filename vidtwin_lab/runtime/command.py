@@ -11,9 +11,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from vidtwin.files import release_locks
 from vidtwin_lab.runtime.checkpoints import find_checkpoint
 from vidtwin_lab.runtime.config import load_config
 from vidtwin_lab.runtime.run_config import NonFiniteError, RunConfigType
+from vidtwin_lab.runtime.signals import terminated_as_interrupted
 
 
 class RenamedOption(argparse.Action):
@@ -98,17 +100,19 @@ def run_main(main: Callable[[], int | None], *expected: type[Exception]) -> NoRe
     """Run a script's main and end the process; an error of the user's input takes one line.
 
     ValueError, OSError, NonFiniteError and the `expected` errors print `error: ...` and exit
-    with 2; VIDTWIN_TRACEBACK=1 shows where they came from. An interrupt exits with 130. Any
-    other error is ours, and keeps its traceback.
+    with 2; VIDTWIN_TRACEBACK=1 shows where they came from. Ctrl-C exits with 130, SIGTERM with
+    143. Any other error is ours, and keeps its traceback.
     """
     refusals: tuple[type[Exception], ...] = (ValueError, OSError, NonFiniteError, *expected)
     try:
         _refuse_lost_processes()
         _join_over_cpus()
-        code = main()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        with terminated_as_interrupted():
+            code = main()
+    except KeyboardInterrupt as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(str(error) or "interrupted", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 130))
     except refusals as error:
         if os.environ.get("VIDTWIN_TRACEBACK", "0") not in ("", "0"):
             traceback.print_exc()
@@ -118,6 +122,8 @@ def run_main(main: Callable[[], int | None], *expected: type[Exception]) -> NoRe
         message = " ".join(lines) or type(error).__name__
         print(f"{where}error: {message}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        release_locks()
     sys.exit(code or 0)
 
 

@@ -17,9 +17,15 @@ from vidtwin_lab.runtime.optimizers import (
     learning_rate_schedule,
     set_learning_rate,
 )
-from vidtwin_lab.runtime.processes import mean_over_processes, replace_weights, resume
+from vidtwin_lab.runtime.processes import (
+    lock_folders,
+    mean_over_processes,
+    replace_weights,
+    resume,
+)
 from vidtwin_lab.runtime.run_config import CHANGEABLE, PRECISIONS, OptimizerConfig, RunConfig
 from vidtwin_lab.runtime.sharding import RunAccelerator, prepare_model
+from vidtwin_lab.runtime.signals import InterruptedRunError, StopRequest
 from vidtwin_lab.runtime.trackers import VideoWriter, build_trackers
 from vidtwin_lab.runtime.training import (
     NonFiniteGuard,
@@ -62,8 +68,10 @@ class TrainingRun(Generic[RunConfigType]):
         self.config = config
         self.accelerator = start_processes(config)
         self.folder = RunFolder(config.output, config.keep_checkpoints)
+        lock_folders(self.accelerator, self.folder.path)
         self.folder.claim(config, [key for key in (*CHANGEABLE, *changeable) if key not in fixed])
-        self.guard = NonFiniteGuard(config.max_nonfinite_steps)
+        self._stop_request = StopRequest()
+        self.guard = NonFiniteGuard(config.max_nonfinite_steps, self._stop_request)
         self.mean = mean_over_processes(self.accelerator)
         self.start_step = 0
         self._schedules: list[tuple[torch.optim.Optimizer, Callable[[int], float]]] = []
@@ -135,7 +143,8 @@ class TrainingRun(Generic[RunConfigType]):
         """
         states = NamedStates({"guard": self.guard, **(stateful or {})}, ema=self.ema)
         self.accelerator.register_for_checkpointing(states)
-        self.start_step = resume(self.accelerator, self.folder, path)
+        refuse = self.config.damaged_checkpoints == "refuse"
+        self.start_step = resume(self.accelerator, self.folder, path, refuse)
         if "ema" in states.absent:  # turned on since: it begins with the weights of now
             self.ema = states.optional["ema"] = build_ema(self.unwrapped, self.config.ema)
         self.trackers = build_trackers(
@@ -149,19 +158,30 @@ class TrainingRun(Generic[RunConfigType]):
         )
 
     def steps(self, batches: Iterable[Any], description: str) -> Iterator[tuple[int, Any]]:
-        """(step, batch) of the steps that are left; every step begins with a seed of its own."""
+        """(step, batch) of the steps that are left; every step begins with a seed of its own.
+
+        Raises:
+            InterruptedRunError: after a step with its checkpoint, if a process was told to stop.
+        """
         self._timer = StepTimer()
         hidden = not self.accelerator.is_main_process
         self._bar = progress_bar(self.config.steps, self.start_step, hidden, description)
-        iterator = iter(batches)
-        for step in range(self.start_step, self.config.steps):
-            with self._timer.data():
-                batch = next(iterator)
-            # After the loader, whose start draws a number.
-            seed_step(self.config.seed, self.accelerator.process_index, step)
-            for optimizer, schedule in self._schedules:
-                set_learning_rate(optimizer, schedule(step))
-            yield step, batch
+        with self._stop_request.listening():
+            iterator = iter(batches)
+            for step in range(self.start_step, self.config.steps):
+                with self._timer.data():
+                    batch = next(iterator)
+                # After the loader, whose start draws a number.
+                seed_step(self.config.seed, self.accelerator.process_index, step)
+                for optimizer, schedule in self._schedules:
+                    set_learning_rate(optimizer, schedule(step))
+                yield step, batch
+                if self.guard.stop and step + 1 < self.config.steps:
+                    self._bar.close()
+                    self.trackers.finish()
+                    saved = self.folder.checkpoints.latest()
+                    done = f"saved {saved}; the same command goes on from there"
+                    raise InterruptedRunError(self.guard.stop, done)
         self._bar.close()
         self.trackers.finish()
 
@@ -185,11 +205,19 @@ class TrainingRun(Generic[RunConfigType]):
         return done == self.config.steps or done % every == 0
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Counts a step, and logs its values, averaged over processes, if it is time to."""
+        """Counts a step, and logs its values, averaged over processes, if it is time to.
+
+        Saves a checkpoint where the run was told to stop: validation might outlast the patience
+        of who told it.
+        """
         self._timer.step(self.config.batch_size)
         self._bar.update()
-        if not self.due(step, self.config.log_every):
-            return
+        if self.due(step, self.config.log_every):
+            self._log(step, values)
+        if self.guard.stop:
+            self.save(step)
+
+    def _log(self, step: int, values: Mapping[str, Any]) -> None:
         logs: dict[str, Any] = {name: self.mean(value) for name, value in values.items()}
         logs["nonfinite_steps"] = self.guard.total
         self.trackers.log(logs | self._timer.report(), step + 1)

@@ -40,7 +40,7 @@ CHANGEABLE = (
     "num_workers",
     "validation_*",
     "*_every",
-    "keep_checkpoints",
+    "*_checkpoints",
     "tracker",
     "project",
     "collective_timeout_minutes",
@@ -160,6 +160,8 @@ class RunConfig:
         validation_batch_size: of each process.
         log_every, validate_every, save_every: in steps.
         keep_checkpoints: how many of the newest stay; None keeps all.
+        damaged_checkpoints: "skip" goes on from the checkpoint before a damaged one, with a
+            warning; "refuse" stops.
         max_nonfinite_steps: steps in a row without a finite loss and gradient that stop the run.
         tracker: "none", "tensorboard" or "wandb"; metrics.jsonl is written in any case.
         project: the tracker's project.
@@ -184,6 +186,7 @@ class RunConfig:
     validate_every: int = 2000
     save_every: int = 1000
     keep_checkpoints: int | None = 3
+    damaged_checkpoints: str = "skip"
     max_nonfinite_steps: int = 10
     tracker: str = "none"
     project: str = "vidtwin"
@@ -202,6 +205,10 @@ class RunConfig:
         keep = self.keep_checkpoints
         if keep is not None and keep < 1:
             raise ValueError(f"`keep_checkpoints` must be at least 1, or null for all, got {keep}")
+        on_damage = self.damaged_checkpoints
+        require(
+            on_damage in ("skip", "refuse"), "damaged_checkpoints", '"skip" or "refuse"', on_damage
+        )
         check_precision(self.mixed_precision)
         minutes = self.collective_timeout_minutes
         require(

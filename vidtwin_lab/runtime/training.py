@@ -24,6 +24,7 @@ from vidtwin_lab.runtime.run_config import (
     NonFiniteError,
     require,
 )
+from vidtwin_lab.runtime.signals import SIGNALS, StopRequest
 
 
 def seed_step(seed: int, rank: int, step: int) -> None:
@@ -144,12 +145,17 @@ def ema_weights(ema: EMAModel | None, model: sharding.Model) -> Iterator[shardin
 class NonFiniteGuard:
     """Counts the steps whose loss or gradient is not finite, and stops a run that has too many.
 
+    Its reduction also carries whether some process was told to stop: `stop` is the number of a
+    signal, the same on all of them after `ok`, and 0 for none.
+
     Register it with `accelerator.register_for_checkpointing` to keep its counts.
     """
 
-    def __init__(self, max_consecutive: int = 10) -> None:
+    def __init__(self, max_consecutive: int = 10, stop_request: StopRequest | None = None) -> None:
         require(max_consecutive >= 1, "max_consecutive", ">= 1", max_consecutive)
         self.max_consecutive = max_consecutive
+        self.stop_request = stop_request
+        self.stop = 0
         self.total = 0
         self.consecutive = 0
 
@@ -162,7 +168,13 @@ class NonFiniteGuard:
         device = accelerator.device
         finite = [torch.isfinite(torch.as_tensor(v)).all().to(device) for v in values]
         bad = (~torch.stack(finite).all()).to(torch.float32)
-        if float(accelerator.reduce(bad, reduction="sum")) == 0:
+        told = 0 if self.stop_request is None else self.stop_request.number
+        counted = [bad, *(bad.new_tensor(told == number) for number in SIGNALS)]
+        not_finite, *stops = accelerator.reduce(torch.stack(counted), reduction="sum").tolist()
+        self.stop = max(
+            number if count else 0 for number, count in zip(SIGNALS, stops, strict=True)
+        )
+        if not_finite == 0:
             self.consecutive = 0
             return True
         self.total += 1

@@ -15,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vidtwin.data.file_sources import VIDEO_SUFFIXES, label_indices
+from vidtwin.data.folders import VIDEO_SUFFIXES
+from vidtwin.data.labels import label_indices
 from vidtwin.data.shards.index import (
     filesystem,
     list_shards,
@@ -56,7 +57,9 @@ def make_index(path: str, num_workers: int = 1) -> tuple[Path, int]:
     if not found:
         suffixes = " ".join(sorted(VIDEO_SUFFIXES))
         raise ValueError(f"no videos found in {len(names)} shards of {folder}, such as {suffixes}")
-    labels, label_names = label_indices([str(clip.get("label", "")) for _, clip in found])
+    places = [f"{names[number]}, {clip['member']}" for number, clip in found]
+    texts = [str(clip.get("label", "")) for _, clip in found]
+    labels, label_names = label_indices(texts, places, folder)
     for label, (_, clip) in zip(labels, found, strict=True):
         if label >= 0 and "label_name" in clip:
             label_names[label] = str(clip["label_name"])

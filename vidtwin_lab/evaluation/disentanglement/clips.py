@@ -106,7 +106,7 @@ def restore_latents(
     return VidTwinLatents.unpack(torch.cat([structure, dynamics], dim=1), like)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def encode_clips(
     model: VidTwinAutoencoder,
     dataset: VideoDataset,

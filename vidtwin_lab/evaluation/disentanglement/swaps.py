@@ -34,7 +34,7 @@ HOLDER = {"content": "structure", "motion": "dynamics"}
 Swap = dict[str, Any]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def swap_pairs(
     model: VidTwinAutoencoder,
     clips: Clips,

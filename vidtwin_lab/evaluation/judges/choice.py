@@ -96,7 +96,7 @@ class ClassifierJudge:
                     "it on clips of the same data set (evaluate.py classifier)"
                 )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, videos: torch.Tensor) -> list[dict[str, int]]:
         """The likeliest classes of (B, 3, T, H, W) videos, see `Judge`."""
         found = self.classifier.predict(videos)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from diffusion.text_loading import packaged_encoder
 from vidtwin import nearest_name
 from vidtwin.data.synthetic.shapes import WORDINGS
-from vidtwin.model_paths import check_local_path
+from vidtwin.hub_names import check_local_path
 from vidtwin_lab import runtime
 from vidtwin_lab.language.config_checks import check_choices, check_range, check_seeds
 from vidtwin_lab.language.tasks.caption_questions import QUESTIONS
