@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 # What is heavy is imported where it is used: a wrong flag or path is answered at once.
-from vidtwin.config import LPIPS_NETS
+from vidtwin.config import LPIPS_NETS, WEIGHT_DTYPES
 from vidtwin.files import check_folder, root_folder, shipped_path, software_versions, write_json
 from vidtwin.model_paths import find_autoencoder
 from vidtwin.reconstruction import DECODED_PARTS, METRICS, InputVideo, find_videos
@@ -38,7 +38,6 @@ DEMO_CONFIG = shipped_path("configs/ae/shapes_demo.yaml")
 DEMO_FOLDER = Path("outputs") / "demo"
 CHOICES: dict[str, tuple[str, ...]] = {"all": tuple(DECODED_PARTS)}
 CHOICES |= {part: (name,) for name, part in DECODED_PARTS.items()}
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -64,7 +63,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--tile-batch-size", type=int, default=1, metavar="N", help="windows per forward pass")
     add("--lpips", choices=(*LPIPS_NETS, "none"), default=None, help="default vgg; demo: none")
     add("--device", help="cpu, cuda, ... (default: cuda if there is one)")
-    add("--dtype", choices=DTYPES, default="float32")
+    add("--dtype", choices=WEIGHT_DTYPES, default="float32")
     add("--dry-run", action="store_true", help="say what would be done, and stop")
     add("--demo", action="store_true", help="train on the moving shapes for a minute first")
     arguments = parser.parse_args(argv)

@@ -20,13 +20,12 @@ from torch import Tensor
 
 from diffusion.text_loading import (
     POOLER,
+    find_encoder,
     load_text_model,
     load_tokenizer,
-    packaged_encoder,
     position_table,
     quiet,
 )
-from vidtwin.hub_names import check_local_path
 
 __all__ = [
     "CachedTextEncoder",
@@ -118,8 +117,7 @@ class TextEncoder:
         Raises:
             ValueError: if there is none, or weights are missing.
         """
-        name = packaged_encoder(str(name_or_folder))
-        check_local_path(name, "text encoder")
+        name = find_encoder(str(name_or_folder))
         folder, words = Path(name) / "text_encoder", Path(name) / "tokenizer"
         parts = (str(folder), str(words)) if folder.is_dir() else (name, name)
         model = load_text_model(parts[0], local_files_only)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vidtwin.hub_names import check_local_path
 
 __all__ = [
+    "find_encoder",
     "load_text_model",
     "load_tokenizer",
     "one_line",
@@ -77,14 +78,25 @@ def load_tokenizer(name_or_folder: str, local_files_only: bool = False) -> Any:
     """
     from transformers import AutoTokenizer
 
-    check_local_path(packaged_encoder(name_or_folder), "tokenizer")
+    found = find_encoder(name_or_folder, "tokenizer")
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(
-                packaged_encoder(name_or_folder), local_files_only=local_files_only
-            )
+            return AutoTokenizer.from_pretrained(found, local_files_only=local_files_only)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"no tokenizer in {name_or_folder}: {one_line(error)}") from error
+
+
+def find_encoder(name_or_folder: str, what: str = "text encoder") -> str:
+    """The folder or hub id to load from, see `packaged_encoder`; without asking the hub.
+
+    Args:
+        what: is looked for in it, for the message.
+    Raises:
+        ValueError: for a package that is not installed, or a folder that is not there.
+    """
+    found = packaged_encoder(name_or_folder)
+    check_local_path(found, what)
+    return found
 
 
 def packaged_encoder(name_or_folder: str) -> str:

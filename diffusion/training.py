@@ -32,10 +32,9 @@ from diffusion.latent_sources import LatentSource, open_source
 from diffusion.latent_stats import LatentStats
 from diffusion.pipeline import VidTwinPipeline
 from diffusion.text_encoder import CachedTextEncoder, TextEncoder
-from diffusion.text_loading import packaged_encoder
+from diffusion.text_loading import find_encoder
 from diffusion.training_files import find_transformer
 from vidtwin import VidTwinLatents, draw_noise, load_autoencoder
-from vidtwin.hub_names import check_local_path
 
 __all__ = [
     "TrainingBatch",
@@ -314,7 +313,7 @@ def describe_training(
         lines.append(f"the data can't be read{left_out}: {error}")
     try:
         if config.text_encoder is not None:
-            check_local_path(packaged_encoder(config.text_encoder), "text encoder")
+            find_encoder(config.text_encoder)
     except ValueError as error:
         lines.append(f"the text encoder can't be read, so these sizes are without text: {error}")
         text = False

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from diffusion.cache_format import read_manifest
 from diffusion.config import InputsConfig
-from diffusion.text_loading import packaged_encoder
-from vidtwin.hub_names import check_local_path
+from diffusion.text_loading import find_encoder
 from vidtwin.model_paths import find_autoencoder
 
 __all__ = ["check_input_files", "find_transformer"]
@@ -33,7 +32,7 @@ def check_input_files(config: InputsConfig, dry_run: bool = False) -> None:
     else:
         read_manifest(Path(config.cache).expanduser() / "train")
     if config.text_encoder is not None:
-        check_local_path(packaged_encoder(config.text_encoder), "text encoder")
+        find_encoder(config.text_encoder)
 
 
 def find_transformer(init_from: str) -> Path:

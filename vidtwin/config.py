@@ -11,6 +11,7 @@ from typing import Any
 __all__ = [
     "LPIPS_NETS",
     "METRICS",
+    "WEIGHT_DTYPES",
     "AutoencoderConfig",
     "BranchDropout",
     "DiscriminatorConfig",
@@ -21,6 +22,8 @@ __all__ = [
 RECONSTRUCTIONS = ("l1", "l2")
 # Of a reconstruction, frame by frame.
 METRICS = ("psnr", "ssim", "lpips")
+# That a model for use may be loaded in; training is in float32.
+WEIGHT_DTYPES = ("float32", "bfloat16", "float16")
 LPIPS_NETS = ("vgg", "alex", "squeeze")
 DISCRIMINATOR_KINDS = ("2d", "3d")
 DISCRIMINATOR_NORMS = ("batch", "group", "none")

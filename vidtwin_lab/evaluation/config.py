@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, SCHEDULER_NAMES
+from vidtwin.config import WEIGHT_DTYPES
 from vidtwin.data import DataConfig
 from vidtwin.files import shipped_path
 
@@ -169,7 +170,6 @@ class FeaturesConfig:
             )
 
 
-PIPELINE_DTYPES = ("float32", "bfloat16", "float16")
 KINDS = ("pipeline", "videos", "latents", "data")
 CONDITIONS = ("auto", "prompts", "classes", "both", "none")
 DISTRIBUTIONS = ("balanced", "data")
@@ -216,7 +216,7 @@ class VideosConfig:
             "kind": KINDS,
             "conditions": CONDITIONS,
             "class_distribution": DISTRIBUTIONS,
-            "dtype": PIPELINE_DTYPES,
+            "dtype": WEIGHT_DTYPES,
         }
         for name, allowed in choices.items():
             check_choice(f"generated.{name}", getattr(self, name), allowed)

@@ -28,7 +28,6 @@ __all__ = ["FolderVideos", "LatentVideos", "PipelineVideos", "build_generated", 
 
 logger = logging.getLogger(__name__)
 
-TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LATENTS_SUFFIX = ".latents.safetensors"
 
 
@@ -245,7 +244,7 @@ class PipelineVideos(VideoSource):
         self, config: VideosConfig, real: DataVideos, number: int, device: torch.device
     ) -> None:
         assert config.path is not None
-        self.pipeline = load_pipeline(config.path, device, TORCH_DTYPES[config.dtype])
+        self.pipeline = load_pipeline(config.path, device, getattr(torch, config.dtype))
         if config.scheduler:
             self.pipeline.scheduler = build_scheduler(config.scheduler, self.pipeline.scheduler)
         self.config = config

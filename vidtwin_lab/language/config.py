@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from diffusion.text_loading import packaged_encoder
+from diffusion.text_loading import find_encoder
 from vidtwin.data.config import DataConfig
-from vidtwin.hub_names import check_local_path
 from vidtwin_lab import runtime
 from vidtwin_lab.language.config_checks import check_choices, check_range
 from vidtwin_lab.language.text_files import find_text_files
@@ -421,7 +420,7 @@ class TrainConfig(runtime.RunConfig):
             (teacher, "language model"),
         ):
             if name is not None:
-                check_local_path(packaged_encoder(name), what)
+                find_encoder(name, what)
 
 
 # A resumed run may find its texts elsewhere; it may not train on other texts.

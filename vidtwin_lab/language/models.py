@@ -16,8 +16,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_PRETRAINING_MAPPING,
 )
 
-from diffusion.text_loading import one_line, packaged_encoder, position_table, quiet
-from vidtwin.hub_names import check_local_path
+from diffusion.text_loading import find_encoder, one_line, position_table, quiet
 from vidtwin_lab.language.config import TOKENIZER_OF, LanguageModelConfig, ObjectiveConfig
 from vidtwin_lab.language.objectives.distillation import build_student
 from vidtwin_lab.language.objectives.masked_tokens import SpanBoundaryModel
@@ -155,10 +154,10 @@ def _load_language_model(
     config: LanguageModelConfig, kind: Any, tokenizer: Any, name: str
 ) -> tuple[Any, bool]:
     """A pretrained model, and whether heads of it are new."""
-    check_local_path(packaged_encoder(name), "language model")
+    found = find_encoder(name, "language model")
     try:
         with quiet():
-            model, report = kind.from_pretrained(packaged_encoder(name), output_loading_info=True)
+            model, report = kind.from_pretrained(found, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(f"no language model in {name}: {one_line(error)}") from error
     if model.config.model_type != config.family:

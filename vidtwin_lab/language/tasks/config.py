@@ -8,10 +8,9 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from diffusion.text_loading import packaged_encoder
+from diffusion.text_loading import find_encoder
 from vidtwin import nearest_name
 from vidtwin.data.synthetic.shapes import WORDINGS
-from vidtwin.hub_names import check_local_path
 from vidtwin_lab import runtime
 from vidtwin_lab.language.config_checks import check_choices, check_range, check_seeds
 from vidtwin_lab.language.tasks.caption_questions import QUESTIONS
@@ -57,7 +56,7 @@ class TextEncoderConfig:
 
     def check_files(self) -> None:
         """Raises ValueError for a folder that is not there, or a package that is not installed."""
-        check_local_path(packaged_encoder(self.name), "text encoder")
+        find_encoder(self.name)
 
     def load(self, layer: int = -1) -> TextEncoder:
         """The text encoder, giving this hidden state.
