@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -185,6 +186,9 @@ def _started(
     command = [str(ROOT / f"{script}.py"), *map(str, arguments)]
     port = get_free_port() if processes > 1 else None
     with tempfile.TemporaryDirectory() as outputs:
+        # One that is ended because another has failed may not have begun to write.
+        for name, rank in itertools.product(("out", "err"), range(processes)):
+            (Path(outputs) / f"{name}{rank}").touch()
         context = start_processes(
             _be_script,
             (processes, port, command, str(folder), outputs, environment or {}),
