@@ -30,7 +30,10 @@ COMMANDS = {
     "train-ae": "train an autoencoder",
     "train-diffusion": "train a diffusion transformer",
     "train-language": "train a text encoder",
+    "plot": "curves and samples of runs",
+    "studio": "a page in the browser",
 }
+MODULES = {"plot": "vidtwin_lab.studio.plot", "studio": "vidtwin_lab.studio.command"}
 _COMPLETION = """\
 [ -n "$ZSH_VERSION" ] && autoload -U +X compinit bashcompinit && compinit && bashcompinit
 _vidtwin() {{
@@ -58,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         near = nearest_name(name, COMMANDS)
         print(f"error: unknown command {name!r}; the nearest is {near!r}", file=sys.stderr)
         sys.exit(2)
+    elif name in MODULES:
+        sys.argv = [f"vidtwin {name}", *rest]
+        runpy.run_module(MODULES[name], run_name="__main__")
     else:
         script = root_folder() / f"{name.replace('-', '_')}.py"
         sys.argv = [str(script), *rest]
