@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from diffusion.dit import TwinDiT
 from diffusion.flow import timestep_of
 from diffusion.guidance import guidance_terms, guided_prediction
 from diffusion.inputs import check_length, seed_list
-from diffusion.schedulers import LatentSolver, prediction_of
+from diffusion.schedulers import LatentSolver, is_flow, prediction_of
 from vidtwin import AutoencoderConfig, VidTwinLatents, standard_normal_latents
 
 # A callback's view: (step, timestep, name -> scaled latents) -> those of them that it changed.
@@ -35,6 +34,7 @@ class LatentSampler:
 
     Args:
         transformer: predicts.
+        prediction: what; None for what the scheduler takes.
         scheduler: steps; fits the transformer's objective.
         num_inference_steps: solver steps of each window.
         generators: one for each sample, or one for all.
@@ -62,12 +62,8 @@ class LatentSampler:
     after_step: AfterStep | None
     interrupted: Callable[[], bool]
     progress_bar: Callable[..., Any]
+    prediction: str | None = None
     steps_done: int = 0
-
-    @cached_property
-    def prediction(self) -> str:
-        """What the transformer predicts."""
-        return prediction_of(self.scheduler)
 
     @property
     def sampled_names(self) -> frozenset[str]:
@@ -107,7 +103,11 @@ class LatentSampler:
             shift: frames from that window's start to this one's.
         """
         solver = LatentSolver(
-            self.scheduler, self.num_inference_steps, self.device, self.generators
+            self.scheduler,
+            self.num_inference_steps,
+            self.device,
+            self.generators,
+            self.prediction,
         )
         flat_noise = noise.pack(self.sampled_names)
         sample = solver.start(flat_noise)
@@ -159,7 +159,8 @@ class LatentSampler:
             inputs = VidTwinLatents.cat([with_given if known else without for known in knows])
             own = timestep.expand(len(inputs))
             levels = torch.tensor([0.0 if known else 1.0 for known in knows], device=own.device)
-            of_given = timestep_of(self.prediction, levels).to(own).repeat_interleave(len(sample))
+            flow = is_flow(self.prediction or prediction_of(self.scheduler))
+            of_given = timestep_of(flow, levels).to(own).repeat_interleave(len(sample))
             timesteps = (
                 of_given if name in self.given_names else own
                 for name in ("structure", "dynamics_x")
