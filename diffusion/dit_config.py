@@ -12,6 +12,7 @@ from vidtwin import AutoencoderConfig
 __all__ = ["DiTConfig", "TransformerConfig"]
 
 TEXT_CONDITIONINGS = ("cross_attention", "in_context")
+CLASS_CONDITIONINGS = ("adaln", "cross_attention")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,10 @@ class DiTConfig:
         num_classes: None for a model without classes; a null class is added.
         text_hidden_size: width of the text encoder's states, None for a model without text.
         text_conditioning: "cross_attention", or "in_context" (text tokens join the sequence).
+        structure_query_patch_size: structure queries that one token covers.
+        class_conditioning: "adaln" (with the noise levels), or "cross_attention" (a vector of
+            `class_embed_dim` values that every block reads as one token, beside the text's).
+        class_embed_dim: values of that vector.
 
     Raises:
         ValueError: if sizes do not fit together; the message names the keyword.
@@ -51,6 +56,9 @@ class DiTConfig:
     num_classes: int | None = None
     text_hidden_size: int | None = None
     text_conditioning: str = "cross_attention"
+    structure_query_patch_size: int = 1
+    class_conditioning: str = "adaln"
+    class_embed_dim: int = 256
 
     def __post_init__(self) -> None:
         for name, axes in (("structure", 4), ("dynamics_x", 3), ("dynamics_y", 3)):
@@ -70,7 +78,9 @@ class DiTConfig:
             "depth",
             "num_heads",
             "structure_patch_size",
+            "structure_query_patch_size",
             "dynamics_patch_size",
+            "class_embed_dim",
             "num_classes",
             "text_hidden_size",
         ):
@@ -80,11 +90,14 @@ class DiTConfig:
                 raise ValueError(f"`{name}` must be at least 1, got {value!r}")
         if not 0 < self.mlp_ratio < math.inf:
             raise ValueError(f"`mlp_ratio` must be positive, got {self.mlp_ratio}")
-        if self.text_conditioning not in TEXT_CONDITIONINGS:
-            raise ValueError(
-                f"`text_conditioning` must be one of {', '.join(TEXT_CONDITIONINGS)}; "
-                f"got {self.text_conditioning!r}"
-            )
+        for name, choices in (
+            ("text_conditioning", TEXT_CONDITIONINGS),
+            ("class_conditioning", CLASS_CONDITIONINGS),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"`{name}` must be one of {', '.join(choices)}; got {getattr(self, name)!r}"
+                )
         self._check_divisibility()
 
     def _check_divisibility(self) -> None:
@@ -97,6 +110,11 @@ class DiTConfig:
                 f"`num_heads`={self.num_heads} must divide `hidden_size`={self.hidden_size}"
             )
         for name, size, patch in (
+            (
+                "structure_query_patch_size",
+                self.structure_shape[1],
+                self.structure_query_patch_size,
+            ),
             ("structure_patch_size", self.structure_shape[2], self.structure_patch_size),
             ("structure_patch_size", self.structure_shape[3], self.structure_patch_size),
             ("dynamics_patch_size", self.dynamics_x_shape[1], self.dynamics_patch_size),
@@ -106,9 +124,26 @@ class DiTConfig:
 
     @property
     def structure_grid(self) -> tuple[int, int, int]:
-        """(Q, rows, columns) of structure tokens."""
+        """(queries, rows, columns) of structure tokens."""
         _, queries, height, width = self.structure_shape
-        return queries, height // self.structure_patch_size, width // self.structure_patch_size
+        side = self.structure_patch_size
+        return queries // self.structure_query_patch_size, height // side, width // side
+
+    @property
+    def patches(self) -> tuple[int, int, int]:
+        """What a token covers: structure queries; their rows and columns; frames of dynamics."""
+        sizes = self.structure_query_patch_size, self.structure_patch_size
+        return (*sizes, self.dynamics_patch_size)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether blocks have cross-attention to the text."""
+        return self.text_hidden_size is not None and self.text_conditioning == "cross_attention"
+
+    @property
+    def reads_class(self) -> bool:
+        """Whether they have it to the class."""
+        return self.num_classes is not None and self.class_conditioning == "cross_attention"
 
     @property
     def dynamics_frames(self) -> int:
@@ -152,8 +187,8 @@ class TransformerConfig:
     Args:
         preset: "debug", "S", "B", "L" or "XL".
         hidden_size, depth, num_heads: instead of the preset's; None for those.
-        mlp_ratio, structure_patch_size, dynamics_patch_size, qk_norm, text_conditioning: see
-            `DiTConfig`.
+        mlp_ratio, structure_patch_size, structure_query_patch_size, dynamics_patch_size, qk_norm,
+            text_conditioning, class_conditioning, class_embed_dim: see `DiTConfig`.
     """
 
     preset: str = "S"
@@ -165,6 +200,9 @@ class TransformerConfig:
     dynamics_patch_size: int = DiTConfig.dynamics_patch_size
     qk_norm: bool = DiTConfig.qk_norm
     text_conditioning: str = DiTConfig.text_conditioning
+    structure_query_patch_size: int = DiTConfig.structure_query_patch_size
+    class_conditioning: str = DiTConfig.class_conditioning
+    class_embed_dim: int = DiTConfig.class_embed_dim
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
