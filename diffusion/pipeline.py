@@ -26,6 +26,7 @@ from diffusion.conditions import ClassEmbedder, Condition, Conditions, TextEmbed
 from diffusion.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, GuidanceScales
 from diffusion.dit import TwinDiT
 from diffusion.guidance import check_negative
+from diffusion.guiders import check_guider, refuse_scales
 from diffusion.inputs import check_count, class_indices, common_length, prompt_list
 from diffusion.latent_stats import LatentStats
 from diffusion.long_video import join_windows, latent_windows, scale_motion, window_starts
@@ -39,6 +40,7 @@ from diffusion.sampling import (
 )
 from diffusion.schedulers import prediction_of
 from diffusion.text_encoder import TextEncoder
+from diffusion.tracks import lead_steps
 from vidtwin import VidTwinAutoencoder, VidTwinLatents, decode_windows
 
 __all__ = ["VidTwinPipeline", "VidTwinPipelineOutput"]
@@ -81,6 +83,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         num_inference_steps, guidance_scale, given_guidance_scale: defaults of a call. Guidance by
             a given latent suits a transformer that was trained for it alone, see
             `FlowConfig.given_guidance_scale`.
+        structure_lead: the same, see `__call__`.
     Raises:
         ValueError: naming the parts that do not belong together.
     """
@@ -107,6 +110,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         num_inference_steps: int = NUM_INFERENCE_STEPS,
         guidance_scale: float = GUIDANCE_SCALE,
         given_guidance_scale: float = 1.0,
+        structure_lead: float = 0.0,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -126,9 +130,12 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             num_inference_steps=check_count("num_inference_steps", num_inference_steps),
             guidance_scale=guidance_scale,
             given_guidance_scale=given_guidance_scale,
+            structure_lead=structure_lead,
         )
+        lead_steps(structure_lead, 1000)
         GuidanceScales(text=guidance_scale, given=given_guidance_scale)
         self._interrupt = False
+        self._num_timesteps = 0
         check_parts(self)
 
     @classmethod
@@ -170,7 +177,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
     @property
     def num_timesteps(self) -> int:
         """Steps of a window in the last call, which diffusers' callbacks count by."""
-        return len(self.scheduler.timesteps)
+        return self._num_timesteps
 
     def enable_sequential_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
         """Not for this pipeline, whose parts are small and called by other methods than forward.
@@ -205,6 +212,8 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         num_frames: int | None = None,
         overlap_frames: int | None = None,
         motion_scale: float = 1.0,
+        structure_lead: float | None = None,
+        guider: Any = None,
         callback_on_step_end: Callback | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = VidTwinLatents.names,
     ) -> Any:
@@ -235,6 +244,11 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             num_frames: of the video; more than the model makes at once takes several windows.
             overlap_frames: which neighbouring windows share; a quarter of a window by default.
             motion_scale: multiplies the dynamics' deviation from their mean over time.
+            structure_lead: by which share of its schedule the structure is denoised ahead of the
+                dynamics, in [-1, 1]; below 0 the dynamics lead; rounded to whole solver steps, see
+                `diffusion.tracks`; None for the pipeline's own, where nothing is given.
+            guider: of `diffusers.guiders`, in place of guidance by prompt and class; it has a scale
+                of its own, and is used as in `diffusion.guiders`.
             callback_on_step_end: called as (pipe, step, timestep, tensors) after each step;
                 returns the tensors that it changed.
             callback_on_step_end_tensor_inputs: scaled latents that it is given, of "structure",
@@ -262,6 +276,14 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             dynamics_guidance_scale,
             self._or_own("given_guidance_scale", given_guidance_scale),
         )
+        if guider is not None:
+            check_guider(guider)
+            refuse_scales(
+                guidance_scale=guidance_scale,
+                class_guidance_scale=class_guidance_scale,
+                structure_guidance_scale=structure_guidance_scale,
+                dynamics_guidance_scale=dynamics_guidance_scale,
+            )
         starts = self._window_starts(num_frames, overlap_frames, dynamics is not None)
         asked = self._asked(prompt, negative_prompt, class_labels)
         if class_guidance_scale is not None and asked["class_labels"] is None:
@@ -275,9 +297,10 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         batch_size = common_length(**asked, **lengths) * num_videos_per_prompt
         given = given.map(lambda tensor: repeated_to(tensor, batch_size))
         generators = generators_of(seed, generator, batch_size)
+        lead = self._lead(structure_lead, num_inference_steps, given_names)
         after_step = self._after_step(callback_on_step_end, callback_on_step_end_tensor_inputs)
         conditions, negative = self._conditions(**asked, batch_size=batch_size)
-        if negative is not None:
+        if negative is not None and guider is None:
             later = [given_names | {"structure"}] if len(starts) > 1 else []
             check_negative(conditions, scales, [given_names, *later])
         self._interrupt = False
@@ -294,7 +317,9 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             given_names=given_names,
             after_step=after_step,
             interrupted=lambda: self._interrupt,
-            progress_bar=self.progress_bar,
+            progress_bar=self._window_bar,
+            structure_lead=lead,
+            guider=guider,
         ).sample(starts, batch_size)
         starts = starts[: len(windows)]
         latents = self.latent_stats.unscale(join_windows(windows, starts))
@@ -310,6 +335,24 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
     def _or_own(self, name: str, value: Any) -> Any:
         """The value that a call gives, or else the pipeline's own."""
         return self.config[name] if value is None else value
+
+    def _window_bar(self, total: int) -> Any:
+        """Shows the steps of a window."""
+        self._num_timesteps = total
+        return self.progress_bar(total=total)
+
+    def _lead(self, asked: float | None, steps: int, given_names: frozenset[str]) -> float:
+        """The lead of a call; the pipeline's own one is of calls that sample both latents."""
+        if given_names:
+            if asked:
+                raise ValueError(
+                    f"`structure_lead` is {asked}, and {', '.join(sorted(given_names))} are given, "
+                    "so there is one latent to sample and none to lead; leave it out"
+                )
+            return 0.0
+        lead = float(self._or_own("structure_lead", asked))
+        lead_steps(lead, steps)
+        return lead
 
     def _window_starts(
         self, num_frames: int | None, overlap: int | None, dynamics_are_given: bool

@@ -127,8 +127,11 @@ class TrainingInputs:
         batch = {name: values[part] for name, values in batch.items()}
         seeds = batch["noise_seed"].tolist()
         uniforms = draw_uniforms(seeds, NUM_UNIFORMS, LEVELS_STREAM)
-        levels = self.objective.draw_levels(uniforms.to(self.device, torch.float32))
+        uniforms = uniforms.to(self.device, torch.float32)
+        levels = self.objective.draw_levels(uniforms)
         given = (levels.structure == 0) | (levels.dynamics == 0)
+        # A latent that is clean because it led was not given, and is asked for like the other.
+        given = given & ~self.objective.leads(uniforms)
         dropout = {
             embedder.condition.name: torch.where(
                 given, max(self.given_dropout, embedder.dropout), embedder.dropout
@@ -189,6 +192,7 @@ class TrainingInputs:
             latent_stats=self.stats,
             fps=self.source.fps,
             given_guidance_scale=self.objective.config.given_guidance_scale,
+            structure_lead=self.objective.config.structure_lead,
             **parts,
         )
 
