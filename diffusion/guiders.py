@@ -48,8 +48,9 @@ GUIDER_NAMES = {
 
 
 def parse_guider(text: str) -> tuple[str, dict[str, Any]]:
-    """Name and options of a guider: "apg eta=0 start=0.2"; the values are YAML without spaces, such as
-    auto_guidance_config={"indices":[4]}.
+    """Name and options of a guider: "apg eta=0 start=0.2".
+
+    The values are YAML without spaces, such as auto_guidance_config={"indices":[4]}.
 
     Raises:
         ValueError: for an unknown name, or an option that is not key=value.

@@ -1,7 +1,6 @@
 """Everything between a prompt and a video, saved and loaded as one folder.
 
-Axes: B batch, C channels, Q structure queries, T frames, H W pixels, h w latent grid, L text
-tokens.
+Axes: B batch, C channels, Q structure queries, T frames, H W pixels, h w latent grid.
 """
 
 from __future__ import annotations
@@ -78,8 +77,8 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         text_layer: which hidden state of the text encoder is read.
         max_text_length: tokens of a prompt; None for all that the text encoder can read.
         fps: frames per second of the clips that the transformer was trained on.
-        prediction: what the transformer predicts, "velocity", "epsilon" or "v_prediction"; None
-            for what the scheduler expects.
+        prediction: what the transformer predicts: "velocity", "epsilon", "v_prediction", "sample",
+            or "flow_sample" (flow matching's); None for what the scheduler expects.
         num_inference_steps, guidance_scale, given_guidance_scale: defaults of a call. Guidance by
             a given latent suits a transformer that was trained for it alone, see
             `FlowConfig.given_guidance_scale`.
@@ -306,6 +305,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         self._interrupt = False
         windows = LatentSampler(
             transformer=self.transformer,
+            prediction=self.config["prediction"],
             scheduler=self.scheduler,
             num_inference_steps=num_inference_steps,
             generators=generators,

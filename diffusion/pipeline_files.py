@@ -128,10 +128,10 @@ def check_parts(pipeline: Any) -> None:
 
 def check_scheduler(pipeline: Any) -> None:
     """Raises ValueError unless the scheduler, which may be exchanged, fits the transformer."""
-    from diffusion.schedulers import prediction_of
+    from diffusion.schedulers import prediction_of, stepped_by
 
     found, expected = prediction_of(pipeline.scheduler), pipeline.config["prediction"]
-    if found != expected:
+    if found != stepped_by(expected):
         raise ValueError(
             f"the transformer predicts {expected}, and the scheduler "
             f"{type(pipeline.scheduler).__name__} is for {found}; "

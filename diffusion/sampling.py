@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from diffusion.flow import timestep_of
 from diffusion.guidance import guidance_terms, guided_prediction
 from diffusion.guiders import guide_tracks
 from diffusion.inputs import check_length, seed_list
-from diffusion.schedulers import LatentSolver, prediction_of
+from diffusion.schedulers import LatentSolver, is_flow, prediction_of
 from diffusion.tracks import Track, lead_steps
 from vidtwin import AutoencoderConfig, VidTwinLatents, standard_normal_latents
 
@@ -39,6 +38,7 @@ class LatentSampler:
 
     Args:
         transformer: predicts.
+        prediction: what; None for what the scheduler takes.
         scheduler: steps; fits the transformer's objective.
         num_inference_steps: solver steps of each window.
         generators: one for each sample, or one for all.
@@ -70,12 +70,8 @@ class LatentSampler:
     progress_bar: Callable[..., Any]
     structure_lead: float = 0.0
     guider: Any = None
+    prediction: str | None = None
     steps_done: int = 0
-
-    @cached_property
-    def prediction(self) -> str:
-        """What the transformer predicts."""
-        return prediction_of(self.scheduler)
 
     @property
     def sampled_names(self) -> frozenset[str]:
@@ -149,7 +145,7 @@ class LatentSampler:
         tracks: list[Track] = []
         for group, wait in groups.items():
             scheduler = copy.deepcopy(self.scheduler) if tracks else self.scheduler
-            solver = LatentSolver(scheduler, steps, self.device, self.generators)
+            solver = LatentSolver(scheduler, steps, self.device, self.generators, self.prediction)
             guider, packed = copy.deepcopy(self.guider), noise.pack(group)
             tracks.append(
                 Track(names=group, solver=solver, delay=wait, noise=packed, guider=guider)
@@ -193,9 +189,8 @@ class LatentSampler:
         seen = {track.names: track.model_input(call) for track in tracks}
         with_given, without = self.joined(self.given, seen), self.joined(noise, seen)
         # Clean latents, and given ones that a prediction is not to know.
-        clean, hidden = timestep_of(
-            self.prediction, torch.tensor([0.0, 1.0], device=self.device)
-        ).unbind()
+        flow = is_flow(self.prediction or prediction_of(self.scheduler))
+        clean, hidden = timestep_of(flow, torch.tensor([0.0, 1.0], device=self.device)).unbind()
         told = {name: track.timestep(call) for track in tracks for name in track.names}
 
         def predict(conditions: Conditions, knows: Sequence[bool]) -> VidTwinLatents:

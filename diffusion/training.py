@@ -31,6 +31,7 @@ from diffusion.inputs import class_indices
 from diffusion.latent_sources import LatentSource, open_source
 from diffusion.latent_stats import LatentStats
 from diffusion.pipeline import VidTwinPipeline
+from diffusion.schedulers import sampling_prediction
 from diffusion.text_encoder import CachedTextEncoder, TextEncoder
 from diffusion.text_loading import find_encoder
 from diffusion.training_files import find_transformer
@@ -191,6 +192,7 @@ class TrainingInputs:
             scheduler=scheduler,
             latent_stats=self.stats,
             fps=self.source.fps,
+            prediction=sampling_prediction(self.objective.config),
             given_guidance_scale=self.objective.config.given_guidance_scale,
             structure_lead=self.objective.config.structure_lead,
             **parts,
