@@ -146,6 +146,7 @@ class LatentSampler:
         for group, wait in groups.items():
             scheduler = copy.deepcopy(self.scheduler) if tracks else self.scheduler
             solver = LatentSolver(scheduler, steps, self.device, self.generators, self.prediction)
+            wait = min(wait, len(solver))  # Heun's last step calls the model once
             guider, packed = copy.deepcopy(self.guider), noise.pack(group)
             tracks.append(
                 Track(names=group, solver=solver, delay=wait, noise=packed, guider=guider)
