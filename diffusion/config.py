@@ -20,6 +20,7 @@ __all__ = [
     "SCHEDULER_NAMES",
     "DiTConfig",
     "FlowConfig",
+    "GivenFramesConfig",
     "GuidanceScales",
     "InputsConfig",
     "LevelConfig",
@@ -261,12 +262,44 @@ class GuidanceScales:
 
     def of(self, condition: str) -> tuple[float, float, float]:
         """A condition's scale for structure, dynamics_x and dynamics_y."""
+        if condition == "frames":  # known to every prediction
+            return 1.0, 1.0, 1.0
         scale = getattr(self, condition)
         if condition == "given":
             return scale, scale, scale
         structure = scale if self.structure is None else self.structure
         dynamics = scale if self.dynamics is None else self.dynamics
         return structure, dynamics, dynamics
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenFramesConfig:
+    """Which frames of a training clip are given, see `diffusion.given_frames`; shares of samples.
+
+    They are drawn apart from the noise levels, those of `FlowConfig.structure_clean` included.
+
+    Args:
+        first, last: of clips whose first or last frame is given.
+        ends: of both.
+        prefix: of the first N, N being 1 to T - 1 alike often.
+    """
+
+    first: float = 0.0
+    last: float = 0.0
+    ends: float = 0.0
+    prefix: float = 0.0
+
+    def __post_init__(self) -> None:
+        if any(not 0 <= share <= 1 for share in vars(self).values()) or self.share > 1 + 1e-9:
+            raise ValueError(
+                "the shares of `given` must lie in [0, 1] and sum to at most 1, got "
+                f"{', '.join(f'{name}={share}' for name, share in vars(self).items())}"
+            )
+
+    @property
+    def share(self) -> float:
+        """Of samples with any frame given."""
+        return self.first + self.last + self.ends + self.prefix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +318,7 @@ class InputsConfig:
         max_text_length: in tokens; None for what the encoder takes.
         class_dropout, text_dropout: share of the samples that learn without the condition.
         given_dropout: the same where structure or dynamics are given clean, if it is larger.
+        given: frames that are given.
         flow: the objective.
         overfit: learn the first N clips by heart.
     """
@@ -300,6 +334,7 @@ class InputsConfig:
     class_dropout: float = 0.1
     text_dropout: float = 0.1
     given_dropout: float = 0.5
+    given: GivenFramesConfig = GivenFramesConfig()
     flow: FlowConfig = FlowConfig()
     overfit: int | None = None
 
@@ -308,3 +343,8 @@ class InputsConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}")
         check_count("stats_samples", self.stats_samples)
+        if self.given.share and self.cache is not None:
+            raise ValueError(
+                "`given` frames are encoded anew at every step, from clips that a cache does not "
+                f"hold; set cache=null, or all shares of given to 0; got cache={self.cache}"
+            )

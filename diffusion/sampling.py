@@ -21,6 +21,7 @@ from diffusion.conditions import Conditions
 from diffusion.config import GuidanceScales
 from diffusion.dit import TwinDiT
 from diffusion.flow import timestep_of
+from diffusion.given_frames import FramesCondition
 from diffusion.guidance import guidance_terms, guided_prediction
 from diffusion.guiders import guide_tracks
 from diffusion.inputs import check_length, seed_list
@@ -53,6 +54,7 @@ class LatentSampler:
         progress_bar: makes one, from `total`.
         structure_lead: see `diffusion.tracks`; of windows that sample both.
         guider: see `diffusion.guiders`; then `scales` counts for what is given alone.
+        known, known_frames: dynamics that the first window starts with, and of how many frames.
     """
 
     transformer: TwinDiT
@@ -70,6 +72,8 @@ class LatentSampler:
     progress_bar: Callable[..., Any]
     structure_lead: float = 0.0
     guider: Any = None
+    known: VidTwinLatents | None = None
+    known_frames: int = 0
     prediction: str | None = None
     steps_done: int = 0
 
@@ -90,30 +94,34 @@ class LatentSampler:
         noises = [
             standard_normal_latents(sizes, batch_size, self.generators, self.device) for _ in starts
         ]
-        windows = [self.sample_window(noises[0])]
+        windows = [self.sample_window(noises[0], self.known, self.known_frames)]
         for number in range(1, len(starts)):
             if self.interrupted():
                 break
             self.given, self.given_names = windows[0], frozenset(["structure"])
             shift = starts[number] - starts[number - 1]
-            windows.append(self.sample_window(noises[number], windows[-1], shift))
+            known, count = carried_on(windows[-1], shift)
+            frames = torch.arange(known.dynamics_x.shape[2], device=self.device) < count
+            condition = FramesCondition(*known.tensors(), frames.expand(batch_size, -1))
+            self.conditions = self.conditions.replaced(condition)
+            windows.append(self.sample_window(noises[number], known, count))
         return windows
 
     def sample_window(
-        self, noise: VidTwinLatents, before: VidTwinLatents | None = None, shift: int = 0
+        self, noise: VidTwinLatents, known: VidTwinLatents | None = None, known_frames: int = 0
     ) -> VidTwinLatents:
         """The scaled latents of one window.
 
         Args:
             noise: of all latents.
-            before: the window before. The dynamics of the frames that both have follow the noise
-                level as if they were sampled, and come out as they are.
-            shift: frames from that window's start to this one's.
+            known: its dynamics of the first frames follow the noise level as if they were sampled,
+                and come out as they are.
+            known_frames: how many of them.
         """
         tracks = self.tracks(noise)
-        if before is not None:
+        if known is not None and known_frames:
             for track in tracks:
-                track.known, track.is_known = self.known_values(before, shift, track.names)
+                track.known, track.is_known = known_values(known, known_frames, track.names)
         calls = max(track.end for track in tracks)
         with self.progress_bar(total=calls) as bar:
             for call in range(calls):
@@ -164,20 +172,6 @@ class LatentSampler:
             others = VidTwinLatents.unpack(values, others, names)
         return others
 
-    @staticmethod
-    def known_values(
-        before: VidTwinLatents, shift: int, names: frozenset[str]
-    ) -> tuple[Tensor, Tensor]:
-        """(B, values) clean values, 0 where not known; (B, values) bool, True where known."""
-
-        def first_frames(dynamics: Tensor) -> Tensor:
-            frames, nothing = dynamics[:, :, shift:], torch.zeros_like(dynamics[:, :, :shift])
-            return torch.cat([frames, nothing], dim=2)  # (B, C, T, w or h)
-
-        known = before.map(first_frames).pack(names)
-        mask = before.map(torch.ones_like).map(first_frames).pack(names)
-        return known, mask.bool()
-
     def predict(self, tracks: Sequence[Track], call: int, noise: VidTwinLatents) -> VidTwinLatents:
         """The guided predictions; those of latents that are given mean nothing.
 
@@ -222,14 +216,14 @@ class LatentSampler:
         call: int,
     ) -> VidTwinLatents:
         """The predictions as each track's guider combines them, see `diffusion.guiders`."""
-        without = self.conditions.keep([], self.negative)
+        without = self.conditions.keep(["frames"], self.negative)
 
         def of(known: bool) -> VidTwinLatents:
             return predict(self.conditions if known else without, [True])
 
         guided = guide_tracks(tracks, call, of, self.transformer)
         if self.given_names and self.scales.given != 1:
-            nothing = predict(self.conditions.keep([]), [False])
+            nothing = predict(self.conditions.keep(["frames"]), [False])
             pushed = VidTwinLatents.combine(torch.sub, of(False), nothing)
             for names in guided:
                 guided[names] = guided[names] + (self.scales.given - 1) * pushed.pack(names)
@@ -263,6 +257,30 @@ class LatentSampler:
                     f"the callback returned `{name}`, which is not sampled here; it may change "
                     f"{', '.join(may_change)}"
                 )
+
+
+def carried_on(before: VidTwinLatents, shift: int) -> tuple[VidTwinLatents, int]:
+    """What the next window knows of a window: its latents, the dynamics' later frames first.
+
+    Args:
+        shift: frames from that window's start to the next one's.
+    Returns:
+        The latents, zero after the last frame that both have, and how many they both have.
+    """
+
+    def moved(dynamics: Tensor) -> Tensor:
+        frames, nothing = dynamics[:, :, shift:], torch.zeros_like(dynamics[:, :, :shift])
+        return torch.cat([frames, nothing], dim=2)  # (B, C, T, w or h)
+
+    dynamics_x, dynamics_y = moved(before.dynamics_x), moved(before.dynamics_y)
+    return VidTwinLatents(before.structure, dynamics_x, dynamics_y), dynamics_x.shape[2] - shift
+
+
+def known_values(known: VidTwinLatents, count: int, names: frozenset[str]) -> tuple[Tensor, Tensor]:
+    """(B, values) of the named latents, and bool, True for the dynamics' first frames."""
+    mask = known.map(torch.zeros_like)
+    mask.dynamics_x[:, :, :count], mask.dynamics_y[:, :, :count] = 1, 1
+    return known.pack(names), mask.pack(names).bool()
 
 
 def given_latents(
