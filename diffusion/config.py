@@ -20,6 +20,7 @@ __all__ = [
     "SCHEDULER_NAMES",
     "DiTConfig",
     "FlowConfig",
+    "GivenFramesConfig",
     "GuidanceScales",
     "InputsConfig",
     "LevelConfig",
@@ -77,6 +78,7 @@ SPECIAL_LEVELS = (
     "dynamics_clean",
     "structure_noise",
     "dynamics_noise",
+    "lead",
 )
 
 
@@ -97,6 +99,9 @@ class FlowConfig:
         structure_clean: of a structure without noise, for p(dynamics | structure).
         dynamics_clean: of dynamics without noise, for p(structure | dynamics).
         structure_noise, dynamics_noise: of a latent that is all noise, for the other's marginal.
+        lead: of levels that sampling with `structure_lead` meets, also those at its ends, where
+            one latent waits as noise or is clean already.
+        structure_lead: as of `VidTwinPipeline`, whose own it becomes if `lead` is above 0.
         structure_weight, dynamics_weight: of the losses.
         min_snr_gamma: of min-SNR weights for epsilon, v and x0; None weighs all levels alike.
         beta_schedule: of process ddpm: "linear", "scaled_linear" or "squaredcos_cap_v2".
@@ -114,6 +119,8 @@ class FlowConfig:
     dynamics_clean: float = 0.1
     structure_noise: float = 0.0
     dynamics_noise: float = 0.0
+    lead: float = 0.0
+    structure_lead: float = 0.0
     structure_weight: float = 1.0
     dynamics_weight: float = 1.0
     min_snr_gamma: float | None = None
@@ -126,6 +133,11 @@ class FlowConfig:
             raise ValueError(
                 "the probabilities of unequal levels must lie in [0, 1] and sum to at most 1, "
                 f"got {', '.join(f'{name}={share}' for name, share in shares.items())}"
+            )
+        if not -1 <= self.structure_lead <= 1 or bool(self.lead) != bool(self.structure_lead):
+            raise ValueError(
+                "`structure_lead` must lie in [-1, 1], and be 0 unless `lead`, the share of the "
+                f"samples, is above 0; got structure_lead={self.structure_lead}, lead={self.lead}"
             )
         weights = (self.structure_weight, self.dynamics_weight)
         if any(not 0 <= weight < math.inf for weight in weights) or not sum(weights):
@@ -250,12 +262,44 @@ class GuidanceScales:
 
     def of(self, condition: str) -> tuple[float, float, float]:
         """A condition's scale for structure, dynamics_x and dynamics_y."""
+        if condition == "frames":  # known to every prediction
+            return 1.0, 1.0, 1.0
         scale = getattr(self, condition)
         if condition == "given":
             return scale, scale, scale
         structure = scale if self.structure is None else self.structure
         dynamics = scale if self.dynamics is None else self.dynamics
         return structure, dynamics, dynamics
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenFramesConfig:
+    """Which frames of a training clip are given, see `diffusion.given_frames`; shares of samples.
+
+    They are drawn apart from the noise levels, those of `FlowConfig.structure_clean` included.
+
+    Args:
+        first, last: of clips whose first or last frame is given.
+        ends: of both.
+        prefix: of the first N, N being 1 to T - 1 alike often.
+    """
+
+    first: float = 0.0
+    last: float = 0.0
+    ends: float = 0.0
+    prefix: float = 0.0
+
+    def __post_init__(self) -> None:
+        if any(not 0 <= share <= 1 for share in vars(self).values()) or self.share > 1 + 1e-9:
+            raise ValueError(
+                "the shares of `given` must lie in [0, 1] and sum to at most 1, got "
+                f"{', '.join(f'{name}={share}' for name, share in vars(self).items())}"
+            )
+
+    @property
+    def share(self) -> float:
+        """Of samples with any frame given."""
+        return self.first + self.last + self.ends + self.prefix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,6 +318,7 @@ class InputsConfig:
         max_text_length: in tokens; None for what the encoder takes.
         class_dropout, text_dropout: share of the samples that learn without the condition.
         given_dropout: the same where structure or dynamics are given clean, if it is larger.
+        given: frames that are given.
         flow: the objective.
         overfit: learn the first N clips by heart.
     """
@@ -289,6 +334,7 @@ class InputsConfig:
     class_dropout: float = 0.1
     text_dropout: float = 0.1
     given_dropout: float = 0.5
+    given: GivenFramesConfig = GivenFramesConfig()
     flow: FlowConfig = FlowConfig()
     overfit: int | None = None
 
@@ -297,3 +343,8 @@ class InputsConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}")
         check_count("stats_samples", self.stats_samples)
+        if self.given.share and self.cache is not None:
+            raise ValueError(
+                "`given` frames are encoded anew at every step, from clips that a cache does not "
+                f"hold; set cache=null, or all shares of given to 0; got cache={self.cache}"
+            )

@@ -37,6 +37,7 @@ class DiTConfig:
         class_conditioning: "adaln" (with the noise levels), or "cross_attention" (a vector of
             `class_embed_dim` values that every block reads as one token, beside the text's).
         class_embed_dim: values of that vector.
+        given_frames: whether the model takes frames that are given, see `diffusion.given_frames`.
 
     Raises:
         ValueError: if sizes do not fit together; the message names the keyword.
@@ -59,6 +60,7 @@ class DiTConfig:
     structure_query_patch_size: int = 1
     class_conditioning: str = "adaln"
     class_embed_dim: int = 256
+    given_frames: bool = False
 
     def __post_init__(self) -> None:
         for name, axes in (("structure", 4), ("dynamics_x", 3), ("dynamics_y", 3)):

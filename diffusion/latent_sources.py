@@ -16,6 +16,7 @@ import torch
 
 from diffusion.cache import LatentCache, build_latent_loader, iterate_latents
 from diffusion.cache_format import lasting
+from diffusion.given_frames import filled_video
 from diffusion.latent_stats import LatentStats, LatentStatsAccumulator
 from vidtwin import (
     DataConfig,
@@ -125,6 +126,14 @@ class LatentSource(ABC):
     def latents(self, batch: Mapping[str, Any]) -> VidTwinLatents:
         """The raw latents of a batch, drawn from the posterior by each sample's noise_seed."""
 
+    def given_latents(self, batch: Mapping[str, Any], frames: torch.Tensor) -> VidTwinLatents:
+        """The raw latents of what is known of a batch.
+
+        Args:
+            frames: (B, T) bool, True for the frames that are given.
+        """
+        raise NotImplementedError(f"{type(self).__name__} holds no clips to give frames of")
+
 
 class EncodedClips(LatentSource):
     """Videos, encoded at every step.
@@ -200,6 +209,12 @@ class EncodedClips(LatentSource):
         posterior = encode_clips(self.autoencoder, batch["video"], self.autocast)
         noise = draw_noise(self.autoencoder.sizes, batch["noise_seed"].tolist())
         return posterior.sample(noise=noise.to(self.device))
+
+    @torch.no_grad()
+    def given_latents(self, batch: Mapping[str, Any], frames: torch.Tensor) -> VidTwinLatents:
+        """The modes of the videos with but some frames given, see `diffusion.given_frames`."""
+        video = filled_video(batch["video"].to(self.device), frames)
+        return encode_clips(self.autoencoder, video, self.autocast).mode()
 
 
 class CachedLatents(LatentSource):
