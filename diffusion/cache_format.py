@@ -37,7 +37,9 @@ STATS_FOLDER = "latent_stats"
 SHARDS_FOLDER = "shards"
 SHARD_RECORD = "shard.json"
 # Of the data's description: where the clips lie, and what no clip depends on.
-DATA_MAY_CHANGE = ("path", "root", "timeout", "max_bad_fraction", "shapes.size")
+DATA_MAY_CHANGE = (
+    *("path", "root", "timeout", "max_pixels", "max_frames", "max_bad_fraction", "shapes.size"),
+)
 # What else of a manifest the samples follow from.
 SAMPLES_FOLLOW_FROM = (
     *("autoencoder_digest", "clips_digest", "samples", "rows", "captions"),
