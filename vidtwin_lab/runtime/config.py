@@ -12,16 +12,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
-import yaml
-
 from vidtwin.files import shipped_path, written_whole
+from vidtwin.yaml_files import (
+    YamlError,
+    dump_yaml,
+    load_yaml,
+    merge,
+    read_config_file,
+    read_yaml_file,
+)
 
 ConfigType = TypeVar("ConfigType")
 
 _ABSENT = object()
 
-# YAML 1.1 wants a dot and a signed exponent: `1e-4` arrives as a string.
+# A number in quotes is one where a float is expected.
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+
+# Booleans of YAML 1.1.
+_OLD_BOOLEANS = ("on", "off", "yes", "no", "y", "n")
 
 
 class ConfigError(ValueError):
@@ -34,21 +43,6 @@ class _Typed:
 
     text: str
     value: Any
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, which YAML would silently let win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if isinstance(key, str):
-                if key in seen:
-                    line = key_node.start_mark.line + 1
-                    raise ConfigError(f"key `{key}` is given twice, again in line {line}")
-                seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def load_config(
@@ -71,9 +65,12 @@ def load_config(
         ConfigError: unknown, missing, duplicated or ill-typed key, or a value the class refuses.
     """
     source = "config" if path is None else str(path)
-    values = {} if path is None else _read_with_base(shipped_path(path), ())
+    try:
+        values = {} if path is None else read_config_file(shipped_path(path))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     for override in overrides:
-        _merge(values, _parse_override(override, _known_keys(config_class)))
+        merge(values, _parse_override(override, _known_keys(config_class)))
     try:
         return _build(config_class, values, "", None, _known_keys(config_class))
     except ConfigError as error:
@@ -93,7 +90,7 @@ def config_to_dict(config: Any) -> dict[str, Any]:
 
 def format_config(config: Any) -> str:
     """The configuration as YAML text, in the order of its fields."""
-    return yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
+    return dump_yaml(config_to_dict(config))
 
 
 def save_config(config: Any, path: str | Path) -> None:
@@ -108,24 +105,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: not YAML, not a mapping, or a key given twice.
     """
-    path = Path(path)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except FileNotFoundError:
-        raise ConfigError(f"config file {path} does not exist") from None
-    except IsADirectoryError:
-        raise ConfigError(f"config file expected, {path} is a folder") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}") from None
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold a mapping of keys, got {_describe(content)}")
-    return content
+        return read_yaml_file(Path(path))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -139,40 +122,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())
-
-
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return config_to_dict(value)
     if isinstance(value, tuple):
         return [_plain(element) for element in value]
     return value
-
-
-def _read_with_base(path: Path, visited: tuple[Path, ...]) -> dict[str, Any]:
-    resolved = path.resolve()
-    if resolved in visited:
-        chain = " -> ".join(str(file) for file in (*visited, resolved))
-        raise ConfigError(f"`base` goes in a circle: {chain}")
-    values = read_yaml(path)
-    base = values.pop("base", None)
-    if base is None:
-        return values
-    if not isinstance(base, str):
-        raise ConfigError(f"{path}: `base` expects the path of a YAML file, got {_describe(base)}")
-    inherited = _read_with_base(path.parent / base, (*visited, resolved))
-    _merge(inherited, values)
-    return inherited
-
-
-def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
-    for key, value in values.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = value
 
 
 def _parse_override(override: str, known: Sequence[str]) -> dict[str, Any]:
@@ -183,9 +138,9 @@ def _parse_override(override: str, known: Sequence[str]) -> dict[str, Any]:
     if not text.strip():
         raise ConfigError(f"override `{key}=` has no value; write {key}=null or {key}=''")
     try:
-        value = yaml.load(text, Loader=_StrictLoader)
-    except (yaml.YAMLError, ConfigError) as error:
-        raise ConfigError(f"override `{override}` is not valid YAML: {_one_line(error)}") from None
+        value = load_yaml(text)
+    except YamlError as error:
+        raise ConfigError(f"override `{override[:80]}` is not valid YAML: {error}") from None
     nested: Any = value if isinstance(value, dict) else _Typed(text.strip(), value)
     for part in reversed(key.split(".")):
         nested = {part: nested}
@@ -405,8 +360,16 @@ def _type_error(kind: Any, value: Any, key: str) -> ConfigError:
     members = typing.get_args(kind) or (kind,)
     if str in members and type(plain) in (int, float, bool):
         hint = f'; put it in quotes: "{plain}"'
-    elif int in members and isinstance(plain, str) and _NUMBER.fullmatch(plain):
+    elif int in members and type(plain) is float and plain.is_integer():
         hint = "; write a whole number without an exponent"
+    elif (
+        {int, float} & {*members}
+        and isinstance(plain, str)
+        and _NUMBER.fullmatch(plain.replace("_", ""))
+    ):
+        hint = f"; write {plain.replace('_', '')}"
+    elif bool in members and isinstance(plain, str) and plain.lower() in _OLD_BOOLEANS:
+        hint = "; write true or false"
     elif typing.get_origin(kind) is tuple and isinstance(plain, str):
         hint = f"; write a list: [{plain}]"
     return ConfigError(f"`{key}` expects {_type_name(kind)}, got {_describe(plain)}{hint}")
