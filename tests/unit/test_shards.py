@@ -226,7 +226,7 @@ def test_paths_patterns_and_urls(
         f"{packed}/shard-{{000003..000004}}.tar": r"has no shard shard-000004\.tar",
         f"{packed.parent}/*/shard-000000.tar": "must name shards of one folder",
         packed.parent / "gone": "gone does not exist",
-        "nowhere://x": "can't be opened: Protocol not known: nowhere",
+        "nowhere://x": "nowhere is none of the protocols",
     }.items():
         with pytest.raises(ValueError, match=message):
             shards(path)

@@ -30,6 +30,8 @@ CHOICES = {
 }
 # Key -> smallest value; a key that may be None is checked where it is set.
 AT_LEAST = {"num_frames": 1, "height": 1, "width": 1, "stride": 1, "max_clips": 1, "seed": 0}
+# Bytes of one clip as floats, far beyond what a model can take.
+MOST_BYTES = 2**36
 AT_LEAST |= {"max_pixels": 1, "max_frames": 1}
 
 
@@ -157,6 +159,13 @@ class DataConfig:
             if value is not None and value < least:
                 bound = "must not be negative" if least == 0 else f"must be at least {least}"
                 raise ValueError(f"data.{name} {bound}, got {value}")
+        size = 12 * self.num_frames * self.height * self.width
+        if size > MOST_BYTES:
+            raise ValueError(
+                f"data.num_frames={self.num_frames}, data.height={self.height} and data.width="
+                f"{self.width} make clips of {size / 2**30:,.0f} GiB, expected at most "
+                f"{MOST_BYTES / 2**30:.0f}"
+            )
         if (self.fps is None) == (self.stride is None):
             raise ValueError(
                 f"exactly one of data.fps and data.stride must be set, got fps={self.fps} and "

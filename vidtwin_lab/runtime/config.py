@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import fnmatch
 import math
 import re
 import types
@@ -29,6 +30,24 @@ _ABSENT = object()
 # A number in quotes is one where a float is expected.
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 
+# Patterns of the last part of a key -> the largest value that can be meant; the first that fits
+# counts. A size beyond it is a slip of the pen, and would take all memory before it is noticed.
+LARGEST = {
+    "num_workers": 2**12,
+    "*batch_size": 2**20,
+    "num_frames": 2**16,
+    "height": 2**15,
+    "width": 2**15,
+    "*hidden_size": 2**17,
+    "*intermediate_size": 2**19,
+    "*embedding_size": 2**17,
+    "*channels": 2**17,
+    "*depth": 2**12,
+    "*layers": 2**12,
+    "*heads": 2**12,
+    "num_queries": 2**16,
+    "*": 2**63 - 1,
+}
 # Booleans of YAML 1.1.
 _OLD_BOOLEANS = ("on", "off", "yes", "no", "y", "n")
 
@@ -220,6 +239,7 @@ def _build(
         else:
             inherited = dataclasses.MISSING
         if name in values:
+            _refuse_from_file(config_class, name, values[name], prefix)
             arguments[name] = _convert(
                 hints[name], values[name], f"{prefix}{name}", inherited, known
             )
@@ -252,6 +272,18 @@ def _refuse_renamed(config_class: type, values: Mapping[Any, Any], prefix: str) 
                 raise ConfigError(f"`{prefix}{old}` is now `{prefix}{new}`")
 
 
+def _refuse_from_file(config_class: type, name: str, value: Any, prefix: str) -> None:
+    """Raises for a value that may only be typed: `FILE_VALUES` of the class says which a file may
+    give, {"key": (value, ...)}. Whoever shares a config must not choose what code runs."""
+    allowed = getattr(config_class, "FILE_VALUES", {}).get(name)
+    if allowed is not None and not isinstance(value, _Typed) and value not in allowed:
+        raise ConfigError(
+            f"`{prefix}{name}` of a config file may be {', '.join(map(str, allowed))}, got "
+            f"{_describe(value)}: what runs a program is taken from the command line alone, "
+            f"{prefix}{name}=..."
+        )
+
+
 def _convert(kind: Any, value: Any, key: str, default: Any, known: Sequence[str]) -> Any:
     """The value as the type says, or a ConfigError naming the key."""
     origin = typing.get_origin(kind)
@@ -280,10 +312,19 @@ def _convert(kind: Any, value: Any, key: str, default: Any, known: Sequence[str]
                 return candidate
     elif kind in (int, bool, types.NoneType):
         if type(plain) is kind:
+            _check_size(key, plain)
             return plain
     else:
         raise TypeError(f"config field `{key}` has a type that configs do not support: {kind}")
     raise _type_error(kind, value, key)
+
+
+def _check_size(key: str, value: Any) -> None:
+    if type(value) is int:
+        leaf = key.rpartition(".")[2].partition("[")[0]
+        most = next(most for name, most in LARGEST.items() if fnmatch.fnmatchcase(leaf, name))
+        if abs(value) > most:
+            raise ConfigError(f"`{key}` must be at most {most:,}, got {value:,}")
 
 
 def _convert_union(kind: Any, value: Any, key: str, default: Any, known: Sequence[str]) -> Any:
@@ -291,6 +332,7 @@ def _convert_union(kind: Any, value: Any, key: str, default: Any, known: Sequenc
     plain = value.value if isinstance(value, _Typed) else value
     for member in members:  # exactly this type first, so that int | float keeps an int
         if type(plain) is member:
+            _check_size(key, plain)
             return plain
     concrete = [member for member in members if member is not types.NoneType]
     nested = [member for member in concrete if dataclasses.is_dataclass(member)]
