@@ -19,6 +19,9 @@ __all__ = [
     "LossConfig",
 ]
 
+# Names of `vidtwin.extractors`.
+STRUCTURE_EXTRACTORS = ("qformer", "joint_qformer", "convolution")
+DYNAMICS_EXTRACTORS = ("mean", "qformer")
 RECONSTRUCTIONS = ("l1", "l2")
 # Of a reconstruction, frame by frame.
 METRICS = ("psnr", "ssim", "lpips")
@@ -56,12 +59,20 @@ class AutoencoderConfig:
         structure_base_channels: channels of the structure branch before downsampling.
         structure_channels: C_s, channels of the structure latent.
         structure_downsamples: halvings of the grid for the structure latent.
-        dynamics_channels: C_d, channels of the dynamics latents.
+        dynamics_channels: C_d, channels of the dynamics latents; 0 for an autoencoder without a
+            dynamics branch, whose structure is one latent of everything (Table 3: no
+            disentanglement).
         dynamics_downsamples: halvings of the grid for the dynamics latents
             (0 is `downsample_motion: False` of the released code).
         structure_frame: the one frame of a window that the structure is encoded from, so that it
             can't hold any motion (single-frame structure); None uses all frames, as the paper
             does. For an autoencoder trained with `frame_shuffle.frames=1`.
+        structure_extractor: how the structure is read off the frames: "qformer", for each position
+            by itself; and what Table 3 compares it with: "joint_qformer", space not moved to the
+            batch axis, and "convolution", a convolution and an MLP instead of a Q-Former.
+        dynamics_extractor: how each frame's dynamics are read off the grid: "mean" over rows and
+            over columns, or "qformer", a Q-Former over the positions (Table 3). The `query_*`
+            keywords are those of either Q-Former.
 
     Raises:
         ValueError: if sizes do not fit together; the message names the keyword.
@@ -93,6 +104,8 @@ class AutoencoderConfig:
     dynamics_channels: int = 8
     dynamics_downsamples: int = 1
     structure_frame: int | None = None
+    structure_extractor: str = "qformer"
+    dynamics_extractor: str = "mean"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AutoencoderConfig:
@@ -114,9 +127,11 @@ class AutoencoderConfig:
                 f"`structure_frame` must be null or a frame of the window, 0 to "
                 f"{self.num_frames - 1}, got {frame!r}"
             )
+        self._check_extractors()
 
     def _check_numbers(self) -> None:
-        may_be_zero = {"structure_downsamples", "dynamics_downsamples", "query_dropout"}
+        may_be_zero = {"dynamics_channels", "query_dropout"}
+        may_be_zero |= {"structure_downsamples", "dynamics_downsamples"}
         for field in fields(self):
             name, kind = field.name, type(field.default)
             value: Any = getattr(self, name)
@@ -125,10 +140,23 @@ class AutoencoderConfig:
             # isinstance would take True for a count.
             if type(value) not in ((float, int) if kind is float else (kind,)):
                 raise ValueError(f"`{name}` must be of type {kind.__name__}, got {value!r}")
-            if kind is bool:
+            if kind in (bool, str):
                 continue
             if not (value > 0 or (value == 0 and name in may_be_zero)) or math.isinf(value):
                 raise ValueError(f"`{name}` must be positive, got {value}")
+
+    def _check_extractors(self) -> None:
+        for name, names in (
+            ("structure_extractor", STRUCTURE_EXTRACTORS),
+            ("dynamics_extractor", DYNAMICS_EXTRACTORS),
+        ):
+            if getattr(self, name) not in names:
+                raise ValueError(f"`{name}` must be one of {names}, got {getattr(self, name)!r}")
+        if self.structure_extractor == "convolution" and self.structure_frame is not None:
+            raise ValueError(
+                '`structure_frame` must be null for structure_extractor="convolution", which needs '
+                f"all {self.num_frames} frames, got {self.structure_frame}"
+            )
 
     def _check_patches(self) -> None:
         given: Any = self.patch_size
