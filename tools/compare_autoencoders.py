@@ -3,11 +3,11 @@
     python tools/compare_autoencoders.py --config configs/compare/ablations.yaml
     python tools/compare_autoencoders.py --config configs/compare/ablations.yaml --dry-run
 
-Every seed of all variants is trained (train_ae.py) and measured on held-out clips
-(measure_autoencoder.py) before the next seed. With `diffusion.config` a transformer is trained on
-the latents of each too (train_diffusion.py), and its held-out loss stands in the table.
+Every seed of all variants is trained (train_ae.py) before the next seed; the figures are those of
+its last validation: held-out clips, averaged weights. With `diffusion.config` a transformer is
+trained on the latents of each too (train_diffusion.py), and its held-out loss stands in the table.
 Stop it at any time: the same command goes on, and keeps what is finished. The table, as
-compare_autoencoders.md, .json and .csv, is written anew after each variant.
+compare_autoencoders.md, .json and .csv, is written anew after each run.
 """
 
 from __future__ import annotations
@@ -71,8 +71,6 @@ class CompareConfig:
         variants: the first is what the others are compared with.
         seeds: each variant is trained with each.
         settings: further key=value of train_ae.py, for all variants.
-        samples: held-out clips that are measured.
-        data: key=value of the data that is measured on, `vidtwin.data.DataConfig`.
         diffusion: a transformer on the latents, too.
     """
 
@@ -81,8 +79,6 @@ class CompareConfig:
     variants: tuple[Variant, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     settings: tuple[str, ...] = ()
-    samples: int = 256
-    data: tuple[str, ...] = ()
     diffusion: DiffusionStage = field(default=DiffusionStage())
 
     def __post_init__(self) -> None:
@@ -92,8 +88,6 @@ class CompareConfig:
         ):
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"`{key}` must be one or more, all different, got {values}")
-        if self.samples < 1:
-            raise ValueError(f"`samples` must be at least 1 clip, got {self.samples}")
 
 
 def plan(config: CompareConfig) -> Iterator[Job]:
@@ -109,15 +103,6 @@ def plan(config: CompareConfig) -> Iterator[Job]:
                 fixed=(f"seed={seed}", *config.settings, *variant.settings),
                 free=(f"output={trained}",),
                 files=(trained / "autoencoder_ema" / "config.json",),
-            )
-            measured = output / "measure" / f"{run}.json"
-            yield Job(
-                name=f"measure/{run}",
-                script=script("tools/measure_autoencoder.py"),
-                fixed=("--samples", str(config.samples), *config.data),
-                free=("--model", str(trained), "--output", str(measured)),
-                files=(measured,),
-                needs=(f"train/{run}",),
             )
             if config.diffusion.config is not None:
                 generator = output / "diffusion" / run
@@ -144,20 +129,27 @@ def collect(config: CompareConfig, jobs: Jobs) -> dict[str, dict[str, dict[int, 
         for seed in config.seeds:
             run = f"{variant.name}_seed{seed}"
             values = {}
-            if jobs.record(f"measure/{run}").get("finished"):
-                content = json.loads((output / "measure" / f"{run}.json").read_text("utf-8"))
-                values |= {name: content["mean"][name] for name in ("psnr", "ssim")}
+            if jobs.record(f"train/{run}").get("finished"):
+                measured = last_validation(output / "train" / run)
+                values |= {name: measured[name] for name in ("psnr", "ssim")}
             if jobs.record(f"diffusion/{run}").get("finished"):
-                values["diffusion_loss"] = last_loss(output / "diffusion" / run / "metrics.jsonl")
+                values["diffusion_loss"] = last_validation(output / "diffusion" / run)["loss"]
             for name, value in values.items():
                 found.setdefault(name, {}).setdefault(variant.name, {})[seed] = value
     return found
 
 
-def last_loss(path: Path) -> float:
-    """The last held-out loss of a training of a transformer."""
-    records = map(json.loads, path.read_text("utf-8").splitlines())
-    return float([r["validation/loss"] for r in records if "validation/loss" in r][-1])
+def last_validation(folder: Path) -> dict[str, float]:
+    """What a run's last validation measured.
+
+    Raises:
+        ValueError: if it validated nothing.
+    """
+    lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+    records = [record for line in lines if "validation" in str(record := json.loads(line))]
+    if not records:
+        raise ValueError(f"{folder} has no validation; set validation_samples and validate_every")
+    return {key.removeprefix("validation/"): value for key, value in records[-1].items()}
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
@@ -243,8 +235,7 @@ def main() -> None:
     check_folder(Path(config.output), "output=FOLDER")
     for name in jobs.jobs:
         jobs.run([name])
-        if not name.startswith("train/"):
-            write_table(config, jobs)
+        write_table(config, jobs)
     print(write_table(config, jobs), end="")
 
 
