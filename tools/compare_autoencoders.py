@@ -1,4 +1,4 @@
-"""Compares autoencoders that differ in a few keys alone: trained at equal steps, with several seeds.
+"""Compares autoencoders that differ in a few keys alone, trained at equal steps with several seeds.
 
     python tools/compare_autoencoders.py --config configs/compare/ablations.yaml
     python tools/compare_autoencoders.py --config configs/compare/ablations.yaml --dry-run
@@ -88,6 +88,8 @@ class CompareConfig:
         ):
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"`{key}` must be one or more, all different, got {values}")
+        if len(self.seeds) > max(T_QUANTILES) + 1:
+            raise ValueError(f"`seeds` must be at most {max(T_QUANTILES) + 1}, got {self.seeds}")
 
 
 def plan(config: CompareConfig) -> Iterator[Job]:
@@ -155,11 +157,10 @@ def last_validation(folder: Path) -> dict[str, float]:
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
     """Mean and 95 % interval (Student's t) of what several seeds gave; no interval of one."""
     mean, n = statistics.fmean(values), len(values)
-    half = None
-    if 1 < n <= max(T_QUANTILES) + 1:
-        half = T_QUANTILES[n - 1] * statistics.stdev(values) / n**0.5
-    ends = {"low": None, "high": None} if half is None else {"low": mean - half, "high": mean + half}
-    return {"value": mean, **ends, "n": n}
+    if n == 1:
+        return {"value": mean, "low": None, "high": None, "n": n}
+    half = T_QUANTILES[n - 1] * statistics.stdev(values) / n**0.5
+    return {"value": mean, "low": mean - half, "high": mean + half, "n": n}
 
 
 def summarize(config: CompareConfig, own: dict[str, dict[int, float]]) -> dict[str, Any]:

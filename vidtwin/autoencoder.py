@@ -249,6 +249,7 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         branch_weights: torch.Tensor | None = None,
         structure_video: torch.Tensor | None = None,
         dynamics_video: torch.Tensor | None = None,
+        latent_noise: VidTwinLatents | None = None,
     ) -> AutoencoderOutput:
         """Encodes and decodes.
 
@@ -259,9 +260,13 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
             noise: use this instead of drawing, see `vidtwin.latents.draw_noise`.
             branch_weights: as in `decode`.
             structure_video, dynamics_video: as in `encode`.
+            latent_noise: added to the latents before they are decoded, see
+                `vidtwin.branches.latent_noise`.
         """
         posterior = self.encode(video, structure_video, dynamics_video)
         latents = posterior.sample(generator, noise) if sample_posterior else posterior.mode()
+        if latent_noise is not None:
+            latents = VidTwinLatents.combine(torch.add, latents, latent_noise)
         reconstruction = self.decode(latents, branch_weights=branch_weights)
         return AutoencoderOutput(reconstruction, posterior, latents)
 

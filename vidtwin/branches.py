@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from vidtwin.config import AutoencoderConfig, BranchDropout, FrameShuffle
 from vidtwin.extractors import DYNAMICS_EXTRACTORS, STRUCTURE_EXTRACTORS
+from vidtwin.latents import VidTwinLatents, draw_noise
 
 __all__ = [
     "DynamicsDecoder",
@@ -28,11 +29,12 @@ __all__ = [
     "StructureEncoder",
     "branch_videos",
     "branch_weights",
+    "latent_noise",
     "shuffle_frames",
 ]
 
 # Streams of random numbers apart from the noise that is drawn with the same seed.
-DROPOUT_STREAM, SHUFFLE_STREAM = 3, 4
+DROPOUT_STREAM, SHUFFLE_STREAM, LATENT_NOISE_STREAM = 3, 4, 5
 
 
 class StructureEncoder(nn.Module):
@@ -212,6 +214,20 @@ def branch_weights(dropout: BranchDropout, seeds: Sequence[int]) -> torch.Tensor
     structure = draws >= dropout.structure
     dynamics = (draws < dropout.structure) | (draws >= either)
     return torch.stack([structure, dynamics], dim=1).float()
+
+
+def latent_noise(config: AutoencoderConfig, std: float, seeds: Sequence[int]) -> VidTwinLatents:
+    """Noise that is added to the latents before they are decoded in training.
+
+    A decoder that has seen latents a little off decodes what a generator gets a little wrong.
+
+    Args:
+        std: of the noise, in the units of raw latents.
+        seeds: one per sample, which the noise alone depends on.
+    Source: l-DeTok (arXiv 2507.15856) and SSVAE, which trains the decoder at a variance of 0.005.
+    """
+    own = [np.random.default_rng([int(s), LATENT_NOISE_STREAM]).integers(2**63) for s in seeds]
+    return draw_noise(config, own).map(lambda noise: noise * std)
 
 
 def shuffle_frames(

@@ -12,6 +12,7 @@ __all__ = [
     "LPIPS_NETS",
     "METRICS",
     "WEIGHT_DTYPES",
+    "AlignmentConfig",
     "AutoencoderConfig",
     "BranchDropout",
     "DiscriminatorConfig",
@@ -259,6 +260,28 @@ def halved(size: int, times: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AlignmentConfig:
+    """Alignment of the structure latent with a frozen image encoder, for a latent that is easier to
+    generate; see `vidtwin.alignment`.
+
+    Args:
+        encoder: folder of an image encoder of transformers, such as DINOv2; None for none.
+        weight: of the alignment against the reconstruction error: both are means, per value.
+        frames: how many of a clip's frames the image encoder sees, at equal distances.
+    """
+
+    encoder: str | None = None
+    weight: float = 0.1
+    frames: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"loss.alignment.weight must be positive, got {self.weight}")
+        if self.frames < 1:
+            raise ValueError(f"loss.alignment.frames must be at least 1, got {self.frames}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossConfig:
     """Weights of the objective; the defaults are the released VidTwin's.
 
@@ -277,6 +300,7 @@ class LossConfig:
         adaptive_weight_max: upper bound of the ratio of gradient norms.
         lecam_weight: of the LeCAM regularization of the discriminator; 0 is off.
         lecam_decay: decay of its moving averages of the logits.
+        alignment: of the structure latent with an image encoder; off by default.
     """
 
     reconstruction: str = "l1"
@@ -292,6 +316,7 @@ class LossConfig:
     adaptive_weight_max: float = 1e4
     lecam_weight: float = 0.0
     lecam_decay: float = 0.99
+    alignment: AlignmentConfig = AlignmentConfig()
 
     def __post_init__(self) -> None:
         if self.reconstruction not in RECONSTRUCTIONS:
