@@ -150,7 +150,8 @@ class Scene(ABC):
         light = "{} {} {}".format(*look.light)
         text = (
             f'<mujoco><compiler angle="radian"/><option timestep="{1 / fps / substeps!r}" '
-            'integrator="implicitfast"/><visual><quality shadowsize="0" offsamples="4"/>'
+            'integrator="implicitfast"/><visual><quality shadowsize="0" offsamples="4" '
+            'numslices="12" numstacks="8" numquads="1"/>'
             '<headlight ambient=".4 .4 .4" diffuse="0 0 0" specular="0 0 0"/></visual>'
             f'<worldbody><light directional="true" castshadow="false" dir="{light}" '
             f'diffuse="{bright}" specular="0 0 0" ambient="0 0 0"/>{_floor(look)}{bodies}'
