@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 # A source registers itself when its module is imported: a new one needs a line here.
 import vidtwin.data.file_sources
 import vidtwin.data.shards.config
+import vidtwin.data.synthetic.physics.config
 import vidtwin.data.synthetic.shapes.config
 import vidtwin.data.synthetic.sprites.config  # noqa: F401
 from vidtwin.data.registry import SourceOptions, registered_sources, section_types
@@ -54,10 +55,10 @@ class DataConfig:
     `data.shapes.size`; from Python, `DataConfig(sections={"shapes": ShapesOptions(size=64)})`.
 
     Args:
-        source: "shapes" (procedural, needs no files), "sprites" (drawn from a folder of sheets),
-            "list", "classes", "folder", "glob", "ucf101" or "files" (see
-            `vidtwin.data.file_sources`), "shards" (tar files, see docs/data.md), or one that was
-            added with `register_source`.
+        source: "shapes" (procedural, needs no files), "physics" (simulated, likewise), "sprites"
+            (drawn from a folder of sheets), "list", "classes", "folder", "glob", "ucf101" or
+            "files" (see `vidtwin.data.file_sources`), "shards" (tar files, see docs/data.md), or
+            one that was added with `register_source`.
         path: the list, folder, pattern or file of the source.
         files: the videos of the source "files", when there are several.
         root: folder that relative paths of a list start from; None is the list's own folder.
@@ -90,7 +91,7 @@ class DataConfig:
         max_bad_fraction: share of the files that may be unusable before the run stops.
         seed: of every random choice.
         appearance_swap_fraction: paired augmentation: share of the training clips that bring along
-            a clip with their motion in another look, for "shapes" and "sprites".
+            a clip with their motion in another look, for "shapes", "physics" and "sprites".
         motion_swap_fraction: the same for their look in another motion.
         sections: name of a source -> its own config; those of other sources are checked and not
             used.
@@ -187,7 +188,7 @@ class DataConfig:
             if getattr(self, name) > 0 and not self.options.paired:
                 raise ValueError(
                     f"data.{name}={getattr(self, name)} needs clips that can be drawn again with a "
-                    f"change, of data.source=shapes or sprites; got {self.source}"
+                    f"change, of data.source=shapes, physics or sprites; got {self.source}"
                 )
         self.options.check(self)
 
