@@ -12,7 +12,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffusion.dit_config import DiTConfig
+from diffusion.config import DiTConfig
 
 NORM_EPSILON = 1e-6
 

@@ -28,7 +28,7 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from diffusion.config import NUM_TIMESTEPS, FlowConfig, LevelConfig
+from diffusion.flow_config import NUM_TIMESTEPS, FlowConfig, LevelConfig
 from vidtwin import VidTwinLatents
 
 # The least share of noise that a velocity's error is divided by.
