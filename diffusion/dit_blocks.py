@@ -99,6 +99,7 @@ class Block(nn.Module):
         self.modulation = nn.Linear(width, 6 * width)
         self.norm_attention = layer_norm(width)
         self.attention = DiTAttention(width, config.num_heads, config.qk_norm)
+        self.norm_cross: nn.Module
         self.cross_attention: DiTAttention | OneTokenAttention | None = None
         if config.reads_text:
             self.norm_cross = nn.LayerNorm(width, NORM_EPSILON)
