@@ -21,6 +21,7 @@ __all__ = [
     "SCHEDULER_NAMES",
     "DiTConfig",
     "FlowConfig",
+    "GivenFramesConfig",
     "GuidanceScales",
     "InputsConfig",
     "LevelConfig",
@@ -60,6 +61,7 @@ class DiTConfig:
         class_conditioning: "adaln" (with the noise levels), or "cross_attention" (a vector of
             `class_embed_dim` values that every block reads as one token, beside the text's).
         class_embed_dim: values of that vector.
+        given_frames: whether the model takes frames that are given, see `diffusion.given_frames`.
 
     Raises:
         ValueError: if sizes do not fit together; the message names the keyword.
@@ -82,6 +84,7 @@ class DiTConfig:
     structure_query_patch_size: int = 1
     class_conditioning: str = "adaln"
     class_embed_dim: int = 256
+    given_frames: bool = False
 
     def __post_init__(self) -> None:
         for name, axes in (("structure", 4), ("dynamics_x", 3), ("dynamics_y", 3)):
@@ -317,12 +320,44 @@ class GuidanceScales:
 
     def of(self, condition: str) -> tuple[float, float, float]:
         """A condition's scale for structure, dynamics_x and dynamics_y."""
+        if condition == "frames":  # known to every prediction
+            return 1.0, 1.0, 1.0
         scale = getattr(self, condition)
         if condition == "given":
             return scale, scale, scale
         structure = scale if self.structure is None else self.structure
         dynamics = scale if self.dynamics is None else self.dynamics
         return structure, dynamics, dynamics
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenFramesConfig:
+    """Which frames of a training clip are given, see `diffusion.given_frames`; shares of samples.
+
+    They are drawn apart from the noise levels, those of `FlowConfig.structure_clean` included.
+
+    Args:
+        first, last: of clips whose first or last frame is given.
+        ends: of both.
+        prefix: of the first N, N being 1 to T - 1 alike often.
+    """
+
+    first: float = 0.0
+    last: float = 0.0
+    ends: float = 0.0
+    prefix: float = 0.0
+
+    def __post_init__(self) -> None:
+        if any(not 0 <= share <= 1 for share in vars(self).values()) or self.share > 1 + 1e-9:
+            raise ValueError(
+                "the shares of `given` must lie in [0, 1] and sum to at most 1, got "
+                f"{', '.join(f'{name}={share}' for name, share in vars(self).items())}"
+            )
+
+    @property
+    def share(self) -> float:
+        """Of samples with any frame given."""
+        return self.first + self.last + self.ends + self.prefix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,6 +368,7 @@ class InputsConfig:
         autoencoder: folder of the frozen autoencoder, or the run folder of its training.
         cache: folder of encode.py with `train` and, for validation, `validation` in it; None
             encodes the videos of `data` at every step.
+        verify: read the whole cache when it is opened, and compare it with its sums.
         data: for a run without a cache; its sizes follow the autoencoder's.
         stats_samples: clips that the latents' statistics are measured on, without a cache.
         class_conditional: learn the classes of the data set.
@@ -341,12 +377,14 @@ class InputsConfig:
         max_text_length: in tokens; None for what the encoder takes.
         class_dropout, text_dropout: share of the samples that learn without the condition.
         given_dropout: the same where structure or dynamics are given clean, if it is larger.
+        given: frames that are given.
         flow: the objective.
         overfit: learn the first N clips by heart.
     """
 
     autoencoder: str = "checkpoints/shapes/autoencoder"
     cache: str | None = None
+    verify: bool = True
     data: DataConfig = DataConfig()
     stats_samples: int = 512
     class_conditional: bool = False
@@ -356,6 +394,7 @@ class InputsConfig:
     class_dropout: float = 0.1
     text_dropout: float = 0.1
     given_dropout: float = 0.5
+    given: GivenFramesConfig = GivenFramesConfig()
     flow: FlowConfig = FlowConfig()
     overfit: int | None = None
 
@@ -364,3 +403,8 @@ class InputsConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}")
         check_count("stats_samples", self.stats_samples)
+        if self.given.share and self.cache is not None:
+            raise ValueError(
+                "`given` frames are encoded anew at every step, from clips that a cache does not "
+                f"hold; set cache=null, or all shares of given to 0; got cache={self.cache}"
+            )

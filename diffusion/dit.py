@@ -78,6 +78,7 @@ class TwinDiT(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
         structure_query_patch_size: int = 1,
         class_conditioning: str = "adaln",
         class_embed_dim: int = 256,
+        given_frames: bool = False,
     ) -> None:
         super().__init__()
         # A loaded config.json has lists here; `config` should not depend on where it came from.
@@ -117,6 +118,17 @@ class TwinDiT(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.modulation = nn.Linear(width, 2 * width)
         self.outputs = nn.ModuleList(nn.Linear(width, count) for count in values)
         self.initialize()
+        # After all others, which then begin as those of a model without.
+        self.given: nn.ModuleList | None = None
+        if given_frames:
+            channels = (sizes.structure_shape[0], sizes.dynamics_x_shape[0])
+            structure, dynamics = (
+                count // c * (c + 1) for count, c in zip(values, channels)
+            )  # with the mark which frames are given
+            counts = (structure, dynamics, dynamics)
+            self.given = nn.ModuleList(nn.Linear(count, width, bias=False) for count in counts)
+            for layer in self.given:
+                nn.init.zeros_(layer.weight)
 
     @torch.no_grad()
     def initialize(self) -> None:
@@ -158,6 +170,10 @@ class TwinDiT(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
         class_labels: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
+        given_structure: Tensor | None = None,
+        given_dynamics_x: Tensor | None = None,
+        given_dynamics_y: Tensor | None = None,
+        given_frames: Tensor | None = None,
     ) -> TwinDiTOutput:
         """The predictions for scaled, noised latents.
 
@@ -171,6 +187,8 @@ class TwinDiT(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
             encoder_hidden_states: (B, L, text_hidden_size); None is the null text for all.
             encoder_attention_mask: (B, L) bool, True for real tokens; a row without any has the
                 null text.
+            given_structure, given_dynamics_x, given_dynamics_y, given_frames: see
+                `diffusion.given_frames.FramesCondition`; all of them, or None for nothing given.
         Returns:
             TwinDiTOutput: shapes as the latents.
         Raises:
@@ -179,6 +197,9 @@ class TwinDiT(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
         self._check(structure, dynamics_x, dynamics_y)
         batch_size = structure.shape[0]
         tokens = self._embed(structure, dynamics_x, dynamics_y)
+        if given_frames is not None:
+            given = (given_structure, given_dynamics_x, given_dynamics_y)
+            tokens = tokens + self._embed_given(given, given_frames)
         vector = self._vector(structure_timestep, dynamics_timestep)
         class_vector = self._class_vector(class_labels, batch_size, tokens.device)
         if class_vector is not None and not self.sizes.reads_class:
@@ -265,6 +286,30 @@ class TwinDiT(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
             [repeat(code, "d -> n d", n=n) for code, n in zip(self.latent_codes, counts)]
         )
         return tokens + (self.positions.to(tokens.dtype) + queries + latents)
+
+    def given_state(self) -> dict[str, Tensor]:
+        """The part of the state dict that a model without given frames has not."""
+        return {name: t for name, t in self.state_dict().items() if name.startswith("given.")}
+
+    def _embed_given(self, latents: tuple[Tensor | None, ...], frames: Tensor) -> Tensor:
+        """(B, N, D): what is given, in its place; zero for samples without."""
+        if self.given is None:
+            raise ValueError(
+                "got `given_frames`, but this model does not take them; train one with given_frames"
+            )
+        dtype = self.latent_codes.dtype
+        known = [latent.to(dtype) for latent in latents if latent is not None]
+        self._check(*known)
+        # (B, 1, ...): of the structure if any frame is given, of the dynamics frame by frame.
+        of_structure = rearrange(frames.any(1).to(dtype), "b -> b 1 1 1 1")
+        of_dynamics = rearrange(frames.to(dtype), "b t -> b 1 t 1")
+        marks = (of_structure, of_dynamics, of_dynamics)
+        marked = [
+            torch.cat([latent * mark, mark.expand_as(latent[:, :1])], dim=1)
+            for latent, mark in zip(known, marks)
+        ]
+        parts = zip(self.given, self.patchify(*marked))
+        return torch.cat([layer(part) for layer, part in parts], dim=1)
 
     def _vector(self, structure_timestep: Tensor, dynamics_timestep: Tensor) -> Tensor:
         """(B, D): what the noise levels add to what modulates the blocks."""

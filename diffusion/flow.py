@@ -15,7 +15,8 @@ and v in DDPM: its error over the share of noise, which is clipped there.
 Source: Lipman et al. (arXiv 2210.02747) and Esser et al. (arXiv 2403.03206, logit-normal levels and
 the shift); Ho et al. (arXiv 2006.11239); Salimans & Ho (arXiv 2202.00512); Hang et al. (arXiv
 2303.09556, min-SNR); x0 with the velocity's loss: JiT (arXiv 2511.13720) and pixel MeanFlow (arXiv
-2601.22158), whose clip this is; two levels drawn equal or apart: UniDiffuser (arXiv 2303.06555).
+2601.22158), whose clip this is; two levels drawn equal or apart: UniDiffuser (arXiv 2303.06555);
+one ahead of the other: Semantic-First Diffusion (arXiv 2512.04926).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from diffusion.flow_config import NUM_TIMESTEPS, FlowConfig, LevelConfig
+from diffusion.flow_config import NUM_TIMESTEPS, SPECIAL_LEVELS, FlowConfig, LevelConfig
 from vidtwin import VidTwinLatents
 
 # The least share of noise that a velocity's error is divided by.
@@ -81,6 +82,7 @@ class FlowObjective:
             "dynamics_clean": (structure, torch.zeros_like(dynamics)),
             "structure_noise": (torch.ones_like(structure), dynamics),
             "dynamics_noise": (structure, torch.ones_like(dynamics)),
+            "lead": self._leading(quantile(config.structure_levels, first)),
         }
         drawn = Levels(equal, equal)
         below = torch.zeros_like(kind)
@@ -90,6 +92,19 @@ class FlowObjective:
             drawn = Levels(*(torch.where(chosen, new, old) for new, old in zip(pair, drawn)))
             below = above
         return Levels(*(level.float() for level in drawn))
+
+    def leads(self, uniforms: Tensor) -> Tensor:
+        """(B,) whether a sample's levels are those of a lead, from the same numbers."""
+        below = sum(getattr(self.config, name) for name in SPECIAL_LEVELS if name != "lead")
+        kind = uniforms[:, 0].double().clamp(1e-6, 1 - 1e-6)
+        return (below <= kind) & (kind < below + self.config.lead)
+
+    def _leading(self, remaining: Tensor) -> tuple[Tensor, Tensor]:
+        """Both levels where a share of the way of both, 1 + |lead| long, remains."""
+        lead = self.config.structure_lead
+        remaining = remaining * (1 + abs(lead))
+        leader, follower = (remaining - abs(lead)).clamp(min=0), remaining.clamp(max=1)
+        return (leader, follower) if lead > 0 else (follower, leader)
 
     def timesteps(self, levels: Levels) -> tuple[Tensor, Tensor]:
         """What the model is told of the levels: 1000 sigma, or whole DDPM steps."""

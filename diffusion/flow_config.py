@@ -53,6 +53,7 @@ SPECIAL_LEVELS = (
     "dynamics_clean",
     "structure_noise",
     "dynamics_noise",
+    "lead",
 )
 
 
@@ -73,6 +74,9 @@ class FlowConfig:
         structure_clean: of a structure without noise, for p(dynamics | structure).
         dynamics_clean: of dynamics without noise, for p(structure | dynamics).
         structure_noise, dynamics_noise: of a latent that is all noise, for the other's marginal.
+        lead: of levels that sampling with `structure_lead` meets, also those at its ends, where
+            one latent waits as noise or is clean already.
+        structure_lead: as of `VidTwinPipeline`, whose own it becomes if `lead` is above 0.
         structure_weight, dynamics_weight: of the losses.
         min_snr_gamma: of min-SNR weights for epsilon, v and x0; None weighs all levels alike.
         beta_schedule: of process ddpm: "linear", "scaled_linear" or "squaredcos_cap_v2".
@@ -90,6 +94,8 @@ class FlowConfig:
     dynamics_clean: float = 0.1
     structure_noise: float = 0.0
     dynamics_noise: float = 0.0
+    lead: float = 0.0
+    structure_lead: float = 0.0
     structure_weight: float = 1.0
     dynamics_weight: float = 1.0
     min_snr_gamma: float | None = None
@@ -102,6 +108,11 @@ class FlowConfig:
             raise ValueError(
                 "the probabilities of unequal levels must lie in [0, 1] and sum to at most 1, "
                 f"got {', '.join(f'{name}={share}' for name, share in shares.items())}"
+            )
+        if not -1 <= self.structure_lead <= 1 or bool(self.lead) != bool(self.structure_lead):
+            raise ValueError(
+                "`structure_lead` must lie in [-1, 1], and be 0 unless `lead`, the share of the "
+                f"samples, is above 0; got structure_lead={self.structure_lead}, lead={self.lead}"
             )
         weights = (self.structure_weight, self.dynamics_weight)
         if any(not 0 <= weight < math.inf for weight in weights) or not sum(weights):
