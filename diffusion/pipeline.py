@@ -24,7 +24,7 @@ from diffusion.dit import TwinDiT
 from diffusion.given_frames import GivenFrames
 from diffusion.guidance import check_negative
 from diffusion.guiders import check_guider, refuse_scales
-from diffusion.inputs import check_count, class_indices, common_length, prompt_list
+from diffusion.inputs import check_count, class_indices, common_length, lead_steps, prompt_list
 from diffusion.latent_stats import LatentStats
 from diffusion.long_video import join_windows, latent_windows, scale_motion
 from diffusion.pipeline_files import check_parts, check_scheduler, load_parts
@@ -44,7 +44,6 @@ from diffusion.sampling import (
 )
 from diffusion.schedulers import prediction_of
 from diffusion.text_encoder import TextEncoder
-from diffusion.tracks import lead_steps
 from vidtwin import VidTwinAutoencoder, VidTwinLatents, decode_windows
 
 __all__ = ["VidTwinPipeline", "VidTwinPipelineOutput"]

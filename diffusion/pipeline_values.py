@@ -15,10 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion.given_frames import GivenFrames, filled_video, given_video, leading_frames
-from diffusion.inputs import check_count
+from diffusion.inputs import check_count, lead_steps
 from diffusion.long_video import window_starts
 from diffusion.sampling import AfterStep
-from diffusion.tracks import lead_steps
 
 __all__ = ["OUTPUT_TYPES", "after_step_of", "as_output", "frames_of", "lead_of", "starts_of"]
 

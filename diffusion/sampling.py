@@ -24,9 +24,9 @@ from diffusion.flow import timestep_of
 from diffusion.given_frames import FramesCondition
 from diffusion.guidance import guidance_terms, guided_prediction
 from diffusion.guiders import guide_tracks
-from diffusion.inputs import check_length, seed_list
+from diffusion.inputs import check_length, lead_steps, seed_list
 from diffusion.schedulers import LatentSolver, is_flow, prediction_of
-from diffusion.tracks import Track, lead_steps
+from diffusion.tracks import Track
 from vidtwin import AutoencoderConfig, VidTwinLatents, standard_normal_latents
 
 # A callback's view: (step, timestep, name -> scaled latents) -> those of them that it changed.
