@@ -14,7 +14,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from diffusion.given_frames import GivenFrames, filled_video, given_video, leading_frames
+from diffusion.given_frames import GivenFrames, filled_video, given_video, known_dynamics
 from diffusion.inputs import check_count, lead_steps
 from diffusion.long_video import window_starts
 from diffusion.sampling import AfterStep
@@ -51,7 +51,7 @@ def frames_of(
     filled = filled_video(video, frames.expand(len(video), -1))
     latents = pipeline.latent_stats.scale(pipeline._encode(filled).to(dtype=torch.float32))
     causal = pipeline.autoencoder.sizes.encoder_causal
-    return GivenFrames(video, frames, latents, leading_frames(frames) if causal else 0)
+    return GivenFrames(video, frames, latents, known_dynamics(frames) if causal else 0)
 
 
 def lead_of(pipeline: Any, asked: float | None, steps: int, given_names: frozenset[str]) -> float:
