@@ -212,7 +212,7 @@ def sample_batch(
         starts = window_starts(len(frames), window[0])
         name = f"sample_{request.index:04d}"
         header = {"fps": repr(fps), "seed": str(request.seed)}
-        windows = latent_windows(latents, starts, window)
+        windows = latent_windows(latents, starts, pipeline.autoencoder.sizes)
         latents_file = save_windows(folder.path / f"{name}.latents.safetensors", windows, header)
         files = [*write_clip(folder.path / name, frames, fps), latents_file]
         row = asdict(request) | {"files": [str(file) for file in files]}

@@ -197,11 +197,32 @@ class TestPipeline:
         first_window = len(told)
         ask(pipeline, first_frame=video()[:, :, 0], num_frames=14, overlap_frames=2)
         hook.remove()
-        assert all(bool(frames[:, 7].all()) and not frames[:, :7].any() for frames in
-                   told[:first_window])  # fmt: skip
+        for frames in told[:first_window]:
+            assert bool(frames[:, 7].all())
+            assert not frames[:, :7].any()
         assert len(told[0]) == 2  # with and without the prompt
         # Later windows are told of what they share with the one before.
         assert told[-1][0].tolist() == [True, True] + [False] * 6
+
+    def test_a_long_video_goes_on_from_its_last_frames(self, pipeline) -> None:
+        """Each window has a structure of its own, and starts with the frames before, decoded."""
+        told: list[dict[str, Any]] = []
+        hook = pipeline.transformer.register_forward_pre_hook(
+            lambda module, inputs, keywords: told.append(keywords), with_kwargs=True
+        )
+        made = ask(pipeline, num_frames=14, overlap_frames=2, guidance_scale=1.0)
+        hook.remove()
+        assert "given_frames" not in told[0]  # as an ordinary call
+        sizes, latents = pipeline.autoencoder.sizes, made.latents
+        assert latents.structure.shape[2] == 2 * sizes.num_queries
+        first = ask(pipeline, guidance_scale=1.0)
+        assert torch.equal(latents.structure[:, :, : sizes.num_queries], first.latents.structure)
+        last = 2 * first.videos[:, :, -2:] - 1
+        filled = torch.cat([last, last[:, :, -1:].expand(-1, -1, 6, -1, -1)], dim=2)
+        known = pipeline.latent_stats.scale(pipeline.autoencoder.encode(filled).mode())
+        assert_close(told[-1]["given_structure"], known.structure, rtol=1e-3, atol=1e-3)
+        held = ask(pipeline, num_frames=14, structure=first.latents).latents.structure
+        assert held.shape[2] == sizes.num_queries  # what is given is kept
 
     def test_same_alone_and_in_a_batch(self, pipeline) -> None:
         clip = video(2)
