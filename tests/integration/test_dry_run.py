@@ -63,7 +63,7 @@ def test_what_does_not_fit_is_still_refused(tmp_path) -> None:
 def test_encode(config, tmp_path) -> None:
     out = describe("encode", config, tmp_path)
     assert "'structure': [" in out
-    absent = config.stem in ("clips", "sprites")
+    absent = config.stem in ("clips", "sprites", "ucf101")
     assert ("the data can't be read: data.path must name" in out) == absent
     assert ("shards to do" in out) != absent
     assert not list(tmp_path.iterdir())
