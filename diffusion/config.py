@@ -368,6 +368,7 @@ class InputsConfig:
         autoencoder: folder of the frozen autoencoder, or the run folder of its training.
         cache: folder of encode.py with `train` and, for validation, `validation` in it; None
             encodes the videos of `data` at every step.
+        verify: read the whole cache when it is opened, and compare it with its sums.
         data: for a run without a cache; its sizes follow the autoencoder's.
         stats_samples: clips that the latents' statistics are measured on, without a cache.
         class_conditional: learn the classes of the data set.
@@ -383,6 +384,7 @@ class InputsConfig:
 
     autoencoder: str = "checkpoints/shapes/autoencoder"
     cache: str | None = None
+    verify: bool = True
     data: DataConfig = DataConfig()
     stats_samples: int = 512
     class_conditional: bool = False

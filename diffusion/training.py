@@ -255,7 +255,9 @@ def _open_source(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> LatentSource:
     frozen = autoencoder.requires_grad_(False)
-    return open_source(frozen, config.cache, config.data, config.overfit, validates, autocast)
+    return open_source(
+        *(frozen, config.cache, config.data, config.overfit, validates, autocast), config.verify
+    )
 
 
 def _build_embedders(
