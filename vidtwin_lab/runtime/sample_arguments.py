@@ -7,7 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion import config
+from diffusion.config import (
+    GUIDANCE_SCALE,
+    NUM_INFERENCE_STEPS,
+    SCHEDULER_NAMES,
+    GuidanceScales,
+)
 from diffusion.guiders import GUIDER_NAMES, parse_guider, refuse_scales
 from diffusion.inputs import lead_steps
 from vidtwin_lab.runtime.command import RenamedOption
@@ -58,7 +63,7 @@ def add_what(add: Callable[..., Any]) -> None:
 def add_how(add: Callable[..., Any]) -> None:
     """How it is sampled."""
     add("--steps", type=int, help="of the solver (default: the pipeline's)")
-    names = ", ".join(config.SCHEDULER_NAMES)
+    names = ", ".join(SCHEDULER_NAMES)
     add("--scheduler", metavar="NAME", help=f"{names} (default: the pipeline's)")
     add("--guidance-scale", type=float, help="1 is off (default: the pipeline's)")
     add("--class-guidance-scale", type=float, metavar="SCALE", help="of the class alone")
@@ -94,16 +99,16 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--fps must be a positive number, got {arguments.fps}")
     guidance_of(arguments)
     if arguments.structure_lead is not None:
-        lead_steps(arguments.structure_lead, arguments.steps or config.NUM_INFERENCE_STEPS)
+        lead_steps(arguments.structure_lead, arguments.steps or NUM_INFERENCE_STEPS)
     if arguments.continue_from and arguments.first_frame:
         raise ValueError("--first-frame is the first of --continue; give one of them")
 
 
 def guidance_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The guidance scales as keywords of the pipeline, checked."""
-    names = config.GuidanceScales.KEYWORDS.values()
+    names = GuidanceScales.KEYWORDS.values()
     given = {name: scale for name in names if (scale := getattr(arguments, name)) is not None}
-    config.GuidanceScales.from_keywords(**{"guidance_scale": config.GUIDANCE_SCALE} | given)
+    GuidanceScales.from_keywords(**{"guidance_scale": GUIDANCE_SCALE} | given)
     if arguments.guider is not None:
         parse_guider(" ".join(arguments.guider))
         # The scale of the prompt becomes the guider's.
