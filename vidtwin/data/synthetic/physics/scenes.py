@@ -99,10 +99,8 @@ def _rim(half: float) -> str:
     return "".join(
         f'<geom type="box" size="{sx} {sy} {high}" pos="{x} {y} {high}" {SEEN} {gray}/>'
         for sx, sy, x, y in (
-            (long, thick, 0, half),
-            (long, thick, 0, -half),
-            (thick, long, half, 0),
-            (thick, long, -half, 0),
+            (long, thick, 0, half), (long, thick, 0, -half),
+            (thick, long, half, 0), (thick, long, -half, 0),
         )  # fmt: skip
     )
 
@@ -343,7 +341,9 @@ class Runner(Scene):
         hip, legs = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 1.5) * np.pi
         knee = rng.uniform(0.2, 0.8) * np.pi * (-1, 1)[rng.integers(2)]
         phases = np.array([hip, hip + knee, hip + legs, hip + legs + knee])
-        stride = rng.uniform(0.4, 0.9) * np.sin(2 * np.pi * rng.uniform(0.8, 1.8) * times + phases)
+        stride = rng.uniform(0.4, 0.9) * np.sin(
+            2 * np.pi * rng.uniform(0.8, 1.8) * times + phases
+        )
         actions = np.clip(stride + 0.3 * smooth_controls(rng, frames, 4, fps), -1, 1)
         controls = self.rest + self.reach * actions
         qpos = np.array([rng.uniform(-0.3, 0.3), 0.0, 0.0, *controls[0]])
