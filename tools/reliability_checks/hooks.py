@@ -72,9 +72,7 @@ def install(plan: dict[str, Any], notes: Path, script: str) -> None:
     def hook(kind: str, arguments: tuple[Any, ...]) -> None:
         if kind in AUDITED:
             path = arguments[0]
-            if kind == "open" and not (
-                isinstance(arguments[2], int) and arguments[2] & WRITES
-            ):
+            if kind == "open" and not (isinstance(arguments[2], int) and arguments[2] & WRITES):
                 return
             if isinstance(path, int) or str(path).startswith(("/dev/null", "/proc")):
                 return

