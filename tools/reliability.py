@@ -80,6 +80,16 @@ CHECKS: dict[str, Check] = {
         *(KILL_TESTS, "kills:measure", ("train_language",)),
     ),
     "kills_encode": Check(KILLED.format("encoding"), KILL_TESTS, "kills:measure", ("encode",)),
+    "signals": Check(
+        "A training that gets SIGTERM or Ctrl-C saves within 20 s, says where, exits with 143 or "
+        "130, and goes on bit for bit; encoding ends as fast",
+        *("integration/test_run_folders.py", "signals:measure"),
+    ),
+    "disks": Check(
+        "A disk that fills, is read-only or goes away ends a run with one line that names it; the "
+        "last checkpoint stays whole, and with space the same command ends bit for bit",
+        *("integration/test_reliability.py", "disks:measure"),
+    ),
 }
 
 
@@ -89,6 +99,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a sample of each; writes no results")
     parser.add_argument("--only", nargs="+", choices=CHECKS, default=list(CHECKS), metavar="NAME")
     parser.add_argument("--jobs", type=int, default=2, help="processes at the same time")
+    parser.add_argument("--share", type=float, default=1.0, help="of the long form's cases")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random")
     parser.add_argument("--folder", type=Path, help="where files are written meanwhile")
     arguments = parser.parse_args()
@@ -100,7 +111,13 @@ def main() -> int:
         measure = getattr(importlib.import_module(f"reliability_checks.{module}"), function)
         began = time.monotonic()
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-            options = Options(arguments.quick, Path(folder), arguments.jobs, arguments.seed)
+            options = Options(
+                quick=arguments.quick,
+                folder=Path(folder),
+                jobs=arguments.jobs,
+                share=arguments.share,
+                seed=arguments.seed,
+            )
             found = measure(options, *check.arguments)
         seconds = round(time.monotonic() - began)
         print(f"{name}: {found['figure']} ({seconds} s)", flush=True)
@@ -108,8 +125,8 @@ def main() -> int:
             failed.append(name)
             print(json.dumps(found, indent=1, default=str))
         if not arguments.quick and (found["passed"] is not None or name not in results["checks"]):
-            results["checks"][name] = {**found, "seconds": seconds, "seed": arguments.seed,
-                                       **protocol()}  # fmt: skip
+            asked = {"seconds": seconds, "seed": arguments.seed, "share": arguments.share}
+            results["checks"][name] = {**found, **asked, **protocol()}
             write_json(RESULTS, results)
             write_page(results["checks"])
     print(f"broken: {', '.join(failed)}" if failed else "all promises were kept")

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -42,7 +43,8 @@ def install(plan: dict[str, Any], notes: Path, script: str) -> None:
     Args:
         plan: {"event": n} kills before the n-th event, counted from 0; {"mark": name, "nth": n,
             "after": seconds} so long after the n-th time that the mark is passed, whose names
-            are "start" and those of MARKS; {} never.
+            are "start" and those of MARKS; {} never. With "signal" that is sent instead, and with
+            "do", a command line, that is run, at once and in the place of the mark.
         notes: file of the notes, a JSON object a line: {"event", "path"} or {"mark", "time"}.
     """
     descriptor = os.open(notes, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND)
@@ -58,16 +60,23 @@ def install(plan: dict[str, Any], notes: Path, script: str) -> None:
             return  # a worker of this process
         note(event=kind, path=str(path)[-80:])
         if plan.get("event") == events:
-            die()
+            os.killpg(process, signal.SIGKILL)  # whose group it leads
         events += 1
 
     def mark(name: str) -> None:
         note(mark=name, time=round(time.monotonic() - began, 4))
         if plan.get("mark") == name and plan["nth"] == marks[name]:
-            timer = threading.Timer(plan["after"], die)
-            timer.daemon = True
-            timer.start()
+            if "do" in plan:
+                subprocess.run(plan["do"], check=True)
+            else:
+                timer = threading.Timer(plan["after"], end)
+                timer.daemon = True
+                timer.start()
         marks[name] += 1
+
+    def end() -> None:
+        note(mark="signal", time=round(time.monotonic() - began, 4))
+        os.killpg(process, plan.get("signal", signal.SIGKILL))
 
     def hook(kind: str, arguments: tuple[Any, ...]) -> None:
         if kind in AUDITED:
@@ -84,11 +93,6 @@ def install(plan: dict[str, Any], notes: Path, script: str) -> None:
     for name, function in MARKS[script].items():
         _before(function, lambda *_, name=name: mark(name), first_argument=False)
     mark("start")
-
-
-def die() -> None:
-    """Ends this process and its workers as the kernel does, whose group it leads."""
-    os.killpg(os.getpid(), signal.SIGKILL)
 
 
 def check(scripts: Iterable[str]) -> None:

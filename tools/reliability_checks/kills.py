@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from reliability_checks import runs
 from reliability_checks.options import Options
 
 MOMENTS = 20  # random moments in each phase
-QUICK_EVENTS, QUICK_MOMENTS = 8, 1  # in each phase, for each number of processes
+QUICK_EVENTS = 5  # for each number of processes, and a moment in each phase
 
 
 class Kill(NamedTuple):
@@ -67,7 +68,7 @@ def sweep(options: Options, script: str, processes: int) -> dict[str, Any]:
             reference, options.folder, script, processes, not options.quick
         ).result()
         rng = options.rng(script, processes)
-        kills = planned(notes, seconds, options.quick, rng)
+        kills = planned(notes, seconds, options, rng)
         work = functools.partial(kill_and_resume, options.folder, script, processes, expected)
         outcomes = list(workers.map(work, kills))
     met = [outcome for outcome in outcomes if outcome.killed]
@@ -112,7 +113,7 @@ def reference(
 
 
 def planned(
-    notes: Sequence[list[dict[str, Any]]], seconds: float, quick: bool, rng: random.Random
+    notes: Sequence[list[dict[str, Any]]], seconds: float, options: Options, rng: random.Random
 ) -> list[Kill]:
     """Every event of every process, or some of them, and random moments in each phase."""
     kills = [
@@ -120,14 +121,15 @@ def planned(
         for rank, each in enumerate(notes)
         for number, note in enumerate(note for note in each if "event" in note)
     ]
-    if quick:
-        kills = rng.sample(kills, QUICK_EVENTS)
+    many = QUICK_EVENTS if options.quick else math.ceil(options.share * len(kills))
+    kills = rng.sample(kills, many)
+    moments = 1 if options.quick else math.ceil(options.share * MOMENTS)
     marks = [note for note in notes[0] if "mark" in note]
     for phase, (first, last) in phases_of(marks).items():
         end = marks[last]["time"] if last < len(marks) else seconds
         began = marks[first]
         nth = sum(note["mark"] == began["mark"] for note in marks[:first])
-        for _ in range(QUICK_MOMENTS if quick else MOMENTS):
+        for _ in range(moments):
             plan = {"mark": began["mark"], "nth": nth}
             plan["after"] = rng.uniform(0, end - began["time"])
             kills.append(Kill(phase, 0, plan))

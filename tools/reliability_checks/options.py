@@ -13,6 +13,7 @@ class Options:
 
     Args:
         quick: the form for continuous integration: all checks in under eight minutes.
+        share: of the long form's cases that are done, drawn at random.
         folder: an empty folder of its own, removed afterwards.
         jobs: processes that work at the same time.
         seed: of what is drawn at random.
@@ -21,6 +22,7 @@ class Options:
     quick: bool
     folder: Path
     jobs: int = 2
+    share: float = 1.0
     seed: int = 0
 
     def rng(self, *names: object) -> random.Random:

@@ -138,13 +138,14 @@ class Box:
             started.append(child)
         return started
 
-    def run(self, plans: Sequence[dict[str, Any]] = ()) -> Ended:
-        """A run to its end; where one process is killed, the others are killed at once."""
-        return self.wait(self.start(plans))
+    def run(self, plans: Sequence[dict[str, Any]] = (), grace: float = 0.0) -> Ended:
+        """A run to its end; `grace` seconds after one process has failed, the others are killed."""
+        return self.wait(self.start(plans), grace)
 
-    def wait(self, children: Sequence[int], timeout: float = TIMEOUT) -> Ended:
+    def wait(self, children: Sequence[int], grace: float, timeout: float = TIMEOUT) -> Ended:
         """The end of what `start` started; what runs for too long is killed."""
         began, codes = time.monotonic(), dict.fromkeys(children)
+        failed: float | None = None
         left, late = set(children), False
         while left:
             for child in list(left):
@@ -154,8 +155,10 @@ class Box:
                     codes[child] = os.waitstatus_to_exitcode(status)
                     _kill_group(child)  # its own workers
                     if codes[child]:
-                        for other in left:
-                            _kill_group(other)
+                        failed = failed or time.monotonic()
+            if failed is not None and time.monotonic() >= failed + grace:
+                for child in left:
+                    _kill_group(child)
             if time.monotonic() - began > timeout and not late:
                 late = True
                 for child in left:
