@@ -42,13 +42,12 @@ def measure(options: Options) -> dict[str, Any]:
             found += [each.result() for each in waiting]
     met = [each for each in found if each["failed"]]
     bad = [each for each in found if each["wrong"]]
-    counts = {
-        kind: sum(each["kind"] == kind for each in met) for kind in ("full", "read-only", "gone")
-    }
+    kinds = ("full", "read-only", "gone")
+    counts = {kind: sum(each["kind"] == kind for each in met) for kind in kinds}
     figure = (
-        f"{counts['full']:,} disks of different sizes that filled, {counts['read-only']} read-only, "
-        f"{counts['gone']} gone: {len(met) - len(bad):,} of {len(met):,} ended with exit code 2 and "
-        f"one line, lost no checkpoint, and ended equal when run again"
+        f"{counts['full']:,} disks of different sizes that filled, {counts['read-only']} "
+        f"read-only, {counts['gone']} gone: {len(met) - len(bad):,} of {len(met):,} runs ended "
+        "with exit code 2 and one line, lost no checkpoint, and ended equal when run again"
     )
     return {"figure": figure, "passed": not bad and all(counts.values()), **counts, "failures": bad}
 
