@@ -88,20 +88,35 @@ def send_and_resume(
         again = box.run()
         if not again.done:
             wrong.append(f"run again: exit codes {again.codes}: {again.text[-2000:]}")
-        different, litter = runs.differences(expected, box.contents())
+        different, litter = runs.differences(_lasting(expected), _lasting(box.contents()))
         return Told(what, seconds, saved is not None, [*wrong, *different, *litter])
+
+
+def _lasting(contents: dict[str, Any]) -> dict[str, Any]:
+    """What does not depend on when checkpoints were saved; of these the newest's weights."""
+    of_time = re.compile(r"progress\.json$|random_states_\d+\.pkl$")
+    newest = max((name for name in contents if "/checkpoints/step_" in name), default="")
+    newest = "/".join(newest.split("/")[:3])
+    return {
+        name: content
+        for name, content in contents.items()
+        if "/checkpoints/" not in name
+        or (name.startswith(f"{newest}/") and not of_time.search(name))
+    }
 
 
 def faults(box: runs.Box, ended: runs.Ended, number: int, saved: re.Match[str] | None) -> list[str]:
     """What is not as promised in the end of a run after a signal."""
     wrong = []
-    if "Traceback" in ended.text:
+    steps = _steps_before_the_signal(ended.notes)
+    # Processes that have not found each other yet fail as torch says when one of them is gone.
+    begun = steps > 0 or box.processes == 1
+    if begun and "Traceback" in ended.text:
         wrong.append(f"a traceback: {ended.text[-2000:]}")
-    if any(code not in (0, 128 + number, -number) for code in ended.codes):
+    if begun and any(code not in (0, 128 + number, -number) for code in ended.codes):
         wrong.append(f"exit codes {ended.codes}: {ended.text[-2000:]}")
     if saved is not None and not (box.path / saved[1]).is_dir():
         wrong.append(f"no checkpoint at {saved[1]}")
-    steps = _steps_before_the_signal(ended.notes)
     if box.script != "encode" and steps and any(ended.codes) and saved is None:
         wrong.append(f"no checkpoint was named after {steps} steps: {ended.text[-2000:]}")
     if (box.output / ".lock").exists():
