@@ -16,7 +16,7 @@ tools/reliability_checks/, which gets `reliability_checks.options.Options` and r
 
 What it needs beside the standard library it imports itself. If it can't measure here (no root, no
 ffmpeg) it returns `figure` with the reason, and passed=None: the row says so, and an older figure
-stays.
+stays. `--page` puts the row of a new check into the page before it is measured.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Check:
     arguments: tuple[Any, ...] = ()
 
 
-KILLED = (
+KILLED = "A killed {} ends, run again, as if it had not been killed, bit for bit, and leaves no litter"
     "A killed {}, run again, ends as if it had not been killed, bit for bit, and leaves no litter"
 )
 KILL_TESTS = "integration/test_reliability.py"
@@ -72,7 +72,7 @@ CHECKS: dict[str, Check] = {
         KILLED.format("training of the autoencoder"), KILL_TESTS, "kills:measure", ("train_ae",)
     ),
     "kills_train_diffusion": Check(
-        KILLED.format("training of diffusion, with its pipeline folder,"),
+        KILLED.format("training of diffusion, with the pipeline that it exports,"),
         *(KILL_TESTS, "kills:measure", ("train_diffusion",)),
     ),
     "kills_train_language": Check(
@@ -98,12 +98,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a sample of each; writes no results")
     parser.add_argument("--only", nargs="+", choices=CHECKS, default=list(CHECKS), metavar="NAME")
+    parser.add_argument("--page", action="store_true", help="only write the page's table anew")
     parser.add_argument("--jobs", type=int, default=2, help="processes at the same time")
     parser.add_argument("--share", type=float, default=1.0, help="of the long form's cases")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random")
     parser.add_argument("--folder", type=Path, help="where files are written meanwhile")
     arguments = parser.parse_args()
     results = read_results()
+    if arguments.page:
+        write_page(results["checks"])
+        return 0
     failed = []
     for name in arguments.only:
         check = CHECKS[name]

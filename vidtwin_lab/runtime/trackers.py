@@ -187,7 +187,8 @@ def _wandb_tracker(project: str, run_folder: RunFolder, main: bool) -> WandBTrac
     # starts a wandb run, so it does not matter that the others may not see the file yet.
     file = run_folder.path / "wandb_id.txt"
     if main and not file.exists():
-        file.write_text(secrets.token_hex(4), encoding="utf-8")
+        with written_whole(file) as partial:
+            partial.write_text(secrets.token_hex(4), encoding="utf-8")
     identifier = file.read_text(encoding="utf-8").strip() if file.exists() else None
     return WandBTracker(
         project,
