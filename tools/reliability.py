@@ -63,8 +63,8 @@ class Check:
     arguments: tuple[Any, ...] = ()
 
 
-KILLED = "A killed {} ends, run again, as if it had not been killed, bit for bit, and leaves no litter"
-    "A killed {}, run again, ends as if it had not been killed, bit for bit, and leaves no litter"
+KILLED = (
+    "A killed {} ends, run again, as if it had not been killed, bit for bit, and leaves no litter"
 )
 KILL_TESTS = "integration/test_reliability.py"
 CHECKS: dict[str, Check] = {
