@@ -22,7 +22,10 @@ from script_runs import (
     run_python,
 )
 
+import diffusion.training
 import vidtwin.files
+import vidtwin.metrics
+import vidtwin_lab.language.training
 import vidtwin_lab.runtime.run
 from vidtwin.files import damaged_file
 
@@ -32,6 +35,12 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     "train_ae": ("--config", "configs/ae/shapes_debug.yaml", *COMMON),
     "train_diffusion": ("--config", "configs/diffusion/shapes_debug.yaml", *COMMON),
     "train_language": ("--config", "configs/language/shapes_bert_debug.yaml", *COMMON),
+}
+
+MEASURES = {
+    "train_ae": (vidtwin.metrics, "measure_reconstructions"),
+    "train_diffusion": (diffusion.training, "measure_losses"),
+    "train_language": (vidtwin_lab.language.training, "measure_language_model"),
 }
 
 
@@ -138,14 +147,14 @@ def test_a_validation_that_a_signal_meets_is_made_up_for(trained, tmp_path, monk
         if moment == "before":
             from_step(patch, 3, stop)
         else:
-            averaged = vidtwin_lab.runtime.run.ema_weights
+            module, name = MEASURES[script]
+            measure = getattr(module, name)
 
-            def ema_weights(*arguments: Any) -> Any:
+            def measure_half(*arguments: Any, **options: Any) -> Any:
+                measure(*arguments, **options)
                 stop()
-                return averaged(*arguments)
 
-            from_step(patch, 3, lambda: patch.setattr(
-                vidtwin_lab.runtime.run, "ema_weights", ema_weights))  # fmt: skip
+            patch.setattr(module, name, measure_half)
         ended = run(script, *SCRIPTS[script], f"output={tmp_path}")
     assert ended.code == 143
     newest = tmp_path / "checkpoints" / "step_000000004"

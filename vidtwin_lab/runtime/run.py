@@ -222,16 +222,20 @@ class TrainingRun(Generic[RunConfigType]):
         Where one process trains, a signal ends it: the run saves, and validates when it goes on.
         Several processes wait for each other in it, and none may leave.
         """
-        self._stop_request.at_once = self.accelerator.num_processes == 1
-        try:
-            with self.averaged() as model:
+        interruption: InterruptedRunError | None = None
+        with self.averaged() as model:
+            # Not while the weights are exchanged: half of them would be saved.
+            self._stop_request.at_once = self.accelerator.num_processes == 1
+            try:
                 yield model
-        except InterruptedRunError as error:
-            self.guard.stop = error.number
+            except InterruptedRunError as error:
+                interruption = error
+            finally:
+                self._stop_request.at_once = False
+        if interruption is not None:
+            self.guard.stop = interruption.number
             self.save(step)
-            raise self._stopped() from error
-        finally:
-            self._stop_request.at_once = False
+            raise self._stopped() from interruption
 
     def due(self, step: int, every: int) -> bool:
         """Whether something that happens every so many steps follows this step."""
