@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import socket
 import sys
@@ -63,8 +64,11 @@ _DISK_FAILURES = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENODEV, errno.ENXIO),
     *(errno.ESTALE, errno.ENOTCONN),
 )
-# What compiled writers say instead: torch, safetensors and tokenizers, numpy.
-_DISK_TEXTS = ("PytorchStreamWriter", "inline_container", "os error", "requested and")
+# What compiled writers say instead: torch, numpy, and, with an errno as above, safetensors.
+_DISK_TEXTS = re.compile(
+    r"PytorchStreamWriter|iostream error|unexpected pos \d|\d requested and \d"
+    rf"|os error ({'|'.join(map(str, _DISK_FAILURES))})\b"
+)
 
 
 @contextmanager
@@ -84,17 +88,14 @@ def disk_failures_told(folder: Path) -> Iterator[None]:
     except DiskError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())
-        if isinstance(error, OSError) and error.errno is not None:
-            lost = error.errno == errno.ENOENT and not os.path.exists(place)
-            if not lost and error.errno not in _DISK_FAILURES:
-                raise
-            reason = error.strerror or reason
-        elif not any(text in reason for text in _DISK_TEXTS):
+        reason, number = " ".join(str(error).split()), getattr(error, "errno", None)
+        lost = number in (None, errno.ENOENT) and not os.path.exists(place)
+        if not lost and number not in _DISK_FAILURES and not _DISK_TEXTS.search(reason):
             raise
         raise DiskError(
-            f"can't write to {folder} ({reason}); {_free_space(place)}; what was saved before is "
-            "whole: with space there the same command goes on"
+            f"can't write to {folder} ({getattr(error, 'strerror', None) or reason}); "
+            f"{_free_space(place)}; what was saved before is whole, and the same command goes on "
+            "from it once that is mended"
         ) from error
 
 
