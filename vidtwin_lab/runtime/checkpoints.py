@@ -302,9 +302,8 @@ class RunFolder:
                 )
         # One process writes; the others can only meet the old file or the new one.
         if os.environ.get("RANK", "0") == "0":
-            videos = self.path / "videos"
-            below = (path for path in videos.rglob("*") if path.is_dir())
-            for folder in (self.path, self.checkpoints.path, self.path / "pipeline", *below):
+            below = [path for path in self.path.rglob("*") if path.is_dir()]
+            for folder in (self.path, *below):
                 remove_leftovers(folder)
             save_config(config, self.config_path)
         self.checkpoints.config = config
