@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from vidtwin.data.bad_files import UnusableVideo
+from vidtwin.data.bad_files import SkippedFile, UnusableVideo
 from vidtwin.data.clips import Clip, ClipList, split_clips
 from vidtwin.data.config import DataConfig
-from vidtwin.data.dataset import Draws, Factors, VideoDataset
+from vidtwin.data.dataset import Draws, Factors, VideoDataset, draws_for
 from vidtwin.data.file_sources import LIST_SOURCES, find_clips
 from vidtwin.data.frames import fit_frame, frames_by_stride, frames_by_time, frames_repeating_last
 from vidtwin.data.readers import Limits, VideoInfo, read_clip, read_video_info
@@ -71,6 +71,25 @@ class FileDataset(VideoDataset):
         """What is known about a clip's video; raises UnusableVideo for a file that is none."""
         path, fetch = self.clips[index].path, self.fetch(index)
         return read_video_info(path, timeout=self.config.timeout, limits=self.limits, fetch=fetch)
+
+    def unusable(self, most: int) -> tuple[int, list[SkippedFile]]:
+        """Looks at some of the files, spread evenly, for those that can't give their clip.
+
+        Reads their packets and first frames, so damage further on is not seen.
+
+        Args:
+            most: files that are looked at.
+        Returns:
+            how many were, and those that can't be used.
+        """
+        places = np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).round().astype(int))
+        found = []
+        for index in places.tolist():
+            try:
+                self.choose_frames(self.info(index), draws_for(self.config.seed, 0, index))
+            except UnusableVideo as error:
+                found.append(SkippedFile(error.path, error.reason))
+        return len(places), found
 
     def version(self, index: int) -> object:
         """What changes when a clip's file is exchanged under the same name."""
