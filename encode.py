@@ -129,6 +129,7 @@ def main() -> None:
 def encode_all(config: EncodeConfig, dry_run: bool) -> None:
     """Writes what is missing of the caches of all parts, or prints what that is."""
     from vidtwin import build_dataset, load_autoencoder, weights_digest
+    from vidtwin.data import FileDataset
 
     accelerator = runtime.start_accelerator(mixed_precision=config.mixed_precision)
     runtime.check_launched_precision(accelerator)
@@ -152,8 +153,8 @@ def encode_all(config: EncodeConfig, dry_run: bool) -> None:
         writer.check()
         caches.append((writer, dataset))
         told.append(describe(writer))
-        if dry_run:
-            told += look_for_unusable(dataset)
+        if dry_run and isinstance(dataset, FileDataset):
+            told.append(dataset.describe_unusable(LOOKED_AT))
     if dry_run:
         if accelerator.is_main_process:
             print(runtime.format_config(config), *told, sep="\n")
@@ -208,17 +209,6 @@ def describe(writer: CacheWriter) -> str:
         f"{writer.folder}: {writer.num_clips:,} clips, shapes {identity['shapes']}, "
         f"{size / 1e6:,.1f} MB, {len(writer.missing())} of {len(writer.shards)} shards to do"
     )
-
-
-def look_for_unusable(dataset: VideoDataset) -> list[str]:
-    """What a run would skip of the clips, in a line; looks at some of them if there are many."""
-    from vidtwin.data import FileDataset
-
-    if not isinstance(dataset, FileDataset):
-        return []
-    looked, bad = dataset.unusable(LOOKED_AT)
-    named = "".join(f"; {path}: {reason}" for path, reason in bad[:3])
-    return [f"{len(bad)} of {looked:,} files looked at can't be used{named}"]
 
 
 def encode(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vidtwin.data.bad_files import SkippedFile, UnusableVideo
+from vidtwin.data.bad_files import UnusableVideo
 from vidtwin.data.clips import Clip, ClipList, split_clips
 from vidtwin.data.config import DataConfig
 from vidtwin.data.dataset import Draws, Factors, VideoDataset, draws_for
@@ -72,15 +72,13 @@ class FileDataset(VideoDataset):
         path, fetch = self.clips[index].path, self.fetch(index)
         return read_video_info(path, timeout=self.config.timeout, limits=self.limits, fetch=fetch)
 
-    def unusable(self, most: int) -> tuple[int, list[SkippedFile]]:
-        """Looks at some of the files, spread evenly, for those that can't give their clip.
+    def describe_unusable(self, most: int) -> str:
+        """One line of how many files can't give their clip, and what is wrong with the first.
 
-        Reads their packets and first frames, so damage further on is not seen.
+        Reads packets and first frames, so damage further on is not seen.
 
         Args:
-            most: files that are looked at.
-        Returns:
-            how many were, and those that can't be used.
+            most: files that are looked at, spread evenly.
         """
         places = np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).round().astype(int))
         found = []
@@ -88,8 +86,9 @@ class FileDataset(VideoDataset):
             try:
                 self.choose_frames(self.info(index), draws_for(self.config.seed, 0, index))
             except UnusableVideo as error:
-                found.append(SkippedFile(error.path, error.reason))
-        return len(places), found
+                found.append(str(error))
+        told = [f"{len(found)} of {len(places):,} files looked at can't be used", *found[:3]]
+        return "; ".join(told)
 
     def version(self, index: int) -> object:
         """What changes when a clip's file is exchanged under the same name."""
