@@ -9,6 +9,8 @@ import torch
 from einops import rearrange
 from torch import nn
 
+from vidtwin.query_transformer import QueryTransformer
+
 
 class TemporalQFormer(nn.Module):
     """Learned queries attend to the frames of each position; positions don't attend to each other.
@@ -21,7 +23,7 @@ class TemporalQFormer(nn.Module):
         num_heads: attention heads.
         intermediate_size: feed-forward width.
         dropout: of hidden states and attention, while training.
-    Source: BLIP-2 (arXiv 2301.12597) in transformers' implementation; VidTwin, Sec. 3.2.
+    Source: BLIP-2 (arXiv 2301.12597); VidTwin, Sec. 3.2.
     """
 
     def __init__(
@@ -35,31 +37,21 @@ class TemporalQFormer(nn.Module):
         intermediate_size: int,
         dropout: float,
     ) -> None:
-        from transformers import Blip2QFormerConfig, Blip2QFormerModel  # slow to import
-
         super().__init__()
         self.queries = nn.Parameter(torch.randn(num_queries, hidden_size))
-        config = Blip2QFormerConfig(
+        self.qformer = QueryTransformer(
             hidden_size=hidden_size,
-            num_hidden_layers=num_layers,
-            num_attention_heads=num_heads,
+            token_size=input_size,
+            num_layers=num_layers,
+            num_heads=num_heads,
             intermediate_size=intermediate_size,
-            encoder_hidden_size=input_size,
-            cross_attention_frequency=2,
-            hidden_act="gelu",
-            layer_norm_eps=1e-12,
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
-            # True would add a second feed-forward to every layer that queries never pass through.
-            use_qformer_text_input=False,
+            dropout=dropout,
         )
-        # transformers uses SDPA where its version supports it for this model.
-        self.qformer = Blip2QFormerModel(config)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, D, T, h, w) to (B * Q, q, h, w), one image of the grid per query."""
         batch, _, _, height, _ = features.shape
         frames = rearrange(features, "b d t h w -> (b h w) t d")
         queries = self.queries.expand(frames.shape[0], -1, -1)
-        found = self.qformer(query_embeds=queries, encoder_hidden_states=frames).last_hidden_state
+        found = self.qformer(queries, frames)
         return rearrange(found, "(b h w) q c -> (b q) c h w", b=batch, h=height)
