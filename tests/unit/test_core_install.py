@@ -33,7 +33,8 @@ cheap = sorted({"torch", "diffusers", "numpy"} & set(sys.modules))
 import torch
 torch.set_num_threads(1)
 sizes = dict(num_frames=2, height=16, width=16, patch_size=(1, 8, 8), hidden_size=8,
-             encoder_depth=1, decoder_depth=1, encoder_heads=1, decoder_heads=1, num_queries=1, query_hidden_size=8,
+             encoder_depth=1, decoder_depth=1, encoder_heads=1, decoder_heads=1, num_queries=1,
+             query_hidden_size=8,
              query_layers=1, query_heads=1, query_intermediate_size=8, structure_base_channels=4,
              structure_downsamples=0, dynamics_downsamples=0)
 model = vidtwin.VidTwinAutoencoder(**sizes).eval()
