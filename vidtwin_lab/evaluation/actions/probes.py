@@ -117,7 +117,7 @@ def _network(
     config: ProbesConfig,
     seed: int,
 ) -> tuple[list[Tensor], float]:
-    """The same by a network of one hidden layer, at the step that is best on the validation part."""
+    """The same by a network of one hidden layer, at its best step on the validation part."""
     train, validation = parts
     plain, answers = [each.float() for each in inputs], wanted.float()
     with torch.random.fork_rng(devices=[]):
