@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vidtwin import DataConfig, build_dataset, load_autoencoder
-from vidtwin.data.synthetic.physics import PhysicsOptions
+from vidtwin import load_autoencoder
+from vidtwin.data import DataConfig, PhysicsOptions, build_dataset
 from vidtwin.media import to_uint8, write_video
 
 
