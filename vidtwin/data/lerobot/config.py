@@ -50,8 +50,7 @@ class LeRobotOptions(SourceOptions):
         info = Path(data.path or "").expanduser() / "meta" / "info.json"
         if not info.is_file():
             raise ValueError(
-                "data.path must name a data set in LeRobot's format, but there is no "
-                f"{str(info)!r}"
+                f"data.path must name a data set in LeRobot's format, but there is no {str(info)!r}"
             )
         if importlib.util.find_spec("pyarrow") is None:
             raise ValueError(
