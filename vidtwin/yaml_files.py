@@ -47,13 +47,6 @@ class YamlError(ValueError):
 class _Loader(yaml.SafeLoader):
     """The safe loader, which makes plain values alone, with bounds and the core schema."""
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012, as PyYAML has them
-    yaml_constructors = {  # noqa: RUF012
-        tag: constructor
-        for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
-        if tag is None or tag.rpartition(":")[2] in ("null", "bool", "str", "seq", "map")
-    }
-
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.depth = self.values = 0
@@ -111,6 +104,13 @@ class _Dumper(yaml.SafeDumper):
     """Quotes the strings that a reader of YAML 1.1 or 1.2 would take for something else."""
 
 
+# Set here, as the stubs of PyYAML take them for attributes of instances.
+_Loader.yaml_implicit_resolvers = {}
+_Loader.yaml_constructors = {
+    tag: constructor
+    for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in ("null", "bool", "str", "seq", "map")
+}
 for _tag, (_pattern, _first) in CORE_SCHEMA.items():
     for _kind in (_Loader, _Dumper):
         _kind.add_implicit_resolver(
