@@ -90,6 +90,10 @@ CHECKS: dict[str, Check] = {
         "last checkpoint stays whole, and with space the same command ends bit for bit",
         *("integration/test_reliability.py", "disks:measure"),
     ),
+    "attacks": Check(
+        "Foreign files run nothing, reach nothing else and take no memory",
+        *("unit/test_attacks.py", "attacks:measure"),
+    ),
 }
 
 
