@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 DATA_PARTS = ("train", "validation", "all")
+STARTERS = ("configs/encode/shapes_debug.yaml", "configs/encode/clips.yaml")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,8 +117,8 @@ class EncodeConfig:
 def main() -> None:
     """Reads the command line, then describes the caches or writes them."""
     runtime.configure_logging()
-    arguments = runtime.parse_arguments("Encodes a data set into a latent cache.", training=False)
-    config = runtime.load_config(EncodeConfig, arguments.config, arguments.overrides)
+    arguments = runtime.parse_arguments(__doc__ or "", training=False, starters=STARTERS)
+    config = runtime.read_config(EncodeConfig, arguments)
     find_autoencoder(config.autoencoder, untrained=arguments.dry_run)
     if not arguments.dry_run:
         config.data.check_files()

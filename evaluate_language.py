@@ -51,7 +51,7 @@ def main() -> None:
         near = nearest_name(name, CONFIGS)
         raise ValueError(f"unknown word {name!r}; the nearest is {near!r} ({', '.join(CONFIGS)})")
     arguments = runtime.parse_arguments(__doc__ or "", sys.argv[2:], training=False)
-    config = runtime.load_config(CONFIGS[name], arguments.config, arguments.overrides)
+    config = runtime.read_config(CONFIGS[name], arguments)
     check_folder(Path(config.output), "output=FOLDER")
     config.check_files()
     measure(config, name, arguments.dry_run)

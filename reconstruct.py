@@ -41,10 +41,7 @@ CHOICES |= {part: (name,) for name, part in DECODED_PARTS.items()}
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    about, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=about, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = runtime.ArgumentParser(__doc__ or "")
     add = parser.add_argument
     add("inputs", nargs="*", metavar="VIDEO", help="a video, a folder of them, a quoted pattern")
     add(
@@ -57,20 +54,16 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--swap", type=Path, metavar="OTHER", help="exchange structure and dynamics with OTHER")
     add("--save-latents", action="store_true", help="also write NAME.latents.safetensors")
     add("--fps", type=float, help="take frames at this lower rate (default: the video's own)")
-    add("--max-frames", type=int, metavar="N", help="take the first N frames")
+    add("--max-frames", type="count", metavar="N", help="take the first N frames")
     add("--resize", action="store_true", help="short side to the model's size, centre crop")
     add("--tile-overlap", type=int, nargs=3, metavar=("T", "H", "W"), help="shared by windows")
-    add("--tile-batch-size", type=int, default=1, metavar="N", help="windows per forward pass")
+    add("--tile-batch-size", type="count", default=1, metavar="N", help="windows per forward pass")
     add("--lpips", choices=(*LPIPS_NETS, "none"), default=None, help="default vgg; demo: none")
     add("--device", help="cpu, cuda, ... (default: cuda if there is one)")
     add("--dtype", choices=WEIGHT_DTYPES, default="float32")
     add("--dry-run", action="store_true", help="say what would be done, and stop")
     add("--demo", action="store_true", help="train on the moving shapes for a minute first")
-    arguments = parser.parse_args(argv)
-    for flag in ("max_frames", "tile_batch_size"):
-        value = getattr(arguments, flag)
-        if value is not None and value < 1:
-            raise ValueError(f"--{flag.replace('_', '-')} must be at least 1, got {value}")
+    arguments = parser.read(argv)
     if arguments.fps is not None and not arguments.fps > 0:
         raise ValueError(f"--fps must be more than 0, got {arguments.fps}")
     if arguments.demo and arguments.model:

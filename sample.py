@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, Any
 # What is heavy is imported where it is used: a wrong flag is answered at once.
 from diffusion import config
 from diffusion.inputs import check_seed, common_length, prompt_list
-from diffusion.pipeline_files import find_pipeline
+from diffusion.pipeline_files import check_asked, find_pipeline
+from diffusion.scheduler_names import SCHEDULER_NAMES
 from vidtwin.files import check_folder, shipped_path
 from vidtwin.text_files import read_lines
 from vidtwin_lab import runtime
@@ -37,6 +38,9 @@ from vidtwin_lab import runtime
 if TYPE_CHECKING:
     from diffusion import VidTwinPipeline
 
+# Keyword of the pipeline -> flag of another name.
+FLAGS = {"class_labels": "--class-label", "num_inference_steps": "--steps"}
+FLAGS |= {name: f"--{name}-from" for name in ("structure", "dynamics")}
 SHIPPED_PIPELINE = shipped_path("checkpoints/shapes")
 DEFAULT_FPS, SHEET_ROWS = 8.0, 16
 
@@ -52,9 +56,7 @@ class Request:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    about, _, details = (__doc__ or "").partition("\n")
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(None, None, about, details, formatter_class=as_written)
+    parser = runtime.ArgumentParser(__doc__ or "")
     add = parser.add_argument
     add("--prompt", action="append", metavar="TEXT", help="what to show (repeatable)")
     add("--prompts-file", type=Path, metavar="FILE", help="a prompt in each line")
@@ -66,10 +68,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--output", type=Path, metavar="FOLDER", help="(default: a new outputs/samples...)")
     add("--overwrite", action="store_true", help="remove older samples from the folder")
     add("--seed", type=int, default=0, help="of the first sample; the next ones count on")
-    add("--num-videos", type=int, metavar="N", help="of each prompt or class (default: 1)")
-    add("--num-samples", type=int, metavar="N", help="in all, the prompts or classes in turn")
-    add("--steps", type=int, help="of the solver (default: the pipeline's)")
-    names = ", ".join(config.SCHEDULER_NAMES)
+    add("--num-videos", type="count", metavar="N", help="of each prompt or class (default: 1)")
+    add("--num-samples", type="count", metavar="N", help="in all, the prompts or classes in turn")
+    add("--steps", type="count", metavar="N", help="of the solver (default: the pipeline's)")
+    names = ", ".join(SCHEDULER_NAMES)
     add("--scheduler", metavar="NAME", help=f"{names} (default: the pipeline's)")
     add("--guidance-scale", type=float, help="1 is off (default: the pipeline's)")
     add("--class-guidance-scale", type=float, metavar="SCALE", help="of the class alone")
@@ -78,16 +80,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--given-guidance-scale", type=float, help="of what is given (default: the pipeline's)")
     add("--held-guidance-scale", action=runtime.RenamedOption, now="--given-guidance-scale")
     add("--motion-scale", type=float, default=1.0, help="of the dynamics' changes (%(default)s)")
-    add("--num-frames", type=int, metavar="N", help="beyond what the model makes at once")
+    add("--num-frames", type="count", metavar="N", help="beyond what the model makes at once")
     add("--fps", type=float, help="of the files (default: of the pipeline's training clips)")
-    add("--batch-size", type=int, default=1, metavar="N", help="videos at once (%(default)s)")
+    add("--batch-size", type="count", default=1, metavar="N", help="videos at once (%(default)s)")
     add("--device", help="cpu, cuda, ... (default: the accelerator, if there is one)")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    arguments = parser.parse_args(argv)
-    for flag in ("num_videos", "num_samples", "steps", "num_frames", "batch_size"):
-        value = getattr(arguments, flag)
-        if value is not None and value < 1:
-            raise ValueError(f"--{flag.replace('_', '-')} must be at least 1, got {value}")
+    arguments = parser.read(argv)
     if arguments.num_videos and arguments.num_samples:
         raise ValueError("--num-videos counts for each prompt, --num-samples in all; give one")
     if arguments.structure_from and arguments.dynamics_from:
@@ -107,7 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     runtime.configure_logging()
     prompts = read_prompts(arguments)
     check_folder(arguments.output)
-    find_pipeline(shipped_path(arguments.pipeline or SHIPPED_PIPELINE))
+    found = find_pipeline(shipped_path(arguments.pipeline or SHIPPED_PIPELINE))
+    if found is not None:
+        check_asked(found, arguments.scheduler, prompts, arguments.class_label)
     for name in ("structure_from", "dynamics_from"):
         if (path := getattr(arguments, name)) is not None and not path.is_file():
             raise ValueError(f"--{name.replace('_', '-')} {path} is not a file")
@@ -297,4 +297,4 @@ def describe(
 
 
 if __name__ == "__main__":
-    runtime.run_main(main)
+    runtime.run_main(main, flags=FLAGS)

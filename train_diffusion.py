@@ -74,11 +74,12 @@ class TrainConfig(InputsConfig, runtime.RunConfig):
 MODELS_MAY_MOVE = ("autoencoder", "text_encoder", "init_from")
 MAY_CHANGE = (*MODELS_MAY_MOVE, "cache", "data.path", "data.root", "sample_*")
 
+STARTERS = ("configs/diffusion/shapes_debug.yaml", "configs/diffusion/clips.yaml")
+
 
 def main() -> None:
     """Reads the command line, then describes the run or trains."""
-    about = "Trains a diffusion transformer over VidTwin latents."
-    config, arguments = runtime.read_training_config(about, TrainConfig)
+    config, arguments = runtime.read_training_config(__doc__ or "", TrainConfig, STARTERS)
     if arguments.dry_run:
         describe(config)
     else:

@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 
     Run = runtime.TrainingRun[TrainConfig]
 
+STARTERS = ("configs/language/shapes_bert_debug.yaml", "configs/language/shapes_bert.yaml")
+
 
 def main() -> None:
     """Reads the command line, then describes the run or trains."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads would outlive a fork
     # It warns of the tied weights of every checkpoint, which loading ties again.
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
-    config, arguments = runtime.read_training_config("Trains a small language model.", TrainConfig)
+    config, arguments = runtime.read_training_config(__doc__ or "", TrainConfig, STARTERS)
     if arguments.dry_run:
         describe(config)
     else:

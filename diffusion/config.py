@@ -17,7 +17,6 @@ __all__ = [
     "GIVEN_GUIDANCE_SCALE",
     "GUIDANCE_SCALE",
     "NUM_INFERENCE_STEPS",
-    "SCHEDULER_NAMES",
     "DiTConfig",
     "FlowConfig",
     "GuidanceScales",
@@ -30,9 +29,6 @@ __all__ = [
 NUM_INFERENCE_STEPS = 30
 GUIDANCE_SCALE = 6.0
 GIVEN_GUIDANCE_SCALE = 2.0
-
-# Of `diffusion.schedulers.build_scheduler`; which of them there are depends on the objective.
-SCHEDULER_NAMES = ("euler", "heun", "dpm++", "unipc", "ddim", "ddpm")
 
 PREDICTIONS = ("velocity", "epsilon", "v")
 DISTRIBUTIONS = ("logit_normal", "uniform")

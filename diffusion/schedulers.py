@@ -23,21 +23,33 @@ from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHe
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
 
-from diffusion.config import NUM_TIMESTEPS, SCHEDULER_NAMES, FlowConfig
+from diffusion.config import NUM_TIMESTEPS, FlowConfig
+from diffusion.scheduler_names import BETA_SCHEDULERS, FLOW_SCHEDULERS, check_scheduler_name
 
-__all__ = ["build_sampling_scheduler", "build_scheduler", "prediction_of", "scheduler_names"]
+__all__ = ["build_sampling_scheduler", "build_scheduler", "prediction_of"]
 
-# Name -> class for flow matching, class for schedules of betas.
-SCHEDULERS: dict[str, tuple[Any, Any]] = dict(
+# Name -> class.
+OF_FLOWS: dict[str, Any] = dict(
     zip(
-        SCHEDULER_NAMES,
+        FLOW_SCHEDULERS,
         (
-            (FlowMatchEulerDiscreteScheduler, EulerDiscreteScheduler),
-            (FlowMatchHeunDiscreteScheduler, None),
-            (DPMSolverMultistepScheduler, DPMSolverMultistepScheduler),
-            (UniPCMultistepScheduler, UniPCMultistepScheduler),
-            (None, DDIMScheduler),
-            (None, DDPMScheduler),
+            FlowMatchEulerDiscreteScheduler,
+            FlowMatchHeunDiscreteScheduler,
+            DPMSolverMultistepScheduler,
+            UniPCMultistepScheduler,
+        ),
+        strict=True,
+    )
+)
+OF_BETAS: dict[str, Any] = dict(
+    zip(
+        BETA_SCHEDULERS,
+        (
+            EulerDiscreteScheduler,
+            DPMSolverMultistepScheduler,
+            UniPCMultistepScheduler,
+            DDIMScheduler,
+            DDPMScheduler,
         ),
         strict=True,
     )
@@ -79,34 +91,25 @@ def prediction_of(scheduler: Any) -> str:
     return str(prediction)
 
 
-def scheduler_names(prediction: str) -> list[str]:
-    """The names that `build_scheduler` knows for this objective."""
-    return [name for name, kinds in SCHEDULERS.items() if kinds[prediction != "velocity"]]
-
-
 def build_scheduler(name: str, like: Any) -> Any:
     """A scheduler by its short name, with the noise schedule of another.
 
     Args:
-        name: see `SCHEDULERS`.
+        name: of `scheduler_names`.
         like: the scheduler that came with the model.
     Raises:
         ValueError: if there is none of that name for the model's objective.
     """
     prediction = prediction_of(like)
-    names = scheduler_names(prediction)
-    if name not in names:
-        raise ValueError(
-            f"the schedulers for a model that predicts {prediction} are {', '.join(names)}; "
-            f"got {name!r}"
-        )
-    flow, diffusion = SCHEDULERS[name]
+    check_scheduler_name(name, prediction)
     if prediction != "velocity":
+        diffusion = OF_BETAS[name]
         # The default spacing of most would begin far below the last step, at half-clean noise.
         options = {"clip_sample": False, "timestep_spacing": "trailing"}
         accepted = inspect.signature(diffusion).parameters
         options = {key: value for key, value in options.items() if key in accepted}
         return diffusion.from_config(like.config, **options)
+    flow = OF_FLOWS[name]
     shift = like.config.get("shift", like.config.get("flow_shift", 1.0))
     if flow in (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler):
         return flow(shift=shift)

@@ -1,3 +1,9 @@
+from vidtwin_lab.runtime.arguments import (
+    ArgumentParser,
+    RenamedOption,
+    parse_arguments,
+    read_config,
+)
 from vidtwin_lab.runtime.checkpoints import (
     CheckpointFolder,
     DamagedCheckpointError,
@@ -5,9 +11,7 @@ from vidtwin_lab.runtime.checkpoints import (
     find_checkpoint,
 )
 from vidtwin_lab.runtime.command import (
-    RenamedOption,
     configure_logging,
-    parse_arguments,
     read_training_config,
     refuse_several_processes,
     run_main,
@@ -64,6 +68,7 @@ from vidtwin_lab.runtime.training import (
 
 __all__ = [
     "TRACKERS",
+    "ArgumentParser",
     "CheckpointFolder",
     "ConfigError",
     "DamagedCheckpointError",
@@ -102,6 +107,7 @@ __all__ = [
     "new_sample_folder",
     "parse_arguments",
     "progress_bar",
+    "read_config",
     "read_training_config",
     "read_yaml",
     "refuse_several_processes",

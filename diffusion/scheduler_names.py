@@ -1,0 +1,25 @@
+"""Which schedulers fit what a model predicts, by name; imports no torch."""
+
+from __future__ import annotations
+
+__all__ = ["SCHEDULER_NAMES", "check_scheduler_name", "scheduler_names"]
+
+# Of `diffusion.schedulers.build_scheduler`: those for flow matching, and those for betas.
+FLOW_SCHEDULERS = ("euler", "heun", "dpm++", "unipc")
+BETA_SCHEDULERS = ("euler", "dpm++", "unipc", "ddim", "ddpm")
+SCHEDULER_NAMES = tuple(dict.fromkeys(FLOW_SCHEDULERS + BETA_SCHEDULERS))
+
+
+def scheduler_names(prediction: str) -> tuple[str, ...]:
+    """The names that `build_scheduler` knows for a model that predicts this."""
+    return FLOW_SCHEDULERS if prediction == "velocity" else BETA_SCHEDULERS
+
+
+def check_scheduler_name(name: str, prediction: str) -> None:
+    """Raises ValueError if there is no scheduler of that name for such a model."""
+    names = scheduler_names(prediction)
+    if name not in names:
+        raise ValueError(
+            f"`scheduler` must be one of {', '.join(names)} for a model that predicts "
+            f"{prediction}, got {name!r}"
+        )
