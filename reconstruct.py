@@ -137,7 +137,8 @@ def build_reconstructor(arguments: argparse.Namespace) -> tuple[Path, str, Recon
     model, found = load_autoencoder(arguments.model or SHIPPED_MODEL)
     layout = Layout.of_model(model, arguments.tile_overlap)
     digest = weights_digest(model)
-    model = model.to(arguments.device, getattr(torch, arguments.dtype))
+    # Not diffusers' own, which tells of an empty list of modules to be kept in float32.
+    model = torch.nn.Module.to(model, arguments.device, getattr(torch, arguments.dtype))
     lpips, reason = None, "off"
     if arguments.lpips != "none" and not arguments.swap and not arguments.dry_run:
         try:
