@@ -43,7 +43,13 @@ CHOICES |= {part: (name,) for name, part in DECODED_PARTS.items()}
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = runtime.ArgumentParser(__doc__ or "")
     add = parser.add_argument
-    add("inputs", nargs="*", metavar="VIDEO", help="a video, a folder of them, a quoted pattern")
+    add(
+        "inputs",
+        type="text",
+        nargs="*",
+        metavar="VIDEO",
+        help="a video, a folder of them, a quoted pattern",
+    )
     add(
         "--model", metavar="PATH", help="save_pretrained folder, run folder, or released checkpoint"
     )

@@ -110,7 +110,7 @@ def _config_class(script: str) -> type:
 
 
 def rehearse(
-    page: Page, script: str, path: str, overrides: Sequence[str], config: Any, timeout: float
+    page: Page, script: str, file: str, overrides: Sequence[str], config: Any, timeout: float
 ) -> None:
     """Runs a few steps, and tells what they took and what the whole run will.
 
@@ -257,12 +257,12 @@ class _Steps:
         )
 
     def _tell_encoding(self, page: Page, output: Path, seconds: float) -> None:
-        shards = sorted((output / "train").rglob("*.safetensors"), key=lambda f: f.stat().st_mtime)
-        if len(shards) < 2:
+        written = {file.parent: file.stat().st_mtime for file in (output / "train").rglob("*.npy")}
+        times = sorted(written.values())
+        if len(times) < 2:
             page.tell("steps", f"all of it in {seconds:.0f} s with start and end", seconds=seconds)
             return
-        times = [file.stat().st_mtime for file in shards]
-        each = (times[-1] - times[0]) / (len(shards) - 1) / self.config.batch_size
+        each = (times[-1] - times[0]) / (len(times) - 1) / self.config.batch_size
         page.tell(
             "steps", f"{each:.3g} s a clip, in batches of {self.config.batch_size}", seconds=each
         )

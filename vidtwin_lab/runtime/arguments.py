@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from vidtwin.files import nearest_name
@@ -18,7 +19,8 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse's, whose refusals are a ValueError of one line instead of the whole usage.
 
     An unknown flag is named with the nearest one, a number with what was expected, and flags may
-    stand before, between and after what has no flag. type="count" is a whole number above 0.
+    stand before, between and after what has no flag. type="count" is a whole number above 0,
+    type="text" one that is not empty, as a Path has to be.
 
     Args:
         about: the script's docstring; its first line is the description, the rest the epilog.
@@ -32,6 +34,8 @@ class ArgumentParser(argparse.ArgumentParser):
         self.register("type", int, _whole_number)
         self.register("type", float, _number)
         self.register("type", "count", _count)
+        self.register("type", "text", _text)
+        self.register("type", Path, lambda text: Path(_text(text)))
 
     def error(self, message: str) -> NoReturn:
         """Raises ValueError; argparse calls it."""
@@ -149,6 +153,12 @@ def _count(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
     return number
+
+
+def _text(text: str) -> str:
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError(f"expected a text, got {text!r}")
+    return text
 
 
 def _number(text: str) -> float:
