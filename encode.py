@@ -3,8 +3,8 @@
     python encode.py --config configs/encode/shapes.yaml output=outputs/shapes_latents
     accelerate launch encode.py --config configs/encode/clips.yaml data.path=FOLDER autoencoder=RUN
 
-Writes output/train and output/validation; see `diffusion.cache` for their files. The same command
-resumes an interrupted run; the files don't depend on the number of processes.
+Writes output/train and output/validation, described in docs/diffusion.md. The same command resumes
+an interrupted run; the files don't depend on the number of processes.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
     python evaluate_language.py glue --config configs/language/tasks/glue_minilm.yaml
     python evaluate_language.py squad --config configs/language/tasks/squad_minilm.yaml
-    python evaluate_language.py probe --config configs/language/tasks/probe.yaml \
-        text_encoder.name=FOLDER
+    python evaluate_language.py probe --config configs/language/tasks/probe.yaml
     accelerate launch evaluate_language.py glue --config ... "data.tasks=[mrpc,rte]"
 
 glue and squad fine-tune a copy of the text encoder for every task and seed. Run the same command

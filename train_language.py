@@ -1,4 +1,4 @@
-"""Trains a reader of prompts on text: to fill gaps (BERT and its heirs) or to go on (GPT).
+"""Trains a text encoder: by masked tokens (BERT and its heirs) or by the next token (GPT).
 
     python train_language.py --config configs/language/shapes_bert.yaml output=outputs/bert
     accelerate launch train_language.py --config ... corpus.source=text corpus.path=texts
