@@ -13,7 +13,7 @@ settings.register_profile(
     database=None,
     deadline=timedelta(seconds=20),  # what takes longer hangs
     derandomize=TIMES == 1,
-    max_examples=30 * TIMES,
+    max_examples=20 * TIMES,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("scripts")
