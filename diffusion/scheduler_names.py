@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["SCHEDULER_NAMES", "check_scheduler_name", "scheduler_names"]
+__all__ = ["SCHEDULER_NAMES", "check_scheduler_name", "is_flow", "scheduler_names", "stepped_by"]
 
 # Of `diffusion.schedulers.build_scheduler`: those for flow matching, and those for betas.
 FLOW_SCHEDULERS = ("euler", "heun", "dpm++", "unipc")
@@ -10,9 +10,19 @@ BETA_SCHEDULERS = ("euler", "dpm++", "unipc", "ddim", "ddpm")
 SCHEDULER_NAMES = tuple(dict.fromkeys(FLOW_SCHEDULERS + BETA_SCHEDULERS))
 
 
+def stepped_by(prediction: str) -> str:
+    """What the scheduler of a pipeline must take, for what its transformer predicts."""
+    return "velocity" if prediction == "flow_sample" else prediction
+
+
+def is_flow(prediction: str) -> bool:
+    """Whether a pipeline's prediction is one of flow matching."""
+    return stepped_by(prediction) == "velocity"
+
+
 def scheduler_names(prediction: str) -> tuple[str, ...]:
     """The names that `build_scheduler` knows for a model that predicts this."""
-    return FLOW_SCHEDULERS if prediction == "velocity" else BETA_SCHEDULERS
+    return FLOW_SCHEDULERS if is_flow(prediction) else BETA_SCHEDULERS
 
 
 def check_scheduler_name(name: str, prediction: str) -> None:

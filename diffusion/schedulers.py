@@ -1,7 +1,9 @@
 """Which of diffusers' schedulers fit a model's objective, and how they step latents.
 
 A model predicts the velocity (flow matching: x = (1 - sigma) latents + sigma noise, timestep
-1000 x sigma), or epsilon or v on a schedule of betas (timesteps 0 to 999).
+1000 x sigma), or epsilon or v on a schedule of betas (timesteps 0 to 999), or the clean sample on
+either. diffusers' schedulers of betas take a predicted sample ("sample"); those of flow matching
+take a velocity alone, so there it is converted ("flow_sample").
 Axes: B batch.
 """
 
@@ -24,9 +26,18 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 from torch import Tensor
 
 from diffusion.config import NUM_TIMESTEPS, FlowConfig
-from diffusion.scheduler_names import BETA_SCHEDULERS, FLOW_SCHEDULERS, check_scheduler_name
+from diffusion.scheduler_names import (
+    BETA_SCHEDULERS,
+    FLOW_SCHEDULERS,
+    check_scheduler_name,
+)
 
-__all__ = ["build_sampling_scheduler", "build_scheduler", "prediction_of"]
+__all__ = [
+    "build_sampling_scheduler",
+    "build_scheduler",
+    "prediction_of",
+    "sampling_prediction",
+]
 
 # Name -> class.
 OF_FLOWS: dict[str, Any] = dict(
@@ -56,8 +67,14 @@ OF_BETAS: dict[str, Any] = dict(
 )
 
 
+def sampling_prediction(config: FlowConfig) -> str:
+    """What a pipeline calls an objective's prediction."""
+    names = {"v": "v_prediction", "x0": "flow_sample" if config.is_flow else "sample"}
+    return names.get(config.prediction, config.prediction)
+
+
 def prediction_of(scheduler: Any) -> str:
-    """What a scheduler takes the model's output for: "velocity", "epsilon" or "v_prediction".
+    """What a scheduler takes: "velocity", "epsilon", "v_prediction" or "sample".
 
     Raises:
         ValueError: if the scheduler can't step whitened latents, each sample by itself.
@@ -82,11 +99,11 @@ def prediction_of(scheduler: Any) -> str:
     prediction = config.get("prediction_type", "epsilon")
     if prediction == "flow_prediction" and config.get("use_flow_sigmas"):
         return "velocity"
-    if prediction not in ("epsilon", "v_prediction") or config.get("use_flow_sigmas"):
+    if prediction not in ("epsilon", "v_prediction", "sample") or config.get("use_flow_sigmas"):
         raise ValueError(
             f"the scheduler {name} has prediction_type={prediction!r} and use_flow_sigmas="
             f"{bool(config.get('use_flow_sigmas'))}; expected flow_prediction with flow sigmas, or "
-            "epsilon or v_prediction without"
+            "epsilon, v_prediction or sample without"
         )
     return str(prediction)
 
@@ -118,7 +135,7 @@ def build_scheduler(name: str, like: Any) -> Any:
 
 def build_sampling_scheduler(config: FlowConfig) -> Any:
     """diffusers' scheduler that samples what the objective trains, to go into the pipeline."""
-    if config.prediction == "velocity":
+    if config.is_flow:
         return FlowMatchEulerDiscreteScheduler(NUM_TIMESTEPS)
     # From the last step that training saw, unless nothing of the latents is left there: a little
     # error of epsilon, divided by what is left, would be the whole sample.
@@ -127,7 +144,7 @@ def build_sampling_scheduler(config: FlowConfig) -> Any:
     return DDIMScheduler(
         NUM_TIMESTEPS,
         beta_schedule=config.beta_schedule,
-        prediction_type="epsilon" if config.prediction == "epsilon" else "v_prediction",
+        prediction_type=sampling_prediction(config),
         clip_sample=False,
         timestep_spacing=spacing,
     )
@@ -141,6 +158,7 @@ class LatentSolver:
         num_inference_steps: solver steps; some schedulers call the model twice in a step.
         device: of the samples.
         generators: for schedulers that add noise: one for each sample, or one for all.
+        prediction: what is predicted; None for what the scheduler takes.
     """
 
     def __init__(
@@ -149,9 +167,11 @@ class LatentSolver:
         num_inference_steps: int,
         device: torch.device,
         generators: Sequence[torch.Generator] | torch.Generator,
+        prediction: str | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.is_flow = prediction_of(scheduler) == "velocity"
+        self.converts = prediction == "flow_sample"
         scheduler.set_timesteps(num_inference_steps, device=device)
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)
@@ -194,6 +214,11 @@ class LatentSolver:
 
     def step(self, prediction: Tensor, sample: Tensor, index: int) -> Tensor:
         """The sample at the next, lower noise level."""
+        if self.converts:
+            # No clip as in training: no step begins at sigma 0, and only the exact quotient lands
+            # on the predicted sample at the end.
+            assert self.sigmas is not None
+            prediction = (sample - prediction) / self.sigmas[index].to(sample)
         stepped: Tensor = self.scheduler.step(
             prediction, self.timesteps[index], sample, **self.options
         )[0]

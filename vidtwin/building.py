@@ -75,7 +75,7 @@ def build_models(
     discriminator = PatchDiscriminator(discriminator_config)
     if loss_config.discriminator_weight > 0:
         discriminator.check_frames(model_config.height, model_config.width)
-    objective = AutoencoderLoss(loss_config)
+    objective = AutoencoderLoss(loss_config, structure_shape=model_config.structure_shape)
     sizes = dataclasses.asdict(model_config)
     if init_from is None:
         model = VidTwinAutoencoder(**sizes)
