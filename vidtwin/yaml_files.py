@@ -135,7 +135,10 @@ def load_yaml(text: str) -> Any:
     """
     if len(text) > MAX_CHARACTERS:
         raise YamlError(f"{len(text):,} characters, expected at most {MAX_CHARACTERS:,}")
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.YAMLError as error:  # a character that YAML does not have
+        raise YamlError(" ".join(str(error).split())) from error
     try:
         return loader.get_single_data()
     except yaml.YAMLError as error:
