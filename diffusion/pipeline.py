@@ -28,7 +28,7 @@ from diffusion.guiders import check_guider, refuse_scales
 from diffusion.inputs import check_count, class_indices, common_length, lead_steps, prompt_list
 from diffusion.latent_stats import LatentStats
 from diffusion.long_video import join_windows, latent_windows, scale_motion
-from diffusion.pipeline_files import check_parts, check_scheduler, load_parts
+from diffusion.pipeline_files import check_parts, check_scheduler, check_trained_with, load_parts
 from diffusion.pipeline_values import (
     OUTPUT_TYPES,
     after_step_of,
@@ -413,11 +413,8 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         return conditions, negative.map(repeated)
 
     def _text_embedder(self) -> TextEmbedder:
-        if self.transformer.sizes.text_hidden_size is None:
-            known = "; ask by `class_labels`" if self.transformer.sizes.num_classes else ""
-            raise ValueError(
-                f"this pipeline was not trained with text: leave out the prompt{known}"
-            )
+        sizes = self.transformer.sizes
+        check_trained_with("text", sizes.text_hidden_size, sizes.num_classes)
         if self.text_encoder is None or self.tokenizer is None:
             raise ValueError(
                 "this pipeline has no text encoder and tokenizer to read a prompt with"
@@ -434,13 +431,9 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         """
         if labels is None:
             return None
-        num_classes = self.transformer.sizes.num_classes
-        if num_classes is None:
-            known = "; ask by `prompt`" if self.transformer.sizes.text_hidden_size else ""
-            raise ValueError(
-                f"this pipeline was not trained with classes: leave out the class label{known}"
-            )
-        return class_indices(labels, num_classes, self.config["class_names"])
+        sizes = self.transformer.sizes
+        check_trained_with("classes", sizes.num_classes, sizes.text_hidden_size)
+        return class_indices(labels, sizes.num_classes, self.config["class_names"])
 
     def _bring(self, module: Any) -> None:
         """Moves a module that was offloaded to the device, for a method other than forward."""
