@@ -54,6 +54,8 @@ def assert_alike(one: Path, two: Path, **tolerance: float) -> None:
     for model in models:
         if any((one / model).glob("*.safetensors")):
             assert_same_weights(one / model, two / model, **{"rtol": 1e-3, "atol": 2e-5})
+    for average in (one / "ema_snapshots").glob("*"):
+        assert_same_weights(average, two / "ema_snapshots" / average.name, rtol=1e-3, atol=2e-5)
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +85,11 @@ def test_autoencoder_equals_one_process(autoencoders):
         pytest.param(DIFFUSION, id="diffusion"),
         pytest.param((*DIFFUSION, "accumulation=2", "gradient_checkpointing=true"), id="micro"),
         pytest.param(
-            (*DIFFUSION, "optimizer.fused=true", "optimizer.decay_norms_and_biases=false"),
-            id="fused",
+            (
+                *(*DIFFUSION, "optimizer.fused=true", "optimizer.decay_norms_and_biases=false"),
+                *("ema.kind=power", "ema.snapshot_every=4"),
+            ),
+            id="fused_power_ema",
         ),
         pytest.param(language("mlm", "ema.enabled=true"), id="bert"),  # tied embeddings
         pytest.param(language("albert"), id="albert"),  # one block, called for every layer
