@@ -703,6 +703,15 @@ def test_run_folder_keeps_one_config(tmp_path):
     assert load_config(OuterConfig, folder.config_path) == config
     assert load_config(OuterConfig, saved / "config.yaml") == config
     RunFolder(folder.path).claim(config)
+    # A key that is newer than the run leaves it what it was at its default, and only there.
+    older = "".join(
+        line for line in folder.config_path.read_text().splitlines(True) if "flag" not in line
+    )
+    folder.config_path.write_text(older)
+    RunFolder(folder.path).claim(config)
+    folder.config_path.write_text(older)
+    with pytest.raises(ConfigError, match="flag was False, now True"):
+        RunFolder(folder.path).claim(dataclasses.replace(config, flag=True))
     changed = dataclasses.replace(config, steps=2, second=InnerConfig())
     with pytest.raises(ConfigError) as caught:
         RunFolder(folder.path).claim(changed)
