@@ -23,11 +23,8 @@ MEGABYTES = 64
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    about, _, details = (__doc__ or "").partition("\n")
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="vidtwin studio", description=about, epilog=details, formatter_class=as_written
-    )
+    parser = runtime.ArgumentParser(__doc__ or "")
+    parser.prog = "vidtwin studio"
     add = parser.add_argument
     add("--pipeline", action="append", metavar="PATH", help="folder or hub id (repeatable)")
     add("--runs", type=Path, default=Path("outputs"), help="folder of run folders (%(default)s)")
@@ -39,7 +36,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--device", help="cpu, cuda, ... (default: the accelerator, if there is one)")
     add("--max-upload", type=float, default=MEGABYTES, metavar="MB", help="(%(default)s)")
     add("--no-browser", action="store_true", help="don't open the page")
-    arguments = parser.parse_args(argv)
+    arguments = parser.read(argv)
     if arguments.port is not None and not 0 < arguments.port < 65536:
         raise ValueError(f"--port must be from 1 to 65535, got {arguments.port}")
     if not 0 < arguments.max_upload < float("inf"):
@@ -49,7 +46,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    runtime.configure_logging()
     check_folder(arguments.output)
     paths = [str(shipped_path(path)) for path in (arguments.pipeline or [SHIPPED])]
     for path in paths:
@@ -86,7 +82,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         share=False,
     )
     return 0
-
-
-if __name__ == "__main__":
-    runtime.run_main(main)

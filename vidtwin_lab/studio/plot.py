@@ -18,11 +18,8 @@ from vidtwin_lab import runtime
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    about, _, details = (__doc__ or "").partition("\n")
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="vidtwin plot", description=about, epilog=details, formatter_class=as_written
-    )
+    parser = runtime.ArgumentParser(__doc__ or "")
+    parser.prog = "vidtwin plot"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder (repeatable)")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="(default: the first run)")
     parser.add_argument(
@@ -32,7 +29,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help="names that begin so (repeatable)",
     )
-    return parser.parse_args(argv)
+    return parser.read(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +55,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sheet := sample_sheet(run, output / name):
             print(f"{sheet}  samples of {run}")
     return 0
-
-
-if __name__ == "__main__":
-    runtime.run_main(main)
