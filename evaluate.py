@@ -10,6 +10,7 @@ NAME:
     adherence        how much of a prompt a pipeline shows, on the moving shapes
     classifier       trains the judge of content and motion on real clips
     accuracy         classes of generated videos, by that judge
+    actions          what the latents know of the actions behind a video
 
 Writes NAME.json (the numbers and their protocol), NAME.csv (a line for each video), NAME.png and
 NAME.md (a row of a table) into the folder of `output`. Any number of processes writes the same.
@@ -47,6 +48,7 @@ MEASUREMENTS = {
     "adherence": ("adherence", "measurement_configs:AdherenceConfig"),
     "classifier": ("classifier", "measurement_configs:ClassifierConfig"),
     "accuracy": ("accuracy", "measurement_configs:AccuracyConfig"),
+    "actions": ("actions.scorecard", "actions.config:ActionsConfig"),
 }
 
 

@@ -366,9 +366,8 @@ class InputsConfig:
 
     Args:
         autoencoder: folder of the frozen autoencoder, or the run folder of its training.
-        cache: folder of encode.py with `train` and, for validation, `validation` in it; None
-            encodes the videos of `data` at every step.
-        verify: read the whole cache when it is opened, and compare it with its sums.
+        cache: folder of encode.py with `train` and, to validate, `validation`; None encodes `data`.
+        verify: compare the whole cache with its sums when it is opened.
         data: for a run without a cache; its sizes follow the autoencoder's.
         stats_samples: clips that the latents' statistics are measured on, without a cache.
         class_conditional: learn the classes of the data set.

@@ -52,6 +52,7 @@ from vidtwin_lab.runtime.sample_folder import SampleFolder, new_sample_folder
 from vidtwin_lab.runtime.sharding import start_accelerator
 from vidtwin_lab.runtime.trackers import Trackers, build_trackers
 from vidtwin_lab.runtime.training import (
+    BufferGuard,
     NonFiniteGuard,
     StepTimer,
     build_ema,
@@ -65,6 +66,7 @@ from vidtwin_lab.runtime.training import (
 
 __all__ = [
     "TRACKERS",
+    "BufferGuard",
     "CheckpointFolder",
     "ConfigError",
     "DamagedCheckpointError",
