@@ -14,7 +14,7 @@ from diffusion.config import (
     GuidanceScales,
 )
 from diffusion.guiders import GUIDER_NAMES, parse_guider, refuse_scales
-from diffusion.inputs import lead_steps
+from diffusion.inputs import check_lead
 from vidtwin_lab.runtime.command import RenamedOption
 from vidtwin_lab.runtime.sample_folder import new_sample_folder
 
@@ -99,7 +99,7 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--fps must be a positive number, got {arguments.fps}")
     guidance_of(arguments)
     if arguments.structure_lead is not None:
-        lead_steps(arguments.structure_lead, arguments.steps or NUM_INFERENCE_STEPS)
+        check_lead(arguments.structure_lead, arguments.steps or NUM_INFERENCE_STEPS)
     if arguments.continue_from and arguments.first_frame:
         raise ValueError("--first-frame is the first of --continue; give one of them")
 
