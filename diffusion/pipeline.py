@@ -343,7 +343,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             structure_lead=lead,
             guider=guider,
             going_on=partial(going_on, self) if takes_frames else None,
-            known=frames and frames.latents,
+            known=frames.latents if frames else None,
             known_frames=frames.num_known if frames else 0,
         ).sample(starts, batch_size)
         starts = starts[: len(windows)]
