@@ -100,7 +100,10 @@ class TrainConfig(runtime.RunConfig):
 # adversarial loss by it: a batch that is cut otherwise would go on as another training.
 FIXED_WITH_DISCRIMINATOR = ("accumulation",)
 # Where the clips lie and how they are read may change while a run goes on, which they are may not.
-DATA_MAY_CHANGE = ("data.path", "data.root", "data.timeout", "data.max_bad_fraction", "init_from")
+DATA_MAY_CHANGE = (
+    *("data.path", "data.root", "data.timeout", "data.max_pixels", "data.max_frames"),
+    *("data.max_bad_fraction", "init_from"),
+)
 
 
 def main() -> None:
