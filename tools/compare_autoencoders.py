@@ -130,7 +130,7 @@ def collect(config: CompareConfig, jobs: Jobs) -> dict[str, dict[str, dict[int, 
     for variant in config.variants:
         for seed in config.seeds:
             run = f"{variant.name}_seed{seed}"
-            values = {}
+            values: dict[str, float] = {}
             if jobs.record(f"train/{run}").get("finished"):
                 measured = last_validation(output / "train" / run)
                 values |= {name: measured[name] for name in ("psnr", "ssim")}
