@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 DATA_PARTS = ("train", "validation", "all")
+LOOKED_AT = 500  # files of a part, by --dry-run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,6 +129,7 @@ def main() -> None:
 def encode_all(config: EncodeConfig, dry_run: bool) -> None:
     """Writes what is missing of the caches of all parts, or prints what that is."""
     from vidtwin import build_dataset, load_autoencoder, weights_digest
+    from vidtwin.data import FileDataset
 
     accelerator = runtime.start_accelerator(mixed_precision=config.mixed_precision)
     runtime.check_launched_precision(accelerator)
@@ -151,6 +153,8 @@ def encode_all(config: EncodeConfig, dry_run: bool) -> None:
         writer.check()
         caches.append((writer, dataset))
         told.append(describe(writer))
+        if dry_run and isinstance(dataset, FileDataset):
+            told.append(dataset.describe_unusable(LOOKED_AT))
     if dry_run:
         if accelerator.is_main_process:
             print(runtime.format_config(config), *told, sep="\n")

@@ -150,14 +150,16 @@ def train(config: TrainConfig, resume: str | None) -> None:
         num_workers=config.num_workers,
         **run.ranks,
     )
-    if run.start_step:
-        run.export(
-            "autoencoder"
-        )  # a kill may have come between the checkpoint and this, or damage after it
+    if run.start_step:  # a kill may have come between the checkpoint and this, or damage after it
+        run.export("autoencoder")
+        if held_out is not None and run.validation_pending:
+            validate(run, held_out, objective, run.start_step - 1)
 
     for step, batch in run.steps(loader, "autoencoder"):
         logs: dict[str, Any] = {"learning_rate": run.learning_rate}
         pairs = []
+        if adversary is not None:
+            adversary.statistics.keep()
         for video, inputs, sync in micro_batches(run, batch):
             with sync:
                 output = run.model(video, sample_posterior=True, **inputs)
@@ -179,9 +181,11 @@ def train(config: TrainConfig, resume: str | None) -> None:
             run.update_ema()
             if adversary is not None and objective.discriminator_active(step):
                 logs |= adversary.step(pairs, step)
+        elif adversary is not None:
+            adversary.statistics.put_back()
         run.optimizer.zero_grad()
         run.log(step, logs)
-        if held_out is not None and run.due(step, config.validate_every):
+        if held_out is not None and run.validates(step):
             validate(run, held_out, objective, step)
         if run.due(step, config.save_every):
             run.save(step)
@@ -209,7 +213,7 @@ def validate(run: Run, clips: Any, objective: AutoencoderLoss, step: int) -> Non
     from vidtwin.metrics import mean_measures, measure_reconstructions
 
     config = run.config
-    with run.averaged() as model:
+    with run.validation(step) as model:
         rows, sheet = measure_reconstructions(
             model, clips, autocast=run.accelerator.autocast, lpips=objective.lpips
         )
@@ -231,15 +235,20 @@ class Adversary:
     ) -> None:
         config = run.config
         self.accelerator, self.objective, self.mean = run.accelerator, objective, run.mean
-        self.guard = runtime.NonFiniteGuard(config.max_nonfinite_steps)
+        self.guard = run.new_guard()
         settings = config.discriminator_optimizer
         self.max_grad_norm = settings.max_grad_norm
         self.discriminator = run.accelerator.prepare(discriminator)
+        # Of batch norm and LeCAM: a skipped step must not have changed them either.
+        self.statistics = runtime.BufferGuard(
+            [*discriminator.buffers(), *objective.buffers(recurse=False)]
+        )
         self.optimizer = run.add_optimizer(settings, discriminator)
 
     def step(self, pairs: list[tuple[Tensor, Tensor]], step: int) -> dict[str, Any]:
         """One update on the step's videos and their reconstructions; returns its logs."""
         logs: dict[str, Any] = {"discriminator/learning_rate": self.optimizer.param_groups[0]["lr"]}
+        self.statistics.keep()
         for index, (video, reconstruction) in enumerate(pairs):
             with runtime.sync_on_last(self.accelerator, self.discriminator, index, len(pairs)):
                 loss, terms = self.objective.discriminator_loss(
@@ -250,6 +259,8 @@ class Adversary:
         norm = runtime.clip_gradients(self.discriminator.parameters(), self.max_grad_norm)
         if self.guard.ok(self.accelerator, logs["discriminator/total"], norm):
             self.optimizer.step()
+        else:
+            self.statistics.put_back()
         self.optimizer.zero_grad()
         return {**logs, "discriminator/gradient_norm": norm}
 

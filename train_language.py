@@ -82,6 +82,8 @@ def train(config: TrainConfig, resume: str | None) -> None:
     run.model.train()
     if run.start_step:
         export()  # a kill may have come between the checkpoint and this, or damage after it
+        if held_out is not None and run.validation_pending:
+            validate(run, objective, held_out, run.start_step - 1)
 
     for step, samples in run.steps(loader, config.model.family):
         logs: dict[str, Any] = {"learning_rate": run.learning_rate}
@@ -110,7 +112,7 @@ def train(config: TrainConfig, resume: str | None) -> None:
             run.update_ema()
         run.optimizer.zero_grad()
         run.log(step, logs)
-        if held_out is not None and run.due(step, config.validate_every):
+        if held_out is not None and run.validates(step):
             validate(run, objective, held_out, step)
         if run.due(step, config.save_every):
             run.save(step)
@@ -160,7 +162,7 @@ def validate(run: Run, objective: Any, samples: Any, step: int) -> None:
     # Whole batches go to each process: "contrastive" compares the texts of a batch.
     size = config.validation_batch_size
     batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
-    with run.averaged() as model:
+    with run.validation(step) as model:
         rows = measure_language_model(
             model,
             objective,

@@ -167,8 +167,11 @@ class LatentCache(Dataset[dict[str, Any]]):
         """
         found = []
         if autoencoder_config is not None:
-            saved = self.manifest["autoencoder_config"]
-            found += differences(saved, plain(autoencoder_config), "autoencoder.")
+            asked = plain(autoencoder_config)
+            # What an older cache does not name was no choice then: it has today's default.
+            defaults = restricted(plain(AutoencoderConfig()), asked)
+            saved = {**defaults, **self.manifest["autoencoder_config"]}
+            found += differences(saved, asked, "autoencoder.")
         saved_digest = self.manifest["autoencoder_digest"]
         if autoencoder_digest is not None and autoencoder_digest != saved_digest:
             found.append(

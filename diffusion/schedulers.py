@@ -25,7 +25,8 @@ from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHe
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
 
-from diffusion.config import NUM_TIMESTEPS, SCHEDULER_NAMES, FlowConfig
+from diffusion.config import SCHEDULER_NAMES, FlowConfig
+from diffusion.flow_config import NUM_TIMESTEPS
 
 __all__ = [
     "build_sampling_scheduler",

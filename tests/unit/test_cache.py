@@ -554,6 +554,8 @@ class TestRefuses:
         cache = LatentCache(made)
         cache.check("0123456789abcdef", SIZES, {"fps": 8.0})
         cache.check(autoencoder_config=json.loads(json.dumps(vars(SIZES))))
+        del cache.manifest["autoencoder_config"]["structure_extractor"]  # made before it
+        cache.check(autoencoder_config=SIZES)
         with pytest.raises(ValueError, match="digest 0123456789abcdef in the cache, now f"):
             cache.check("f")
         other = AutoencoderConfig(**{**vars(SIZES), "num_queries": 5})

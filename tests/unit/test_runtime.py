@@ -490,6 +490,34 @@ def test_guard_counts_and_stops():
         copy.ok(accelerator, nan)
 
 
+def test_guard_stops_a_run_that_skips_now_and_then():
+    accelerator = Accelerator(cpu=True)
+    whole, guard = (NonFiniteGuard(max_share=0.1) for _ in range(2))
+    for step in range(1000):  # one in twenty
+        for each in (whole, guard):
+            each.ok(accelerator, math.nan if step % 20 == 0 else 1.0)
+        state, guard = guard.state_dict(), NonFiniteGuard(max_share=0.1)  # killed at every step
+        guard.load_state_dict(state)
+    whole.check_whole_run(1000)
+    with pytest.raises(NonFiniteError, match=r"^50 of the run's 400 steps .*; its weights are"):
+        whole.check_whole_run(400)
+
+    def go_on(guard: NonFiniteGuard) -> None:
+        for step in range(100):  # one in two
+            guard.ok(accelerator, math.nan if step % 2 else 1.0)
+
+    for each in (whole, guard):
+        with pytest.raises(NonFiniteError, match=r"^11 of the last 100 steps .* \(\d+ in all\)"):
+            go_on(each)
+    assert whole.total == guard.total
+
+
+def test_guard_without_skips_is_saved_as_before():
+    guard = NonFiniteGuard()
+    guard.ok(Accelerator(cpu=True), 1.0)
+    assert guard.state_dict() == {"total": 0, "consecutive": 0}
+
+
 # Checkpoints
 
 

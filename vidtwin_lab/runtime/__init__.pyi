@@ -47,10 +47,12 @@ from vidtwin_lab.runtime.run_config import (
     RunConfig,
     check_precision,
 )
+from vidtwin_lab.runtime.sample_arguments import guidance_of, parse_sample_arguments
 from vidtwin_lab.runtime.sample_folder import SampleFolder, new_sample_folder
 from vidtwin_lab.runtime.sharding import start_accelerator
 from vidtwin_lab.runtime.trackers import Trackers, build_trackers
 from vidtwin_lab.runtime.training import (
+    BufferGuard,
     NonFiniteGuard,
     StepTimer,
     build_ema,
@@ -64,6 +66,7 @@ from vidtwin_lab.runtime.training import (
 
 __all__ = [
     "TRACKERS",
+    "BufferGuard",
     "CheckpointFolder",
     "ConfigError",
     "DamagedCheckpointError",
@@ -93,6 +96,7 @@ __all__ = [
     "flatten",
     "format_config",
     "gather_rows",
+    "guidance_of",
     "learning_rate_at",
     "learning_rate_schedule",
     "load_config",
@@ -101,6 +105,7 @@ __all__ = [
     "memory_gib",
     "new_sample_folder",
     "parse_arguments",
+    "parse_sample_arguments",
     "progress_bar",
     "read_training_config",
     "read_yaml",

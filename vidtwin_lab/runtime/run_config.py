@@ -37,6 +37,7 @@ CHANGEABLE = (
     "compile",
     "mixed_precision",
     "max_nonfinite_steps",
+    "max_skipped_share",
     "*optimizer.learning_rate",
     "*optimizer.fused",
     "*max_grad_norm",
@@ -185,6 +186,8 @@ class RunConfig:
         damaged_checkpoints: "skip" goes on from the checkpoint before a damaged one, with a
             warning; "refuse" stops.
         max_nonfinite_steps: steps in a row without a finite loss and gradient that stop the run.
+        max_skipped_share: share of such steps, of the last 100 and of the whole run, that is not
+            too much; a run with more stops, or ends with an error.
         tracker: "none", "tensorboard" or "wandb"; metrics.jsonl is written in any case.
         project: the tracker's project.
         collective_timeout_minutes: how long processes wait for each other before the run fails;
@@ -210,6 +213,7 @@ class RunConfig:
     keep_checkpoints: int | None = 3
     damaged_checkpoints: str = "skip"
     max_nonfinite_steps: int = 10
+    max_skipped_share: float = 0.1
     tracker: str = "none"
     project: str = "vidtwin"
     collective_timeout_minutes: float = 60.0
@@ -231,6 +235,8 @@ class RunConfig:
         require(
             on_damage in ("skip", "refuse"), "damaged_checkpoints", '"skip" or "refuse"', on_damage
         )
+        share = self.max_skipped_share
+        require(0 <= share <= 1, "max_skipped_share", "in [0, 1]", share)
         check_precision(self.mixed_precision)
         minutes = self.collective_timeout_minutes
         require(
