@@ -69,11 +69,12 @@ class LatentActions(nn.Module):
 
     @torch.no_grad()
     def features(self, clips: ActionClips) -> Array:
-        """(N, (T - 1) Z): the latent actions of each clip, one after another."""
+        """(N, T, Z): the latent action from each frame to the next, zeros at the last one."""
         rows = []
         for clip in clips.frames:
             frames = _scaled(clip)
-            rows.append(self.encode(frames[:-1], frames[1:]).flatten().numpy())
+            actions = self.encode(frames[:-1], frames[1:])
+            rows.append(torch.cat((actions, 0 * actions[:1])).numpy())
         return np.stack(rows)
 
 
