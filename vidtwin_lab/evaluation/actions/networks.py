@@ -79,7 +79,7 @@ class LatentActions(nn.Module):
 
 
 class StateJudge(nn.Module):
-    """Reads the positions of a state off a single frame."""
+    """Reads the positions of a state off a single frame; `mean` and `spread` are theirs, (P,)."""
 
     def __init__(self, values: int, channels: int) -> None:
         super().__init__()
@@ -91,8 +91,7 @@ class StateJudge(nn.Module):
             nn.GELU(),
             nn.Linear(8 * channels, values),
         )
-        self.mean = nn.Buffer(torch.zeros(values))
-        self.spread = nn.Buffer(torch.ones(values))
+        self.mean, self.spread = torch.zeros(values), torch.ones(values)
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B, 3, 32, 32) to (B, P), standardised."""
