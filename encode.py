@@ -3,8 +3,8 @@
     python encode.py --config configs/encode/shapes.yaml output=outputs/shapes_latents
     accelerate launch encode.py --config configs/encode/clips.yaml data.path=FOLDER autoencoder=RUN
 
-Writes output/train and output/validation; see `diffusion.cache` for their files. The same command
-resumes an interrupted run; the files don't depend on the number of processes.
+Writes output/train and output/validation, described in docs/diffusion.md. The same command resumes
+an interrupted run; the files don't depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 DATA_PARTS = ("train", "validation", "all")
 LOOKED_AT = 500  # files of a part, by --dry-run
+STARTERS = ("configs/encode/shapes_debug.yaml", "configs/encode/clips.yaml")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,8 +118,8 @@ class EncodeConfig:
 def main() -> None:
     """Reads the command line, then describes the caches or writes them."""
     runtime.configure_logging()
-    arguments = runtime.parse_arguments("Encodes a data set into a latent cache.", training=False)
-    config = runtime.load_config(EncodeConfig, arguments.config, arguments.overrides)
+    arguments = runtime.parse_arguments(__doc__ or "", training=False, starters=STARTERS)
+    config = runtime.read_config(EncodeConfig, arguments)
     find_autoencoder(config.autoencoder, untrained=arguments.dry_run)
     if not arguments.dry_run:
         config.data.check_files()

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 # What is heavy is imported where it is used: a wrong flag is answered at once.
 from diffusion.inputs import check_seed, common_length, prompt_list
-from diffusion.pipeline_files import find_pipeline
+from diffusion.pipeline_files import check_asked, find_pipeline
 from vidtwin.files import check_folder, shipped_path
 from vidtwin.text_files import read_lines
 from vidtwin_lab import runtime
@@ -36,6 +36,9 @@ from vidtwin_lab import runtime
 if TYPE_CHECKING:
     from diffusion import VidTwinPipeline
 
+# Keyword of the pipeline -> flag of another name.
+FLAGS = {"class_labels": "--class-label", "num_inference_steps": "--steps"}
+FLAGS |= {name: f"--{name}-from" for name in ("structure", "dynamics")}
 SHIPPED_PIPELINE = shipped_path("checkpoints/shapes")
 DEFAULT_FPS, SHEET_ROWS = 8.0, 16
 # Arguments that name a file which must be there.
@@ -57,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     runtime.configure_logging()
     prompts = read_prompts(arguments)
     check_folder(arguments.output)
-    find_pipeline(shipped_path(arguments.pipeline or SHIPPED_PIPELINE))
+    found = find_pipeline(shipped_path(arguments.pipeline or SHIPPED_PIPELINE))
+    if found is not None:
+        check_asked(found, arguments.scheduler, prompts, arguments.class_label)
     for name in FILES:
         if (path := getattr(arguments, name)) is not None and not path.is_file():
             flag = name.removesuffix("_from") if name == "continue_from" else name
@@ -162,11 +167,8 @@ def sampling_options(arguments: argparse.Namespace, pipeline: VidTwinPipeline) -
         if options[name] is None:
             options[name] = pipeline.config[name]
     options |= {name: getattr(arguments, name) for name in shared}
-    whole = arguments.structure_from is None and arguments.dynamics_from is None
-    lead = arguments.structure_lead
-    lead = pipeline.config["structure_lead"] if lead is None and whole else lead
-    if lead:
-        options["structure_lead"] = lead
+    if arguments.structure_lead is not None:
+        options["structure_lead"] = arguments.structure_lead
     if arguments.guider is not None:
         text = " ".join(arguments.guider)
         options["guider"] = build_guider(text, options.pop("guidance_scale"))
@@ -249,6 +251,8 @@ def describe(
     shown = dict(options)
     if arguments.guider is not None:
         shown["guider"] = " ".join(arguments.guider)
+    if (lead := pipeline.config["structure_lead"]) and not {"structure", "dynamics"} & {*options}:
+        shown.setdefault("structure_lead", lead)
     if arguments.continue_from is not None:
         shown["continue_frames"] = arguments.continue_frames
     tensors = ("structure", "dynamics", "first_frame", "last_frame", "prefix")
@@ -269,4 +273,4 @@ def describe(
 
 
 if __name__ == "__main__":
-    runtime.run_main(main)
+    runtime.run_main(main, flags=FLAGS)

@@ -105,10 +105,12 @@ DATA_MAY_CHANGE = (
     *("data.max_bad_fraction", "init_from"),
 )
 
+STARTERS = ("configs/ae/shapes_debug.yaml", "configs/ae/clips_64.yaml")
+
 
 def main() -> None:
     """Reads the command line, then describes the run or trains."""
-    config, arguments = runtime.read_training_config("Trains a VidTwin autoencoder.", TrainConfig)
+    config, arguments = runtime.read_training_config(__doc__ or "", TrainConfig, STARTERS)
     if arguments.dry_run:
         from vidtwin.building import describe_models
 

@@ -77,11 +77,12 @@ MAY_CHANGE = (
     *("data.path", "data.root", "data.max_pixels", "data.max_frames"),
 )
 
+STARTERS = ("configs/diffusion/shapes_debug.yaml", "configs/diffusion/clips.yaml")
+
 
 def main() -> None:
     """Reads the command line, then describes the run or trains."""
-    about = "Trains a diffusion transformer over VidTwin latents."
-    config, arguments = runtime.read_training_config(about, TrainConfig)
+    config, arguments = runtime.read_training_config(__doc__ or "", TrainConfig, STARTERS)
     if arguments.dry_run:
         describe(config)
     else:

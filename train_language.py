@@ -1,4 +1,4 @@
-"""Trains a reader of prompts on text: to fill gaps (BERT and its heirs) or to go on (GPT).
+"""Trains a text encoder: by masked tokens (BERT and its heirs) or by the next token (GPT).
 
     python train_language.py --config configs/language/shapes_bert.yaml output=outputs/bert
     accelerate launch train_language.py --config ... corpus.source=text corpus.path=texts
@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 
     Run = runtime.TrainingRun[TrainConfig]
 
+STARTERS = ("configs/language/shapes_bert_debug.yaml", "configs/language/shapes_bert.yaml")
+
 
 def main() -> None:
     """Reads the command line, then describes the run or trains."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads would outlive a fork
     # It warns of the tied weights of every checkpoint, which loading ties again.
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
-    config, arguments = runtime.read_training_config("Trains a small language model.", TrainConfig)
+    config, arguments = runtime.read_training_config(__doc__ or "", TrainConfig, STARTERS)
     if arguments.dry_run:
         describe(config)
     else:

@@ -18,7 +18,6 @@ __all__ = [
     "GIVEN_GUIDANCE_SCALE",
     "GUIDANCE_SCALE",
     "NUM_INFERENCE_STEPS",
-    "SCHEDULER_NAMES",
     "DiTConfig",
     "FlowConfig",
     "GivenFramesConfig",
@@ -31,9 +30,6 @@ __all__ = [
 # How a new pipeline samples unless told otherwise.
 NUM_INFERENCE_STEPS = 30
 GUIDANCE_SCALE = 6.0
-
-# Of `diffusion.schedulers.build_scheduler`; which of them there are depends on the objective.
-SCHEDULER_NAMES = ("euler", "heun", "dpm++", "unipc", "ddim", "ddpm")
 
 TEXT_CONDITIONINGS = ("cross_attention", "in_context")
 CLASS_CONDITIONINGS = ("adaln", "cross_attention")
@@ -213,8 +209,14 @@ class TransformerConfig:
     Args:
         preset: "debug", "S", "B", "L" or "XL".
         hidden_size, depth, num_heads: instead of the preset's; None for those.
-        mlp_ratio, structure_patch_size, structure_query_patch_size, dynamics_patch_size, qk_norm,
-            text_conditioning, class_conditioning, class_embed_dim: see `DiTConfig`.
+        mlp_ratio: as of `DiTConfig`, as are all that follow: hidden width of each MLP over D.
+        structure_patch_size: rows and columns of the structure grid that one token covers.
+        dynamics_patch_size: frames of a dynamics latent that one token covers.
+        qk_norm: RMS norm of queries and keys.
+        text_conditioning: "cross_attention" or "in_context".
+        structure_query_patch_size: structure queries that one token covers.
+        class_conditioning: "adaln" or "cross_attention".
+        class_embed_dim: width of a class for "cross_attention".
     """
 
     preset: str = "S"

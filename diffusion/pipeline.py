@@ -25,10 +25,10 @@ from diffusion.dit import TwinDiT
 from diffusion.given_frames import GivenFrames
 from diffusion.guidance import check_negative
 from diffusion.guiders import check_guider, refuse_scales
-from diffusion.inputs import check_count, class_indices, common_length, lead_steps, prompt_list
+from diffusion.inputs import check_count, check_lead, class_indices, common_length, prompt_list
 from diffusion.latent_stats import LatentStats
 from diffusion.long_video import join_windows, latent_windows, scale_motion
-from diffusion.pipeline_files import check_parts, check_scheduler, load_parts
+from diffusion.pipeline_files import check_parts, check_scheduler, check_trained_with, load_parts
 from diffusion.pipeline_values import (
     OUTPUT_TYPES,
     after_step_of,
@@ -136,7 +136,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             given_guidance_scale=given_guidance_scale,
             structure_lead=structure_lead,
         )
-        lead_steps(structure_lead, 1000)
+        check_lead(structure_lead, 1000)
         GuidanceScales(text=guidance_scale, given=given_guidance_scale)
         self._interrupt = False
         self._num_timesteps = 0
@@ -343,7 +343,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             structure_lead=lead,
             guider=guider,
             going_on=partial(going_on, self) if takes_frames else None,
-            known=frames and frames.latents,
+            known=frames.latents if frames else None,
             known_frames=frames.num_known if frames else 0,
         ).sample(starts, batch_size)
         starts = starts[: len(windows)]
@@ -413,11 +413,8 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         return conditions, negative.map(repeated)
 
     def _text_embedder(self) -> TextEmbedder:
-        if self.transformer.sizes.text_hidden_size is None:
-            known = "; ask by `class_labels`" if self.transformer.sizes.num_classes else ""
-            raise ValueError(
-                f"this pipeline was not trained with text: leave out the prompt{known}"
-            )
+        sizes = self.transformer.sizes
+        check_trained_with("text", sizes.text_hidden_size, sizes.num_classes)
         if self.text_encoder is None or self.tokenizer is None:
             raise ValueError(
                 "this pipeline has no text encoder and tokenizer to read a prompt with"
@@ -434,13 +431,9 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         """
         if labels is None:
             return None
-        num_classes = self.transformer.sizes.num_classes
-        if num_classes is None:
-            known = "; ask by `prompt`" if self.transformer.sizes.text_hidden_size else ""
-            raise ValueError(
-                f"this pipeline was not trained with classes: leave out the class label{known}"
-            )
-        return class_indices(labels, num_classes, self.config["class_names"])
+        sizes = self.transformer.sizes
+        check_trained_with("classes", sizes.num_classes, sizes.text_hidden_size)
+        return class_indices(labels, sizes.num_classes, self.config["class_names"])
 
     def _bring(self, module: Any) -> None:
         """Moves a module that was offloaded to the device, for a method other than forward."""

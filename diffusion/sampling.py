@@ -25,7 +25,8 @@ from diffusion.given_frames import GivenFrames
 from diffusion.guidance import guidance_terms, guided_prediction
 from diffusion.guiders import guide_tracks
 from diffusion.inputs import check_length, lead_steps, seed_list
-from diffusion.schedulers import LatentSolver, is_flow, prediction_of
+from diffusion.scheduler_names import is_flow
+from diffusion.schedulers import LatentSolver, prediction_of
 from diffusion.tracks import Track
 from vidtwin import AutoencoderConfig, VidTwinLatents, standard_normal_latents
 

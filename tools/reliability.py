@@ -94,6 +94,18 @@ CHECKS: dict[str, Check] = {
         "Foreign files run nothing, reach nothing else and take no memory",
         *("unit/test_attacks.py", "attacks:measure"),
     ),
+    "mutations": Check(
+        "A damaged file is read or refused in one line; nothing crashes and nothing hangs",
+        *("unit/test_readers.py", "damage:mutations"),
+    ),
+    "opens": Check(
+        "Files are opened and closed for days: memory, descriptors and threads stay flat",
+        *("unit/test_readers.py", "damage:opens"),
+    ),
+    "command_lines": Check(
+        "Whatever stands in a command line or a config, a script runs or refuses it in one line",
+        *("property/test_command_lines.py", "damage:command_lines"),
+    ),
 }
 
 

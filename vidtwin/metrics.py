@@ -223,7 +223,8 @@ def _build_lpips(net: str) -> nn.Module:
             f"LPIPS needs torchvision's weights {filename}, which could not be loaded "
             f"({str(error) or type(error).__name__}): put "
             f"https://download.pytorch.org/models/{filename} into {folder} "
-            "(TORCH_HOME moves that folder), or set loss.perceptual_weight=0"
+            "(TORCH_HOME moves that folder), or do without it: loss.perceptual_weight=0 of a "
+            "training, lpips=null of evaluate.py, --lpips none of reconstruct.py"
         ) from error
 
 

@@ -78,7 +78,7 @@ class JointQFormer(QFormer):
 
 
 class SpatialQFormer(QFormer):
-    """Per frame, w' + h' queries attend to the positions, instead of means over rows and columns."""
+    """Per frame, w' + h' queries attend to the positions: no means over rows and columns."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         height, width = config.dynamics_grid

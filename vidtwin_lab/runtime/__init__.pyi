@@ -1,3 +1,9 @@
+from vidtwin_lab.runtime.arguments import (
+    ArgumentParser,
+    RenamedOption,
+    parse_arguments,
+    read_config,
+)
 from vidtwin_lab.runtime.checkpoints import (
     CheckpointFolder,
     DamagedCheckpointError,
@@ -5,9 +11,7 @@ from vidtwin_lab.runtime.checkpoints import (
     find_checkpoint,
 )
 from vidtwin_lab.runtime.command import (
-    RenamedOption,
     configure_logging,
-    parse_arguments,
     read_training_config,
     refuse_several_processes,
     run_main,
@@ -66,6 +70,7 @@ from vidtwin_lab.runtime.training import (
 
 __all__ = [
     "TRACKERS",
+    "ArgumentParser",
     "BufferGuard",
     "CheckpointFolder",
     "ConfigError",
@@ -107,6 +112,7 @@ __all__ = [
     "parse_arguments",
     "parse_sample_arguments",
     "progress_bar",
+    "read_config",
     "read_training_config",
     "read_yaml",
     "refuse_several_processes",

@@ -29,7 +29,14 @@ from vidtwin_lab.runtime.accelerate_state import (
     weights_only,
     without_wrappers,
 )
-from vidtwin_lab.runtime.config import ConfigError, config_to_dict, flatten, read_yaml, save_config
+from vidtwin_lab.runtime.config import (
+    ConfigError,
+    config_to_dict,
+    flatten,
+    load_config,
+    read_yaml,
+    save_config,
+)
 from vidtwin_lab.runtime.run_config import CHANGEABLE, FIXED
 
 if TYPE_CHECKING:
@@ -292,9 +299,10 @@ class RunFolder:
         """
         # A run that has no checkpoint yet has nothing that another config could spoil.
         if self.config_path.exists() and self.checkpoints.latest() is not None:
-            differences = _differences(
-                flatten(read_yaml(self.config_path)), flatten(config_to_dict(config)), changeable
-            )
+            # Loaded, so that a key which did not exist when the run began has its default.
+            begun = load_config(type(config), self.config_path)
+            saved, current = (flatten(config_to_dict(each)) for each in (begun, config))
+            differences = _differences(saved, current, changeable)
             if differences:
                 raise ConfigError(
                     f"run folder {self.path} belongs to a run with another config: "

@@ -79,6 +79,13 @@ class OptimizerConfig:
         betas, epsilon: of AdamW; Muon's momentum is 0.95.
         fused: update by AdamW's fused kernel, where the device has one.
         decay_norms_and_biases: let weight decay act on vectors too, as the released code does.
+        learning_rate: the highest of the schedule.
+        weight_decay: decoupled from the gradient, times the learning rate.
+        schedule: "warmup_cosine", which falls to 0, or one of diffusers': "linear", "cosine",
+            "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup".
+        warmup_steps: in which the learning rate rises in a line.
+        warmup_start: learning rate that the rise begins with, of "warmup_cosine" alone.
+        max_grad_norm: longer gradients are scaled down to it; None clips none.
     """
 
     name: str = "adamw"
@@ -136,6 +143,12 @@ class EMAConfig:
         stds: lengths of the averages of kind "power", relative to the run; the first is exported.
         snapshot_every: steps after which each of them is written to OUTPUT/ema_snapshots, with as
             many bytes as the model in float32.
+        enabled: keep an average at all.
+        decay: the largest share of the average that a step leaves as it is.
+        min_decay: the smallest.
+        update_after_step: copy the weights up to this step, and average from there on.
+        warmup: let the decay grow as 1 - (1 + n)^-power.
+        power: of that growth; 2/3 suits long runs, 3/4 short ones.
     """
 
     enabled: bool = True

@@ -7,15 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion.config import (
-    GUIDANCE_SCALE,
-    NUM_INFERENCE_STEPS,
-    SCHEDULER_NAMES,
-    GuidanceScales,
-)
+from diffusion.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, GuidanceScales
 from diffusion.guiders import GUIDER_NAMES, parse_guider, refuse_scales
-from diffusion.inputs import lead_steps
-from vidtwin_lab.runtime.command import RenamedOption
+from diffusion.inputs import check_lead
+from diffusion.scheduler_names import SCHEDULER_NAMES
+from vidtwin_lab.runtime.arguments import ArgumentParser, RenamedOption
 from vidtwin_lab.runtime.sample_folder import new_sample_folder
 
 __all__ = ["guidance_of", "parse_sample_arguments"]
@@ -29,12 +25,10 @@ def parse_sample_arguments(doc: str, argv: Sequence[str] | None) -> argparse.Nam
     Raises:
         ValueError: naming the flag.
     """
-    about, _, details = doc.partition("\n")
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(None, None, about, details, formatter_class=as_written)
+    parser = ArgumentParser(doc)
     add_what(parser.add_argument)
     add_how(parser.add_argument)
-    arguments = parser.parse_args(argv)
+    arguments = parser.read(argv)
     check(arguments)
     arguments.output = arguments.output or new_sample_folder(Path("outputs/samples"))
     return arguments
@@ -46,48 +40,43 @@ def add_what(add: Callable[..., Any]) -> None:
     add("--prompts-file", type=Path, metavar="FILE", help="a prompt in each line")
     add("--negative-prompt", metavar="TEXT", help="what not to show")
     add("--class-label", action="append", metavar="NAME_OR_ID", help="a class (repeatable)")
-    add("--structure-from", type=Path, metavar="VIDEO", help="keep its structure")
-    add("--dynamics-from", type=Path, metavar="VIDEO", help="keep its dynamics")
+    add("--structure-from", type=Path, metavar="VIDEO", help="keep this video's structure")
+    add("--dynamics-from", type=Path, metavar="VIDEO", help="keep this video's dynamics")
     add("--first-frame", type=Path, metavar="IMAGE", help="that the video starts with")
     add("--last-frame", type=Path, metavar="IMAGE", help="that it ends with")
     add("--continue", dest="continue_from", type=Path, metavar="VIDEO", help="whose last frames")
-    add("--continue-frames", type=int, default=4, metavar="N", help="it starts with (%(default)s)")
+    add("--continue-frames", type="count", default=4, metavar="N", help="start it (%(default)s)")
     add("--pipeline", metavar="PATH", help="folder or hub id (default: the moving shapes)")
     add("--output", type=Path, metavar="FOLDER", help="(default: a new outputs/samples...)")
     add("--overwrite", action="store_true", help="remove older samples from the folder")
-    add("--seed", type=int, default=0, help="of the first sample; the next ones count on")
-    add("--num-videos", type=int, metavar="N", help="of each prompt or class (default: 1)")
-    add("--num-samples", type=int, metavar="N", help="in all, the prompts or classes in turn")
+    add("--seed", type=int, default=0, help="of the first sample; the others count up from it")
+    add("--num-videos", type="count", metavar="N", help="of each prompt or class (default: 1)")
+    add("--num-samples", type="count", metavar="N", help="in all, the prompts or classes in turn")
 
 
 def add_how(add: Callable[..., Any]) -> None:
     """How it is sampled."""
-    add("--steps", type=int, help="of the solver (default: the pipeline's)")
+    add("--steps", type="count", metavar="N", help="solver steps (default: the pipeline's)")
     names = ", ".join(SCHEDULER_NAMES)
     add("--scheduler", metavar="NAME", help=f"{names} (default: the pipeline's)")
-    add("--guidance-scale", type=float, help="1 is off (default: the pipeline's)")
-    add("--class-guidance-scale", type=float, metavar="SCALE", help="of the class alone")
-    add("--structure-guidance-scale", type=float, metavar="SCALE", help="for structure alone")
-    add("--dynamics-guidance-scale", type=float, metavar="SCALE", help="for dynamics alone")
-    add("--given-guidance-scale", type=float, help="of what is given (default: the pipeline's)")
+    add("--guidance-scale", type=float, metavar="X", help="1 is off (default: the pipeline's)")
+    for name in ("class", "structure", "dynamics"):
+        add(f"--{name}-guidance-scale", type=float, metavar="X", help=f"of the {name} alone")
+    add("--given-guidance-scale", type=float, metavar="X", help="of --structure-from and the like")
     add("--held-guidance-scale", action=RenamedOption, now="--given-guidance-scale")
     add("--guider", nargs="+", metavar=("NAME", "KEY=VALUE"), help=f"{', '.join(GUIDER_NAMES)}")
-    add("--structure-lead", type=float, help="share of a schedule that structure is ahead")
-    add("--motion-scale", type=float, default=1.0, help="of the dynamics' changes (%(default)s)")
-    add("--num-frames", type=int, metavar="N", help="beyond what the model makes at once")
+    add("--structure-lead", type=float, metavar="X", help="share of the steps that structure leads")
+    add("--motion-scale", type=float, default=1.0, metavar="X", help="more motion above 1")
+    add("--num-frames", type="count", metavar="N", help="of the video (default: the model's)")
     add("--fps", type=float, help="of the files (default: of the pipeline's training clips)")
-    add("--batch-size", type=int, default=1, metavar="N", help="videos at once (%(default)s)")
+    add("--batch-size", type="count", default=1, metavar="N", help="videos at once (%(default)s)")
     add("--device", help="cpu, cuda, ... (default: the accelerator, if there is one)")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    dtypes = ("float32", "bfloat16", "float16")
+    add("--dtype", choices=dtypes, default=dtypes[0], help="of the models (%(default)s)")
 
 
 def check(arguments: argparse.Namespace) -> None:
     """Raises ValueError for values that no pipeline takes."""
-    counts = ("num_videos", "num_samples", "steps", "num_frames", "batch_size", "continue_frames")
-    for flag in counts:
-        value = getattr(arguments, flag)
-        if value is not None and value < 1:
-            raise ValueError(f"--{flag.replace('_', '-')} must be at least 1, got {value}")
     if arguments.num_videos and arguments.num_samples:
         raise ValueError("--num-videos counts for each prompt, --num-samples in all; give one")
     if arguments.structure_from and arguments.dynamics_from:
@@ -99,7 +88,7 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--fps must be a positive number, got {arguments.fps}")
     guidance_of(arguments)
     if arguments.structure_lead is not None:
-        lead_steps(arguments.structure_lead, arguments.steps or NUM_INFERENCE_STEPS)
+        check_lead(arguments.structure_lead, arguments.steps or NUM_INFERENCE_STEPS)
     if arguments.continue_from and arguments.first_frame:
         raise ValueError("--first-frame is the first of --continue; give one of them")
 
