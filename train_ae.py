@@ -23,6 +23,7 @@ from vidtwin.config import (
     LossConfig,
 )
 from vidtwin.data import DataConfig, TooManyBadFiles
+from vidtwin.files import shipped_path
 from vidtwin_lab import runtime
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class TrainConfig(runtime.RunConfig):
             )
         if not dry_run:
             self.data.check_files()
-        if self.init_from is not None and not Path(self.init_from).exists():
+        if self.init_from is not None and not shipped_path(self.init_from).exists():
             raise ValueError(
                 f"init_from: no checkpoint file at {self.init_from}, and no folder of a model"
             )

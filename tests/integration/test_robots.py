@@ -41,6 +41,15 @@ def test_the_recipe_describes_itself_and_learns_from_lerobot_data(tmp_path):
     assert (tmp_path / "run" / "autoencoder" / "config.json").is_file()
 
 
+def test_training_on_the_arm_starts_from_the_shipped_autoencoder(tiny, tmp_path):
+    """From any folder; `tiny` skips where nothing can be simulated."""
+    words = ("steps=2", "compile=false", "optimizer.warmup_steps=1", "validation_samples=0")
+    config = ("train_ae", "--config", ROOT / "configs/ae/physics_paired.yaml")
+    run(*config, *words, "output=run", folder=tmp_path).done()
+    saved = read_json(tmp_path / "run" / "autoencoder" / "config.json")
+    assert (saved["structure_frame"], saved["hidden_size"]) == (0, 128)
+
+
 def test_actions_are_probed_beside_baselines_of_the_same_size(tiny, tmp_path):
     run(*DEBUG, f"autoencoder={tiny}", f"output={tmp_path}").done()
     report = read_json(tmp_path / "actions.json")
