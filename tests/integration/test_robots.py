@@ -26,7 +26,7 @@ def tiny(build_autoencoder, tmp_path_factory) -> Path:
 def test_the_recipe_describes_itself_and_learns_from_lerobot_data(tmp_path):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     recipe = ("train_ae", "--config", "configs/ae/robot_finetune.yaml")
-    told = run(*recipe, "init_from=null", "--dry-run").done()
+    told = run(*recipe, "--dry-run").done()
     assert "kl_weight: 1.0e-06" in told
     assert "source: lerobot" in told
     assert "8,064 latent values per clip" in told
