@@ -23,6 +23,7 @@ from vidtwin.config import (
     LossConfig,
 )
 from vidtwin.data import DataConfig, TooManyBadFiles
+from vidtwin.files import shipped_path
 from vidtwin_lab import runtime
 
 if TYPE_CHECKING:
@@ -83,9 +84,10 @@ class TrainConfig(runtime.RunConfig):
             raise ValueError(
                 f"loss.alignment.encoder: no image encoder in {encoder}, it has no config.json"
             )
-        if not dry_run:
-            self.data.check_files()
-        if self.init_from is not None and not Path(self.init_from).exists():
+        if dry_run:
+            return
+        self.data.check_files()
+        if self.init_from is not None and not shipped_path(self.init_from).exists():
             raise ValueError(
                 f"init_from: no checkpoint file at {self.init_from}, and no folder of a model"
             )
