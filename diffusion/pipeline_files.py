@@ -138,7 +138,7 @@ def check_asked(
         check_trained_with("text", text_size, num_classes)
     if class_labels is not None:
         check_trained_with("classes", num_classes, text_size)
-        class_indices(class_labels, num_classes, index.get("class_names"))
+        class_indices(class_labels, int(num_classes or 0), index.get("class_names"))
 
 
 def check_trained_with(condition: str, size: int | None, others: int | None) -> None:
