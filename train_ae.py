@@ -40,6 +40,8 @@ class TrainConfig(runtime.RunConfig):
     Args:
         init_from: weights to start from: a saved autoencoder's folder, or a released
             .ckpt/.safetensors (its discriminator comes along if it is there).
+        add_refinement: give weights without a refinement the new one of the config's model
+            (`model.refinement_channels`), which starts as if it were not there.
         branch_dropout: how often a clip is decoded without structure or without dynamics.
         frame_shuffle: how often a clip's structure is encoded from shuffled frames.
         freeze_encoder: train the decoder alone; latents that were cached stay valid.
@@ -50,6 +52,7 @@ class TrainConfig(runtime.RunConfig):
     output: str = "outputs/autoencoder"
     project: str = "vidtwin-autoencoder"
     init_from: str | None = None
+    add_refinement: bool = False
     branch_dropout: BranchDropout = BranchDropout()
     frame_shuffle: FrameShuffle = FrameShuffle()
     freeze_encoder: bool = False
@@ -64,6 +67,15 @@ class TrainConfig(runtime.RunConfig):
     discriminator_optimizer: runtime.OptimizerConfig = runtime.OptimizerConfig(
         learning_rate=1.5e-5, betas=(0.0, 0.9), warmup_steps=5000, warmup_start=1e-5
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.add_refinement and not (self.init_from and self.model.refinement_channels):
+            raise ValueError(
+                "add_refinement=true puts a new refinement on weights without one: set init_from "
+                f"(got {self.init_from}) and model.refinement_channels (got "
+                f"{self.model.refinement_channels})"
+            )
 
     def check_files(self, dry_run: bool = False) -> None:
         super().check_files(dry_run)
@@ -109,8 +121,14 @@ def train(config: TrainConfig, resume: str | None) -> None:
     run = runtime.TrainingRun(config, DATA_MAY_CHANGE, fixed)
     accelerator = run.accelerator
     dataset, held_out = build_dataset(config.data), held_out_clips(run)
-    models = (config.model, config.discriminator, config.loss)
-    model, discriminator, objective = build_models(*models, config.init_from, config.freeze_encoder)
+    model, discriminator, objective = build_models(
+        config.model,
+        config.discriminator,
+        config.loss,
+        config.init_from,
+        config.freeze_encoder,
+        config.add_refinement,
+    )
     run.prepare(model, objective)
     adversary = None
     if config.loss.discriminator_weight > 0:

@@ -5,6 +5,7 @@ Axes: B batch, C channels, T frames, H W pixels, h w grid, D width.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -21,6 +22,7 @@ from vidtwin.branches import DynamicsDecoder, DynamicsEncoder, StructureDecoder,
 from vidtwin.config import AutoencoderConfig
 from vidtwin.convert import read_official
 from vidtwin.latents import DiagonalGaussian, Generators, Part, VidTwinLatents, VidTwinPosterior
+from vidtwin.refinement import Refinement
 from vidtwin.strict_loading import StrictLoading, load_strictly
 from vidtwin.transformer import PatchEmbedding, PatchHead, SpaceTimeTransformer
 
@@ -80,6 +82,9 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         dynamics_channels: int = 8,
         dynamics_downsamples: int = 1,
         structure_frame: int | None = None,
+        refinement_channels: int | None = None,
+        refinement_layers: int = 3,
+        refinement_stride: int = 1,
     ) -> None:
         super().__init__()
         config = AutoencoderConfig.from_dict(
@@ -116,6 +121,7 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         self.head = PatchHead(
             config.hidden_size, config.patch_size, config.grid, config.in_channels
         )
+        self.refinement = None if config.refinement_channels is None else Refinement(config)
 
     @property
     def compression_rate(self) -> float:
@@ -144,7 +150,10 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
 
     @property
     def decoder_last_weight(self) -> torch.Tensor:
-        """Weight of the decoder's last Linear, which the adaptive GAN weight is computed from."""
+        """Weight of the decoder's last Linear, which the adaptive GAN weight is computed from.
+
+        Also where a refinement follows, whose own last layer starts at zero.
+        """
         return self.head.linear.weight
 
     def encode(
@@ -208,7 +217,9 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         """
         self._check_latents(latents)
         features = self.decoder_features(latents, part, branch_weights)
-        return self.head(self.decoder(rearrange(features, "b d t h w -> b t (h w) d")))
+        tokens = self.decoder(rearrange(features, "b d t h w -> b t (h w) d"))
+        video = self.head(tokens)
+        return video if self.refinement is None else self.refinement(video, tokens)
 
     def decoder_features(
         self,
@@ -292,6 +303,34 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         model = cls(**(config | config_overrides))
         load_strictly(model, weights, path, unknown)
         return model.eval()
+
+    def refined(self, channels: int, layers: int = 3, stride: int = 1) -> VidTwinAutoencoder:
+        """This model with a new refinement after it, which changes nothing until it is trained.
+
+        Args:
+            channels, layers, stride: `refinement_channels` and so on of the config.
+        Raises:
+            ValueError: if the model has a refinement already.
+        """
+        if self.refinement is not None:
+            raise ValueError(
+                "the autoencoder has a refinement already, of refinement_channels="
+                f"{self.sizes.refinement_channels}; train it on, without adding another"
+            )
+        sizes = dataclasses.replace(
+            self.sizes,
+            refinement_channels=channels,
+            refinement_layers=layers,
+            refinement_stride=stride,
+        )
+        model = VidTwinAutoencoder(**dataclasses.asdict(sizes)).to(self.device, self.dtype)
+        added = {
+            name: weight
+            for name, weight in model.state_dict().items()
+            if name.startswith("refinement.")
+        }
+        model.load_state_dict(self.state_dict() | added, strict=True)
+        return model.train(self.training)
 
     def _check_video(self, video: torch.Tensor, fewer_frames: bool = False) -> None:
         expected = self.sizes.video_shape

@@ -62,6 +62,11 @@ class AutoencoderConfig:
         structure_frame: the one frame of a window that the structure is encoded from, so that it
             can't hold any motion (single-frame structure); None uses all frames, as the paper
             does. For an autoencoder trained with `frame_shuffle.frames=1`.
+        refinement_channels: width of the convolutional head after the patches, which mends their
+            seams; None, as released: there is none.
+        refinement_layers: its 3 x 3 convolutions, at least 2.
+        refinement_stride: pixels along the side of a cell that it works on; divides the patch. At
+            2 it sees twice as far at a quarter of the cost.
 
     Raises:
         ValueError: if sizes do not fit together; the message names the keyword.
@@ -93,6 +98,9 @@ class AutoencoderConfig:
     dynamics_channels: int = 8
     dynamics_downsamples: int = 1
     structure_frame: int | None = None
+    refinement_channels: int | None = None
+    refinement_layers: int = 3
+    refinement_stride: int = 1
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AutoencoderConfig:
@@ -114,6 +122,7 @@ class AutoencoderConfig:
                 f"`structure_frame` must be null or a frame of the window, 0 to "
                 f"{self.num_frames - 1}, got {frame!r}"
             )
+        self._check_refinement()
 
     def _check_numbers(self) -> None:
         may_be_zero = {"structure_downsamples", "dynamics_downsamples", "query_dropout"}
@@ -165,6 +174,22 @@ class AutoencoderConfig:
             raise ValueError(
                 f"`mlp_ratio`={self.mlp_ratio} of `hidden_size`={self.hidden_size} leaves no width "
                 "for the MLP"
+            )
+
+    def _check_refinement(self) -> None:
+        channels = self.refinement_channels
+        if channels is not None and (type(channels) is not int or channels < 1):
+            raise ValueError(
+                f"`refinement_channels` must be null (no refinement) or positive, got {channels!r}"
+            )
+        if self.refinement_layers < 2:
+            raise ValueError(
+                f"`refinement_layers` must be at least 2, got {self.refinement_layers}"
+            )
+        if any(side % self.refinement_stride for side in self.patch_size[1:]):
+            raise ValueError(
+                f"`refinement_stride` must divide the patch's sides "
+                f"{self.patch_size[1]} x {self.patch_size[2]}, got {self.refinement_stride}"
             )
 
     @property
