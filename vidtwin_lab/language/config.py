@@ -52,16 +52,21 @@ class ShapesCaptionsConfig:
         pair_fraction: share of the samples that are two captions of one clip in different words:
             to predict a masked token of one, a model must find the same thing in the other.
         two_object_fraction: share of the captions with two objects.
+        sized_fraction, paced_fraction: share of the objects whose size and whose speed is said,
+            as in `data.shapes`.
     """
 
     size: int = 100_000
     wordings: str = "all"
     pair_fraction: float = 0.0
     two_object_fraction: float = 0.25
+    sized_fraction: float = 0.0
+    paced_fraction: float = 0.0
 
     def __post_init__(self) -> None:
         check_range(self, "at least 1", "size")
         check_range(self, "in [0, 1]", "pair_fraction", "two_object_fraction")
+        check_range(self, "in [0, 1]", "sized_fraction", "paced_fraction")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
