@@ -9,6 +9,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}  # tools too run what stands here
 ae=() bert=() latents=() transformer=()
 if [ "${1:-}" = --debug ]; then
     shift

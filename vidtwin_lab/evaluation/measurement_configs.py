@@ -55,6 +55,8 @@ class AdherenceConfig:
         wordings: of the prompts.
         max_objects: 1 or 2, half of the clips then having two.
         without_background: prompts say nothing of the background, and it isn't judged.
+        sized_fraction, paced_fraction: share of the objects that are asked for small or large,
+            slow or fast, as in `data.shapes`; the judge of outlines judges both.
         steps: of the sampler.
         guidance_scale: of prompts.
         given_guidance_scale: of the latent that is given; null for the pipeline's own.
@@ -72,6 +74,8 @@ class AdherenceConfig:
     wordings: str = "test"
     max_objects: int = 1
     without_background: bool = False
+    sized_fraction: float = 0.0
+    paced_fraction: float = 0.0
     steps: int = NUM_INFERENCE_STEPS
     guidance_scale: float = GUIDANCE_SCALE
     given_guidance_scale: float | None = None
@@ -89,6 +93,9 @@ class AdherenceConfig:
         GuidanceScales.check("given_guidance_scale", self.given_guidance_scale)
         if self.max_objects not in (1, 2):
             raise ValueError(f"max_objects must be 1 or 2, got {self.max_objects}")
+        for name in ("sized_fraction", "paced_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if self.without_background and self.mode != "prompt":
             raise ValueError(f"without_background is for mode=prompt, got mode={self.mode}")
 

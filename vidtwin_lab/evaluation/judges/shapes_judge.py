@@ -27,7 +27,7 @@ from vidtwin.data.synthetic.shapes.attributes import (
 from vidtwin.data.synthetic.shapes.rendering import check_size
 from vidtwin_lab.evaluation.judges.shape_and_motion import Track, judge_object
 
-__all__ = ["JudgedObject", "Judgement", "judge_video"]
+__all__ = ["FoundObject", "JudgedObject", "Judgement", "find_objects", "judge_video"]
 
 Array = NDArray[np.float32]
 OBJECT_ATTRIBUTES = ("color", "shape", "motion")
@@ -73,18 +73,30 @@ class Judgement:
         Returns:
             "color", "shape", "motion" (right for every object) and "background".
         """
+        best = self.paired(attributes, match_by)
+        verdict = {
+            name: all(getattr(asked, name) == getattr(found, name) for asked, found in best)
+            for name in OBJECT_ATTRIBUTES
+        }
+        return verdict | {"background": self.background == attributes.background}
+
+    def paired(
+        self, attributes: ShapesAttributes, match_by: Sequence[str] = OBJECT_ATTRIBUTES
+    ) -> list[tuple[ShapesObject, JudgedObject]]:
+        """Each object that was asked for with the one that is compared with it, as in `against`."""
         seen = self.objects + (JudgedObject(),) * (len(attributes.objects) - len(self.objects))
         pairings = [
             list(zip(attributes.objects, order, strict=True))
             for order in itertools.permutations(seen, len(attributes.objects))
         ]
-
-        def rights(name: str, pairing: list[tuple[ShapesObject, JudgedObject]]) -> list[bool]:
-            return [getattr(asked, name) == getattr(found, name) for asked, found in pairing]
-
-        best = max(pairings, key=lambda one: sum(sum(rights(name, one)) for name in match_by))
-        verdict = {name: all(rights(name, best)) for name in OBJECT_ATTRIBUTES}
-        return verdict | {"background": self.background == attributes.background}
+        return max(
+            pairings,
+            key=lambda pairing: sum(
+                getattr(asked, name) == getattr(found, name)
+                for name in match_by
+                for asked, found in pairing
+            ),
+        )
 
 
 def judge_video(video: np.ndarray, num_objects: int | None = None) -> Judgement:
@@ -98,6 +110,30 @@ def judge_video(video: np.ndarray, num_objects: int | None = None) -> Judgement:
             all it has.
     Raises:
         ValueError: for what is no video of at least 4 frames of 16 x 16 pixels.
+    """
+    background, found = find_objects(video, num_objects)
+    objects = [JudgedObject(item.color, *judge_object(item.opacity, item.track)) for item in found]
+    objects += [JudgedObject()] * ((num_objects or 0) - len(objects))
+    return Judgement(background, tuple(objects))
+
+
+@dataclass(frozen=True, eq=False)
+class FoundObject:
+    """An object of a video: the name of its colour, if it has one, its (T, H, W) opacity, below 0
+    and above 1 where noise is, and where it is."""
+
+    color: str | None
+    opacity: Array
+    track: Track
+
+
+def find_objects(
+    video: np.ndarray, num_objects: int | None = None
+) -> tuple[str | None, list[FoundObject]]:
+    """The name of the background's colour, and the objects, the largest first; see `judge_video`.
+
+    Raises:
+        ValueError: as `judge_video`.
     """
     if num_objects not in (None, 1, 2):
         raise ValueError(f"`num_objects` must be 1, 2 or None, got {num_objects!r}")
@@ -114,13 +150,12 @@ def judge_video(video: np.ndarray, num_objects: int | None = None) -> Judgement:
     for (name, _), opacity in zip(colors, opacities, strict=True):
         track = _follow(_without_ghosts(opacity))
         if track.mass.mean() >= MIN_OBJECT * opacity[0].size:
-            found.append((name, opacity, track))
-    found.sort(key=lambda item: -float(item[2].mass.sum()))
-    if num_objects is None and len(found) == 2 and not _are_two(found[0][2], found[1][2], levels):
+            found.append(FoundObject(name, opacity, track))
+    found.sort(key=lambda item: -float(item.track.mass.sum()))
+    counted = num_objects is None and len(found) == 2
+    if counted and not _are_two(found[0].track, found[1].track, levels):
         found = found[:1]
-    objects = [JudgedObject(name, *judge_object(opacity, track)) for name, opacity, track in found]
-    objects += [JudgedObject()] * ((num_objects or 0) - len(objects))
-    return Judgement(_nearest(background, BACKGROUNDS, FARTHEST_BACKGROUND), tuple(objects))
+    return _nearest(background, BACKGROUNDS, FARTHEST_BACKGROUND), found
 
 
 def _to_levels(video: np.ndarray) -> Array:
