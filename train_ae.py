@@ -40,8 +40,8 @@ class TrainConfig(runtime.RunConfig):
     Args:
         init_from: weights to start from: a saved autoencoder's folder, or a released
             .ckpt/.safetensors (its discriminator comes along if it is there).
-        add_refinement: give weights without a refinement the new one of the config's model
-            (`model.refinement_channels`), which starts as if it were not there.
+        mend_seams: add the model's `patch_overlap` and refinement, new, to weights without them;
+            they start as if they were not there.
         branch_dropout: how often a clip is decoded without structure or without dynamics.
         frame_shuffle: how often a clip's structure is encoded from shuffled frames.
         freeze_encoder: train the decoder alone; latents that were cached stay valid.
@@ -52,7 +52,7 @@ class TrainConfig(runtime.RunConfig):
     output: str = "outputs/autoencoder"
     project: str = "vidtwin-autoencoder"
     init_from: str | None = None
-    add_refinement: bool = False
+    mend_seams: bool = False
     branch_dropout: BranchDropout = BranchDropout()
     frame_shuffle: FrameShuffle = FrameShuffle()
     freeze_encoder: bool = False
@@ -70,11 +70,11 @@ class TrainConfig(runtime.RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.add_refinement and not (self.init_from and self.model.refinement_channels):
+        parts = self.model.patch_overlap or self.model.refinement_channels
+        if self.mend_seams and not (self.init_from and parts):
             raise ValueError(
-                "add_refinement=true puts a new refinement on weights without one: set init_from "
-                f"(got {self.init_from}) and model.refinement_channels (got "
-                f"{self.model.refinement_channels})"
+                "mend_seams=true adds new parts to weights without them: set init_from (got "
+                f"{self.init_from}), and model.patch_overlap=true or model.refinement_channels"
             )
 
     def check_files(self, dry_run: bool = False) -> None:
@@ -127,7 +127,7 @@ def train(config: TrainConfig, resume: str | None) -> None:
         config.loss,
         config.init_from,
         config.freeze_encoder,
-        config.add_refinement,
+        config.mend_seams,
     )
     run.prepare(model, objective)
     adversary = None

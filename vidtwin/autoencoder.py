@@ -22,7 +22,7 @@ from vidtwin.branches import DynamicsDecoder, DynamicsEncoder, StructureDecoder,
 from vidtwin.config import AutoencoderConfig
 from vidtwin.convert import read_official
 from vidtwin.latents import DiagonalGaussian, Generators, Part, VidTwinLatents, VidTwinPosterior
-from vidtwin.refinement import Refinement
+from vidtwin.refinement import PatchOverlap, Refinement
 from vidtwin.strict_loading import StrictLoading, load_strictly
 from vidtwin.transformer import PatchEmbedding, PatchHead, SpaceTimeTransformer
 
@@ -82,6 +82,7 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         dynamics_channels: int = 8,
         dynamics_downsamples: int = 1,
         structure_frame: int | None = None,
+        patch_overlap: bool = False,
         refinement_channels: int | None = None,
         refinement_layers: int = 3,
         refinement_stride: int = 1,
@@ -121,6 +122,7 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         self.head = PatchHead(
             config.hidden_size, config.patch_size, config.grid, config.in_channels
         )
+        self.overlap = PatchOverlap(config) if config.patch_overlap else None
         self.refinement = None if config.refinement_channels is None else Refinement(config)
 
     @property
@@ -152,7 +154,7 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
     def decoder_last_weight(self) -> torch.Tensor:
         """Weight of the decoder's last Linear, which the adaptive GAN weight is computed from.
 
-        Also where a refinement follows, whose own last layer starts at zero.
+        Also where parts that mend seams follow, which start at zero.
         """
         return self.head.linear.weight
 
@@ -219,7 +221,9 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         features = self.decoder_features(latents, part, branch_weights)
         tokens = self.decoder(rearrange(features, "b d t h w -> b t (h w) d"))
         video = self.head(tokens)
-        return video if self.refinement is None else self.refinement(video, tokens)
+        for seams in (self.overlap, self.refinement):
+            video = video if seams is None else seams(video, tokens)
+        return video
 
     def decoder_features(
         self,
@@ -304,30 +308,26 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         load_strictly(model, weights, path, unknown)
         return model.eval()
 
-    def refined(self, channels: int, layers: int = 3, stride: int = 1) -> VidTwinAutoencoder:
-        """This model with a new refinement after it, which changes nothing until it is trained.
+    def with_mended_seams(self, **options: Any) -> VidTwinAutoencoder:
+        """This model with new parts that mend the seams between patches; untrained they do nothing.
 
         Args:
-            channels, layers, stride: `refinement_channels` and so on of the config.
+            options: `patch_overlap`, `refinement_channels` and so on, as in the config.
         Raises:
-            ValueError: if the model has a refinement already.
+            ValueError: if the model has such parts already.
         """
-        if self.refinement is not None:
+        if self.overlap is not None or self.refinement is not None:
             raise ValueError(
-                "the autoencoder has a refinement already, of refinement_channels="
-                f"{self.sizes.refinement_channels}; train it on, without adding another"
+                f"the autoencoder has parts that mend seams already, {self.sizes.seam_options}; "
+                "train them on, without adding others"
             )
-        sizes = dataclasses.replace(
-            self.sizes,
-            refinement_channels=channels,
-            refinement_layers=layers,
-            refinement_stride=stride,
-        )
-        model = VidTwinAutoencoder(**dataclasses.asdict(sizes)).to(self.device, self.dtype)
+        sizes = dataclasses.replace(self.sizes, **options)
+        model = VidTwinAutoencoder(**dataclasses.asdict(sizes))
+        torch.nn.Module.to(model, self.device, self.dtype)
         added = {
             name: weight
             for name, weight in model.state_dict().items()
-            if name.startswith("refinement.")
+            if name.startswith(("overlap.", "refinement."))
         }
         model.load_state_dict(self.state_dict() | added, strict=True)
         return model.train(self.training)

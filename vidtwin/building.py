@@ -54,7 +54,7 @@ def build_models(
     loss_config: LossConfig,
     init_from: str | None = None,
     freeze_encoder: bool = False,
-    add_refinement: bool = False,
+    mend_seams: bool = False,
 ) -> tuple[VidTwinAutoencoder, PatchDiscriminator, AutoencoderLoss]:
     """The autoencoder, discriminator and objective to train, in training mode.
 
@@ -65,8 +65,8 @@ def build_models(
         init_from: weights to start from: the folder of a saved autoencoder, or a released
             checkpoint, whose discriminator and log-variance are used too if it has them.
         freeze_encoder: don't train the encoder, see `VidTwinAutoencoder.freeze_encoder`.
-        add_refinement: the weights have no refinement and get a new one, see
-            `VidTwinAutoencoder.refined`; without it they must have exactly the config's.
+        mend_seams: the weights have neither `patch_overlap` nor a refinement and get the config's,
+            new, see `VidTwinAutoencoder.with_mended_seams`; else they must have what it says.
     Raises:
         ValueError: if the configs don't fit together, or the weights don't fit the configs.
     """
@@ -88,28 +88,24 @@ def build_models(
             init_from, structure_frame=model_config.structure_frame
         )
     else:
-        own = {name: value for name, value in sizes.items() if not name.startswith("refinement")}
-        model = VidTwinAutoencoder.from_official(init_from, **own)
+        released = {name: sizes[name] for name in sizes.keys() - model_config.seam_options.keys()}
+        model = VidTwinAutoencoder.from_official(init_from, **released)
         if loss_config.discriminator_weight > 0:
             _continue_official(init_from, discriminator, objective)
-    if add_refinement:
-        if model_config.refinement_channels is None:
-            raise ValueError("add_refinement=true needs model.refinement_channels")
-        model = model.refined(
-            model_config.refinement_channels,
-            model_config.refinement_layers,
-            model_config.refinement_stride,
-        )
+    if mend_seams:
+        model = model.with_mended_seams(**model_config.seam_options)
     others = [
         f"{name}={getattr(model.sizes, name)}"
         for name, value in sizes.items()
         if getattr(model.sizes, name) != value
     ]
     if others:
-        advice = "" if model.refinement else "; add_refinement=true puts a new refinement on it"
+        fresh = model.overlap is model.refinement is None
+        adds = fresh and (model_config.patch_overlap or model_config.refinement_channels)
+        advice = "; mend_seams=true adds new parts to weights without them" if adds else ""
         raise ValueError(
             f"init_from={init_from} has other sizes than the config's model: "
-            f"{', '.join(others)}{advice if model_config.refinement_channels else ''}"
+            f"{', '.join(others)}{advice}"
         )
     if freeze_encoder:
         model.freeze_encoder()

@@ -62,6 +62,8 @@ class AutoencoderConfig:
         structure_frame: the one frame of a window that the structure is encoded from, so that it
             can't hold any motion (single-frame structure); None uses all frames, as the paper
             does. For an autoencoder trained with `frame_shuffle.frames=1`.
+        patch_overlap: whether every token also draws half a patch beyond its own, added to what its
+            neighbours draw there; needs even patches. Off in the released model.
         refinement_channels: width of the convolutional head after the patches, which mends their
             seams; None, as released: there is none.
         refinement_layers: its 3 x 3 convolutions, at least 2.
@@ -98,6 +100,7 @@ class AutoencoderConfig:
     dynamics_channels: int = 8
     dynamics_downsamples: int = 1
     structure_frame: int | None = None
+    patch_overlap: bool = False
     refinement_channels: int | None = None
     refinement_layers: int = 3
     refinement_stride: int = 1
@@ -177,6 +180,11 @@ class AutoencoderConfig:
             )
 
     def _check_refinement(self) -> None:
+        if self.patch_overlap and any(side % 2 for side in self.patch_size[1:]):
+            raise ValueError(
+                "`patch_overlap` needs patches of even sides, got "
+                f"{self.patch_size[1]} x {self.patch_size[2]}"
+            )
         channels = self.refinement_channels
         if channels is not None and (type(channels) is not int or channels < 1):
             raise ValueError(
@@ -191,6 +199,12 @@ class AutoencoderConfig:
                 f"`refinement_stride` must divide the patch's sides "
                 f"{self.patch_size[1]} x {self.patch_size[2]}, got {self.refinement_stride}"
             )
+
+    @property
+    def seam_options(self) -> dict[str, Any]:
+        """The options that mend the seams between patches, on top of the released model."""
+        names = ("patch_overlap", "refinement_channels", "refinement_layers", "refinement_stride")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def mlp_size(self) -> int:

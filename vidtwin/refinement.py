@@ -1,10 +1,14 @@
-"""The convolutional head after unpatchify, which mends the seams between patches.
+"""What mends the seams between patches after unpatchify: overlapping patches, and convolutions.
+
+Neither is in the released model. Both start at zero, so that weights without them go on unchanged.
 
 Axes: B batch, C channels, T frames, H W pixels, D width; n cells of `stride` pixels along the side
 of a patch, F features of a cell.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from einops import rearrange
@@ -13,6 +17,36 @@ from torch.nn import functional
 
 from vidtwin.config import AutoencoderConfig
 from vidtwin.transformer import LAYER_NORM_EPSILON
+
+
+class PatchOverlap(nn.Module):
+    """Adds what every token draws in a window of twice its patch, in which it overlaps others'.
+
+    Each pixel is then drawn by up to four tokens, linearly, which costs next to nothing.
+
+    Args:
+        config: of the autoencoder.
+    """
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.frame, self.patch = (config.height, config.width), config.patch_size[1:]
+        self.linear = nn.Linear(config.hidden_size, config.in_channels * 4 * math.prod(self.patch))
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, video: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, C, T, H, W) to the same, from (B, T, S, D) tokens."""
+        tokens = functional.layer_norm(tokens, tokens.shape[-1:], eps=LAYER_NORM_EPSILON)
+        windows = rearrange(self.linear(tokens), "b t s k -> (b t) k s")
+        drawn = functional.fold(
+            windows,
+            self.frame,
+            kernel_size=(2 * self.patch[0], 2 * self.patch[1]),
+            stride=self.patch,
+            padding=(self.patch[0] // 2, self.patch[1] // 2),
+        )
+        return video + rearrange(drawn, "(b t) c h w -> b c t h w", b=len(video))
 
 
 class Refinement(nn.Module):

@@ -443,7 +443,7 @@ class TestSizesAndSpeeds:
             ("large", "fast", "moving left"),
             (None, "slow", "staying still"),
         ):
-            with pytest.raises(ValueError, match="size|speed"):
+            with pytest.raises(ValueError, match=r"size|speed"):
                 ShapesObject("square", "red", motion, size, speed)
         large = ShapesObject("square", "red", "moving up", "large")
         with pytest.raises(ValueError, match="no room"):
