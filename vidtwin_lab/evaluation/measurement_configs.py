@@ -122,6 +122,8 @@ class ReconstructionConfig:
         num_workers: processes that read, for each process that measures.
         lpips: "vgg", "alex", "squeeze" or null for none.
         bits: of a latent value when latents are quantised, each measured; [] for none.
+        dct: also measure the lowest frequencies of the same windows, as many numbers as the latents
+            have.
         codec: H.264 of the same windows; null for none.
         reencode: "h264@CRF" also measures reconstructions after that encoding; null does not.
         features: of rFVD; null for none.
@@ -140,6 +142,7 @@ class ReconstructionConfig:
     num_workers: int = 1
     lpips: str | None = "vgg"
     bits: tuple[int, ...] = (8, 6, 4)
+    dct: bool = True
     codec: CodecConfig | None = CodecConfig()
     reencode: str | None = None
     features: FeaturesConfig | None = None
