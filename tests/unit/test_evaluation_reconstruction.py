@@ -21,7 +21,7 @@ from vidtwin.data.frames import consecutive_windows, frames_by_stride, frames_by
 from vidtwin.data.synthetic.shapes import MovingShapes, ShapesConfig
 from vidtwin.media import write_video
 from vidtwin.metrics import blockiness, mean_measures, measure_reconstructions, psnr, ssim
-from vidtwin_lab.evaluation import Processes, write_report
+from vidtwin_lab.evaluation import Processes, adherence, write_report
 from vidtwin_lab.evaluation.adherence import measure as measure_adherence
 from vidtwin_lab.evaluation.config import CodecConfig, FeaturesConfig
 from vidtwin_lab.evaluation.cosines import lowest_frequencies
@@ -395,9 +395,32 @@ class TestAdherence:
         # A random model shows nothing of what it got.
         assert "adherence.failures.png" in names
 
+    def test_outlines_are_judged_beside_the_pixels(self, model, monkeypatch) -> None:
+        """Of videos that show what was asked for, sizes, speeds and two objects among them."""
+        monkeypatch.setattr(
+            adherence, "make_videos", lambda config, loaded, clips, seeds: [c.video for c in clips]
+        )
+        settings = AdherenceConfig(
+            pipeline=str(model[1]), mode="reconstruction", samples=8, max_objects=2,
+            sized_fraction=0.9, paced_fraction=0.9, wordings="train", split="train", seed=6,
+        )  # fmt: skip
+        network = VidTwinAutoencoder.from_pretrained(model[1])
+        sizes = replace(network.sizes, num_frames=16, height=64, width=64)
+        loaded = adherence.Loaded(None, network)
+        monkeypatch.setattr(network, "sizes", sizes)
+        monkeypatch.setattr(adherence, "load", lambda config, device="cpu": loaded)
+        found = measure_adherence(settings, Processes()).found["outlines"]
+        for name in ("color", "shape", "motion", "background", "size", "speed", "all"):
+            assert found[name]["value"] == 1, name
+        assert found["color"]["n"] == 8 and 0 < found["size"]["n"] <= 8
+        assert found["each_object_of_two"]["all"]["value"] == 1
+        assert found["each_object_of_two"]["all"]["n"] % 2 == 0
+        assert found["overlap"]["value"] > 0.95 and found["flicker"]["value"] < 0.05
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
+            ({"sized_fraction": 1.1}, r"sized_fraction must lie in \[0, 1\], got 1.1"),
             ({"mode": "swap"}, "mode must be one of prompt, structure-from"),
             ({"samples": 0}, "`samples` must be at least 1"),
             ({"max_objects": 3}, "max_objects must be 1 or 2"),
