@@ -160,6 +160,8 @@ class TokenizerConfig:
         lowercase: read "Red" as "red"; wordpiece alone.
         min_frequency: how often a pair must occur to become a token.
         train_texts: how many texts of the corpus it is trained on.
+        keep_words: save the words of these texts with it, so that a prompt with others is told of
+            them (their pieces mean nothing); for the captions of a small grammar, wordpiece alone.
     """
 
     path: str | None = None
@@ -168,6 +170,7 @@ class TokenizerConfig:
     lowercase: bool = True
     min_frequency: int = 2
     train_texts: int = 1_000_000
+    keep_words: bool = False
 
     def __post_init__(self) -> None:
         check_choices(self, kind=(None, *TOKENIZER_KINDS))
