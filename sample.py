@@ -112,18 +112,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (path := getattr(arguments, name)) is not None and not path.is_file():
             raise ValueError(f"--{name.replace('_', '-')} {path} is not a file")
 
-    from vidtwin.media import contact_sheet
+    from diffusion.given_clips import check_given_clip
+    from vidtwin.media import contact_sheet, to_uint8
 
     accelerator = runtime.start_accelerator(cpu=arguments.device == "cpu")
     folder = runtime.SampleFolder(arguments.output, arguments.overwrite)
     pipeline = load_pipeline(arguments, accelerator)
     requests = plan(arguments, pipeline, prompts)
     options = sampling_options(arguments, pipeline)
+    clips = {f"{one}_from": options[one] for one in ("structure", "dynamics") if one in options}
+    kept = {name: check_given_clip(pipeline.autoencoder, clips[name], name) for name in clips}
     fps = arguments.fps or pipeline.config["fps"] or DEFAULT_FPS
     # Whole batches are shared out, so a sample's batch does not depend on the processes either.
     size = arguments.batch_size
     planned = [requests[start : start + size] for start in range(0, len(requests), size)]
     made_by = describe(arguments, pipeline, options, fps)
+    made_by |= {f"{name}_psnr": round(decibels, 3) for name, decibels in kept.items()}
     rows, batches = folder.begin(accelerator, made_by, planned)
     began = time.perf_counter()
     try:
@@ -138,6 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if accelerator.is_main_process:
         first = rows[:SHEET_ROWS]
         shown = {f"{r['index']}  {r['asked']}": folder.thumbnails(r["index"]) for r in first}
+        if not arguments.num_frames:  # samples have as many frames as what is given
+            shown = {name: to_uint8(clip) for name, clip in clips.items()} | shown
         sheet = contact_sheet(shown, folder.path / "sheet.png")
         made_by |= {"seconds": round(seconds, 3), "processes": accelerator.num_processes}
         folder.finish(made_by, rows)
