@@ -112,22 +112,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (path := getattr(arguments, name)) is not None and not path.is_file():
             raise ValueError(f"--{name.replace('_', '-')} {path} is not a file")
 
-    from diffusion.given_clips import check_given_clip
-    from vidtwin.media import contact_sheet, to_uint8
+    from diffusion.given_clips import given_clips
+    from vidtwin.media import contact_sheet
 
     accelerator = runtime.start_accelerator(cpu=arguments.device == "cpu")
     folder = runtime.SampleFolder(arguments.output, arguments.overwrite)
     pipeline = load_pipeline(arguments, accelerator)
     requests = plan(arguments, pipeline, prompts)
     options = sampling_options(arguments, pipeline)
-    clips = {f"{one}_from": options[one] for one in ("structure", "dynamics") if one in options}
-    kept = {name: check_given_clip(pipeline.autoencoder, clips[name], name) for name in clips}
+    clips, kept = given_clips(pipeline.autoencoder, options)
     fps = arguments.fps or pipeline.config["fps"] or DEFAULT_FPS
     # Whole batches are shared out, so a sample's batch does not depend on the processes either.
     size = arguments.batch_size
     planned = [requests[start : start + size] for start in range(0, len(requests), size)]
-    made_by = describe(arguments, pipeline, options, fps)
-    made_by |= {f"{name}_psnr": round(decibels, 3) for name, decibels in kept.items()}
+    made_by = describe(arguments, pipeline, options, fps) | kept
     rows, batches = folder.begin(accelerator, made_by, planned)
     began = time.perf_counter()
     try:
@@ -141,9 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = sorted(runtime.gather_rows(accelerator, rows), key=lambda row: int(row["index"]))
     if accelerator.is_main_process:
         first = rows[:SHEET_ROWS]
-        shown = {f"{r['index']}  {r['asked']}": folder.thumbnails(r["index"]) for r in first}
-        if not arguments.num_frames:  # samples have as many frames as what is given
-            shown = {name: to_uint8(clip) for name, clip in clips.items()} | shown
+        shown = {} if arguments.num_frames else clips  # of other lengths
+        shown |= {f"{r['index']}  {r['asked']}": folder.thumbnails(r["index"]) for r in first}
         sheet = contact_sheet(shown, folder.path / "sheet.png")
         made_by |= {"seconds": round(seconds, 3), "processes": accelerator.num_processes}
         folder.finish(made_by, rows)
@@ -196,12 +193,11 @@ def plan(
     """Every video that is asked for, by its index."""
     labels = pipeline.class_indices(arguments.class_label)
     count = common_length(prompt=prompts, class_label=labels)
-    each = arguments.num_videos or 1
-    number = arguments.num_samples or count * each
+    number = arguments.num_samples or count * (arguments.num_videos or 1)
     check_seed("--seed", arguments.seed, number)
 
     def request(index: int) -> Request:
-        place = index % count if arguments.num_samples else index // each
+        place = index % count if arguments.num_samples else index // (number // count)
         return Request(
             index=index,
             seed=arguments.seed + index,
@@ -283,13 +279,11 @@ def describe(
     from vidtwin.reconstruction import software_versions
     from vidtwin_lab.evaluation.pipelines import parts_digests
 
-    digests = parts_digests(pipeline.components)
-    scheduler = {"class": type(pipeline.scheduler).__name__, **pipeline.scheduler.config}
     sources = {name: getattr(arguments, name) for name in ("structure_from", "dynamics_from")}
     return {
         "pipeline": str(arguments.pipeline or SHIPPED_PIPELINE),
-        **{f"{name}_sha256": digest for name, digest in digests.items()},
-        "scheduler": scheduler,
+        **{f"{name}_sha256": digest for name, digest in parts_digests(pipeline.components).items()},
+        "scheduler": {"class": type(pipeline.scheduler).__name__, **pipeline.scheduler.config},
         **{name: value for name, value in options.items() if name not in ("structure", "dynamics")},
         **{name: str(path) if path else None for name, path in sources.items()},
         "fps": fps,

@@ -9,6 +9,7 @@ Run the same command again and it goes on where it stopped.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -44,6 +45,8 @@ class TrainConfig(runtime.RunConfig):
             they start as if they were not there.
         branch_dropout: how often a clip is decoded without structure or without dynamics.
         frame_shuffle: how often a clip's structure is encoded from shuffled frames.
+        latent_noise: standard deviation of noise that is added to the latents before they are
+            decoded, for a decoder that forgives a generator's mistakes.
         freeze_encoder: train the decoder alone; latents that were cached stay valid.
         overfit: learn the first N clips by heart, one window and crop each, and validate on them.
         data: its num_frames, height and width follow the model's.
@@ -55,6 +58,7 @@ class TrainConfig(runtime.RunConfig):
     mend_seams: bool = False
     branch_dropout: BranchDropout = BranchDropout()
     frame_shuffle: FrameShuffle = FrameShuffle()
+    latent_noise: float = 0.0
     freeze_encoder: bool = False
     overfit: int | None = None
     model: AutoencoderConfig = AutoencoderConfig()
@@ -76,9 +80,18 @@ class TrainConfig(runtime.RunConfig):
                 "mend_seams=true adds new parts to weights without them: set init_from (got "
                 f"{self.init_from}), and model.patch_overlap=true or model.refinement_channels"
             )
+        if not 0 <= self.latent_noise < math.inf:
+            raise ValueError(
+                f"`latent_noise` must be finite and not negative, got {self.latent_noise}"
+            )
 
     def check_files(self, dry_run: bool = False) -> None:
         super().check_files(dry_run)
+        encoder = self.loss.alignment.encoder
+        if encoder is not None and not Path(encoder, "config.json").is_file():
+            raise ValueError(
+                f"loss.alignment.encoder: no image encoder in {encoder}, it has no config.json"
+            )
         if not dry_run:
             self.data.check_files()
         if self.init_from is not None and not Path(self.init_from).exists():
@@ -96,7 +109,10 @@ class TrainConfig(runtime.RunConfig):
 # adversarial loss by it: a batch that is cut otherwise would go on as another training.
 FIXED_WITH_DISCRIMINATOR = ("accumulation",)
 # Where the clips lie and how they are read may change while a run goes on, which they are may not.
-DATA_MAY_CHANGE = ("data.path", "data.root", "data.timeout", "data.max_bad_fraction", "init_from")
+DATA_MAY_CHANGE = (
+    *("data.path", "data.root", "data.timeout", "data.max_pixels", "data.max_frames"),
+    *("data.max_bad_fraction", "init_from"),
+)
 
 
 def main() -> None:
@@ -257,7 +273,7 @@ def micro_batches(
     run: Run, batch: dict[str, Any]
 ) -> Iterator[tuple[Tensor, dict[str, Any], AbstractContextManager[Any]]]:
     """(video, the model's other inputs, context of its backward pass) of each micro-batch."""
-    from vidtwin.branches import branch_videos, branch_weights
+    from vidtwin.branches import branch_videos, branch_weights, latent_noise
     from vidtwin.data import PAIRED_AUGMENTATIONS
     from vidtwin.latents import draw_noise
 
@@ -269,6 +285,9 @@ def micro_batches(
         video = batch["video"][part].to(accelerator.device, non_blocking=True)
         noise = draw_noise(config.model, seeds).to(accelerator.device)
         inputs = {"noise": noise, "branch_weights": branch_weights(config.branch_dropout, seeds)}
+        if config.latent_noise:
+            added = latent_noise(config.model, config.latent_noise, seeds)
+            inputs["latent_noise"] = added.to(accelerator.device)
         names = [name for name in PAIRED_AUGMENTATIONS if name in batch]
         paired = {name: batch[name][part].to(video.device) for name in names}
         inputs |= branch_videos(video, paired, seeds, config.frame_shuffle)

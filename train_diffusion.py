@@ -72,7 +72,10 @@ class TrainConfig(InputsConfig, runtime.RunConfig):
 
 # Where files lie and what is shown may change while a run goes on.
 MODELS_MAY_MOVE = ("autoencoder", "text_encoder", "init_from")
-MAY_CHANGE = (*MODELS_MAY_MOVE, "cache", "data.path", "data.root", "sample_*")
+MAY_CHANGE = (
+    *(*MODELS_MAY_MOVE, "cache", "verify", "sample_*"),
+    *("data.path", "data.root", "data.max_pixels", "data.max_frames"),
+)
 
 
 def main() -> None:

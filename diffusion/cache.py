@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from diffusion.cache_format import (
     SAMPLES_FOLLOW_FROM,
     STATS_FOLDER,
+    check_sums,
     differences,
     lasting,
     plain,
@@ -55,7 +56,8 @@ class LatentCache(Dataset[dict[str, Any]]):
         sample_posterior: draw the latents from the stored posterior instead of taking its mode;
             None draws them where moments are stored.
         seed: of the samples' noise; None for that of the data the cache was made from.
-        verify: read everything once and compare it with the digests that were stored.
+        verify: read everything once, compare it with the digests that were stored, and look for
+            values that are not finite.
     Raises:
         ValueError: if the cache is missing, unfinished or damaged, naming the file or shard, or
             `sample_posterior` is asked of a cache of modes.
@@ -67,7 +69,7 @@ class LatentCache(Dataset[dict[str, Any]]):
         *,
         sample_posterior: bool | None = None,
         seed: int | None = None,
-        verify: bool = False,
+        verify: bool = True,
     ) -> None:
         self.folder = Path(folder).expanduser()
         self.manifest = read_manifest(self.folder)
@@ -96,6 +98,8 @@ class LatentCache(Dataset[dict[str, Any]]):
                 f"its manifest {self.manifest['samples']}"
             )
         self.stats = self._read_stats()
+        if verify:
+            check_sums(self.folder)
 
     def _read_stats(self) -> LatentStats:
         folder = self.folder / STATS_FOLDER

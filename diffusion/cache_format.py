@@ -3,6 +3,7 @@
 A cache is a folder:
 
     manifest.json            what is in it and what made it; there once the cache is complete
+    sums.json                SHA-256 of every other file but the arrays, whose are in shard.json
     latent_stats/            `LatentStats` of all its latents
     shards/shard-00000/      shard_size clips in the order of the data set
         structure.npy        (R, C_s or 2 C_s, Q, h, w): the mode, or mean and logvar on axis 1
@@ -19,12 +20,15 @@ Axes: R rows of a shard, C channels, Q structure queries, T frames, h w latent g
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vidtwin import AutoencoderConfig, file_digest
+from vidtwin.files import damaged_file
 
 __all__ = ["DATA_MAY_CHANGE", "check_storage", "read_manifest", "stored_shapes"]
 
@@ -33,11 +37,14 @@ LATENT_NAMES = ("structure", "dynamics_x", "dynamics_y")
 LATENT_FILES = tuple(f"{name}.npy" for name in LATENT_NAMES)
 FORMAT = 2
 MANIFEST = "manifest.json"
+SUMS = "sums.json"
 STATS_FOLDER = "latent_stats"
 SHARDS_FOLDER = "shards"
 SHARD_RECORD = "shard.json"
 # Of the data's description: where the clips lie, and what no clip depends on.
-DATA_MAY_CHANGE = ("path", "root", "timeout", "max_bad_fraction", "shapes.size")
+DATA_MAY_CHANGE = (
+    *("path", "root", "timeout", "max_pixels", "max_frames", "max_bad_fraction", "shapes.size"),
+)
 # What else of a manifest the samples follow from.
 SAMPLES_FOLLOW_FROM = (
     *("autoencoder_digest", "clips_digest", "samples", "rows", "captions"),
@@ -132,7 +139,8 @@ def read_shard(shard: Shard, verify: bool = False) -> dict[str, Any]:
     """The record of a complete shard.
 
     Args:
-        verify: compare the digests of the files as well, which reads all of them.
+        verify: also compare the digests of the arrays, and look for values that are not finite,
+            which reads all of them.
     Raises:
         ValueError: naming the shard's folder and what is wrong with it.
     """
@@ -161,8 +169,34 @@ def _check_file(path: Path, expected: Mapping[str, Any], verify: bool) -> None:
             f"shard {path.parent} is damaged: {path.name} has {path.stat().st_size:,} bytes, "
             f"expected {expected['bytes']:,}"
         )
-    if verify and file_digest(path) != expected["sha256"]:
+    if not verify:
+        return
+    if file_digest(path) != expected["sha256"]:
         raise ValueError(f"shard {path.parent} is damaged: the bytes of {path.name} have changed")
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"shard {path.parent} is damaged: {path.name}: {error}") from error
+    if not all(np.isfinite(row).all() for row in array):
+        raise ValueError(f"shard {path.parent} is damaged: {path.name} has values such as NaN")
+
+
+def small_files(folder: Path, shards: Sequence[Shard]) -> list[Path]:
+    """The files that `sums.json` is about besides the manifest."""
+    stats = sorted(path for path in (folder / STATS_FOLDER).rglob("*") if path.is_file())
+    records = [shard.path / SHARD_RECORD for shard in shards]
+    return [*stats, *records]
+
+
+def check_sums(folder: Path) -> None:
+    """Raises ValueError, naming the file, unless all that `sums.json` lists is as it was written.
+
+    A cache from before there were such sums has none to compare with.
+    """
+    if not (folder / SUMS).is_file():
+        return
+    if damage := damaged_file(folder, read_json(folder / SUMS, "the sums of a cache")):
+        raise ValueError(f"the cache {folder} is damaged: {damage}; run encode.py once more")
 
 
 def lasting(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -26,14 +26,17 @@ from diffusion.cache_format import (
     SHARD_RECORD,
     SHARDS_FOLDER,
     STATS_FOLDER,
+    SUMS,
     Shard,
     check_storage,
+    check_sums,
     differences,
     lasting,
     plain,
     read_json,
     read_shard,
     shards_of,
+    small_files,
     stored_shapes,
 )
 from diffusion.latent_stats import LatentStats, LatentStatsAccumulator
@@ -50,6 +53,8 @@ from vidtwin.files import folder_written_whole, remove_leftovers, written_whole
 logger = logging.getLogger(__name__)
 
 IDENTITY = "encoding.json"
+# How the reason begins with which a short clip was skipped.
+TOO_SHORT = "too short"
 
 
 class CacheWriter:
@@ -98,6 +103,7 @@ class CacheWriter:
         self.num_clips, self.store, self.dtype = num_clips, store, dtype
         self.about = dict(about or {})
         self.shards = shards_of(self.folder, num_clips, shard_size)
+        self._sound: set[Path] = set()  # shards whose sums were right; they are read once
         self.identity: dict[str, Any] = plain(
             {
                 "format": FORMAT,
@@ -126,7 +132,10 @@ class CacheWriter:
             return
         saved = read_json(path, "the description of a cache")
         ignored = () if self.missing() else ("versions",)
-        found = differences(_comparable(saved, ignored), _comparable(self.identity, ignored))
+        before, now = _comparable(saved, ignored), _comparable(self.identity, ignored)
+        if _lengthens(saved, self.identity):
+            before["data"].pop("short"), now["data"].pop("short")
+        found = differences(before, now)
         if found:
             raise ValueError(
                 f"the folder {self.folder} holds a cache of something else: {'; '.join(found)}; "
@@ -152,26 +161,52 @@ class CacheWriter:
         for folder in (self.folder, self.folder / SHARDS_FOLDER):
             remove_leftovers(folder)
         for shard in self.shards:
-            if shard.path.exists() and isinstance(found := _record_or_error(shard), ValueError):
-                logger.warning("encoding again: %s", found)
+            if shard.path.exists() and (why := self._unfit(shard)):
+                logger.warning("encoding again: %s", why)
         if not self.complete():
             # What is written from here on makes an old manifest untrue.
-            (self.folder / MANIFEST).unlink(missing_ok=True)
-        if not (self.folder / IDENTITY).is_file():
-            _write_json(self.folder / IDENTITY, self.identity)
+            for name in (MANIFEST, SUMS):
+                (self.folder / name).unlink(missing_ok=True)
+        path = self.folder / IDENTITY
+        if not path.is_file():
+            _write_json(path, self.identity)
+        elif (saved := read_json(path, "the description of a cache")) and _lengthens(
+            saved, self.identity
+        ):
+            _write_json(path, saved | {"data": saved["data"] | {"short": "repeat_last"}})
 
     def missing(self) -> list[Shard]:
         """The shards that have still to be made, damaged ones among them."""
-        return [s for s in self.shards if isinstance(_record_or_error(s), ValueError)]
+        return [shard for shard in self.shards if self._unfit(shard)]
+
+    def _unfit(self, shard: Shard) -> str | None:
+        """Why a shard must be made: it is not there, damaged, or skipped what can be read now."""
+        try:
+            record = read_shard(shard, verify=shard.path not in self._sound)
+        except ValueError as error:
+            self._sound.discard(shard.path)
+            return str(error)
+        self._sound.add(shard.path)
+        held = self.identity["data"].get("short") == "repeat_last"
+        written = (shard.path / SHARD_RECORD).stat().st_mtime
+        for skip in record["skipped"]:
+            if held and skip["reason"].startswith(TOO_SHORT):
+                return f"{skip['path']} was too short, and is held to the end now"
+            file = Path(skip["path"])
+            if file.is_file() and file.stat().st_mtime > written:
+                return f"{skip['path']} was changed since it was skipped"
+        return None
 
     def complete(self) -> bool:
         """Whether nothing is left to do."""
         try:
+            check_sums(self.folder)
             manifest = read_json(self.folder / MANIFEST, "the manifest")
             LatentStats.from_pretrained(self.folder / STATS_FOLDER, local_files_only=True)
         except (ValueError, OSError):
             return False
-        return manifest.get("clips") == self.num_clips and not self.missing()
+        summed = (self.folder / SUMS).is_file()
+        return summed and manifest.get("clips") == self.num_clips and not self.missing()
 
     def batches(
         self, shards: Sequence[Shard], variants: int, batch_size: int
@@ -322,6 +357,11 @@ class CacheWriter:
             "shards": len(self.shards),
             "skipped": [{"path": path, "reason": reason} for path, reason in self.skipped()],
         }
+        text = _json_text(manifest)
+        files = small_files(self.folder, self.shards)
+        sums = {path.relative_to(self.folder).as_posix(): file_digest(path) for path in files}
+        sums[MANIFEST] = hashlib.sha256(text.encode()).hexdigest()
+        _write_json(self.folder / SUMS, sums)
         _write_json(self.folder / MANIFEST, manifest)
         return manifest
 
@@ -335,6 +375,12 @@ def _clips_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             clips.append({**kept, "captions": list(row["captions"]), "variants": []})
         clips[-1]["variants"].append(row["variant"])
     return clips
+
+
+def _lengthens(saved: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
+    """Whether short clips, which were skipped, are now held to their end: no other clip changes."""
+    before, now = (identity.get("data", {}).get("short") for identity in (saved, current))
+    return now == "repeat_last" and before in ("skip", "error")
 
 
 def _comparable(identity: Mapping[str, Any], ignored: Sequence[str]) -> dict[str, Any]:
@@ -352,9 +398,12 @@ def _record_or_error(shard: Shard) -> dict[str, Any] | ValueError:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a file, whole or not at all."""
-    text = json.dumps(content, indent=1, allow_nan=False)  # ASCII: paths may hold any bytes
     with written_whole(path) as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
+        partial.write_text(_json_text(content), encoding="utf-8")
+
+
+def _json_text(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"  # ASCII: paths may hold any bytes
 
 
 def listing_digest(dataset: VideoDataset) -> str | None:

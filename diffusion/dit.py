@@ -3,10 +3,11 @@
 Axes: B batch, C channels, Q structure queries, T frames, h w latent grid, N latent tokens,
 L text tokens, D width.
 
-    tokens   structure: one per query and p x p patch of the grid; dynamics_x: one per frame and
-             column; dynamics_y: one per frame and row; each latent has its own projections
+    tokens   structure: one per patch of queries, rows and columns; dynamics_x: one per frames and
+             column; dynamics_y: one per frames and row; each latent has its own projections
     codes    query or frame, row and column, and which latent a token is of
-    blocks   adaLN-zero self-attention over all tokens, cross-attention to the text, MLP
+    blocks   adaLN-zero self-attention over all tokens, cross-attention to the text and, instead of
+             in the vector, to the class, MLP
     vector   both noise levels, the class and the mean of the text modulate every block
 
 Source: DiT (arXiv 2212.09748) for blocks and initialisation; UniDiffuser (arXiv 2303.06555) for
@@ -29,11 +30,11 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffusion.config import DiTConfig
+from diffusion.dit_blocks import Block, TextProjection, layer_norm
+from diffusion.dit_config import DiTConfig
 from diffusion.positions import position_codes
 from vidtwin import StrictLoading, VidTwinLatents
 
-NORM_EPSILON = 1e-6
 TIMESTEP_CHANNELS = 256
 INITIAL_STD = 0.02
 
@@ -44,139 +45,6 @@ class TwinDiTOutput(NamedTuple):
     structure: Tensor
     dynamics_x: Tensor
     dynamics_y: Tensor
-
-
-class HeadNorm(nn.RMSNorm):
-    """RMS norm in the dtype of its input."""
-
-    def forward(self, heads: Tensor) -> Tensor:
-        """Args: heads (B, heads, N, D / heads)."""
-        # Under autocast the weight's own dtype would rule out the fused kernel.
-        weight = self.weight.to(heads.dtype)
-        return functional.rms_norm(heads, self.normalized_shape, weight, self.eps)
-
-
-class DiTAttention(nn.Module):
-    """Multi-head attention of (B, N, D) to itself, or to a context (B, L, D).
-
-    Args:
-        hidden_size: D.
-        num_heads: heads; divides D.
-        qk_norm: RMS norm of each head's queries and keys.
-    """
-
-    def __init__(self, hidden_size: int, num_heads: int, qk_norm: bool) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        head_size = hidden_size // num_heads
-        self.query = nn.Linear(hidden_size, hidden_size)
-        self.key_value = nn.Linear(hidden_size, 2 * hidden_size)
-        self.query_norm = HeadNorm(head_size, NORM_EPSILON) if qk_norm else nn.Identity()
-        self.key_norm = HeadNorm(head_size, NORM_EPSILON) if qk_norm else nn.Identity()
-        self.output = nn.Linear(hidden_size, hidden_size)
-
-    def forward(
-        self, tokens: Tensor, context: Tensor | None = None, mask: Tensor | None = None
-    ) -> Tensor:
-        """Args: mask (B, L) bool, True where the context may be looked at; None for all."""
-        split = "b n (heads d) -> b heads n d"
-        query = rearrange(self.query(tokens), split, heads=self.num_heads)
-        key_value = self.key_value(tokens if context is None else context)
-        key, value = (
-            rearrange(part, split, heads=self.num_heads) for part in key_value.chunk(2, dim=-1)
-        )
-        attended = functional.scaled_dot_product_attention(
-            self.query_norm(query),
-            self.key_norm(key),
-            value,
-            attn_mask=None if mask is None else rearrange(mask, "b l -> b 1 1 l"),
-        )
-        return self.output(rearrange(attended, "b heads n d -> b n (heads d)"))
-
-
-class Block(nn.Module):
-    """One adaLN-zero block; it starts as the identity.
-
-    Args:
-        config: sizes.
-    """
-
-    def __init__(self, config: DiTConfig) -> None:
-        super().__init__()
-        width = config.hidden_size
-        self.modulation = nn.Linear(width, 6 * width)
-        self.norm_attention = layer_norm(width)
-        self.attention = DiTAttention(width, config.num_heads, config.qk_norm)
-        self.cross_attention: DiTAttention | None = None
-        if config.text_hidden_size is not None and config.text_conditioning == "cross_attention":
-            self.norm_cross = nn.LayerNorm(width, NORM_EPSILON)
-            self.cross_attention = DiTAttention(width, config.num_heads, config.qk_norm)
-        self.norm_mlp = layer_norm(width)
-        hidden = int(width * config.mlp_ratio)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU("tanh"), nn.Linear(hidden, width)
-        )
-
-    def forward(
-        self,
-        tokens: Tensor,
-        vector: Tensor,
-        token_mask: Tensor | None,
-        text: Tensor | None,
-        text_mask: Tensor | None,
-    ) -> Tensor:
-        """Args: tokens (B, N, D); vector (B, D); token_mask (B, N); text (B, L, D)."""
-        modulation = rearrange(self.modulation(functional.silu(vector)), "b d -> b 1 d")
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
-        normed = self.norm_attention(tokens) * (1 + scale_a) + shift_a
-        tokens = tokens + gate_a * self.attention(normed, mask=token_mask)
-        if self.cross_attention is not None:
-            tokens = tokens + self.cross_attention(self.norm_cross(tokens), text, text_mask)
-        normed = self.norm_mlp(tokens) * (1 + scale_m) + shift_m
-        return tokens + gate_m * self.mlp(normed)
-
-
-class TextProjection(nn.Module):
-    """Text states in the transformer's width, and the learned null text.
-
-    Args:
-        text_hidden_size: width of the encoder's states.
-        hidden_size: D.
-    """
-
-    def __init__(self, text_hidden_size: int, hidden_size: int) -> None:
-        super().__init__()
-        # Encoders differ in the scale of their states by orders of magnitude.
-        self.norm = nn.LayerNorm(text_hidden_size, NORM_EPSILON)
-        self.projection = nn.Sequential(
-            nn.Linear(text_hidden_size, hidden_size),
-            nn.GELU("tanh"),
-            nn.Linear(hidden_size, hidden_size),
-        )
-        self.pooled = nn.Linear(hidden_size, hidden_size)
-        self.null = nn.Parameter(torch.zeros(hidden_size))
-
-    def forward(
-        self, states: Tensor | None, mask: Tensor | None, batch_size: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, L, D) tokens, their (B, L) bool mask, and the (B, D) vector of their mean.
-
-        Without states, and for rows whose mask is all False, the text is the null token alone.
-        """
-        if states is None:
-            text: Tensor = repeat(self.null, "d -> b 1 d", b=batch_size)
-            mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
-        else:
-            if mask is None:
-                mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-            absent = ~mask.any(dim=1, keepdim=True)  # (B, 1)
-            first = torch.arange(mask.shape[1], device=mask.device) == 0  # (L,)
-            text = self.projection(self.norm(states.to(self.null.dtype)))
-            text = torch.where(absent[..., None], self.null, text)
-            mask = mask | (absent & first)
-        weights = mask.to(text.dtype)[..., None]
-        mean = (text * weights).sum(1) / weights.sum(1)
-        return text, mask, self.pooled(mean)
 
 
 class TwinDiT(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -207,6 +75,10 @@ class TwinDiT(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
         num_classes: int | None = None,
         text_hidden_size: int | None = None,
         text_conditioning: str = "cross_attention",
+        structure_query_patch_size: int = 1,
+        class_conditioning: str = "adaln",
+        class_embed_dim: int = 256,
+        given_frames: bool = False,
     ) -> None:
         super().__init__()
         # A loaded config.json has lists here; `config` should not depend on where it came from.
@@ -218,7 +90,8 @@ class TwinDiT(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.sizes = sizes
         self.gradient_checkpointing = False
         width = sizes.hidden_size
-        structure_values = sizes.structure_shape[0] * sizes.structure_patch_size**2
+        patch = sizes.structure_query_patch_size * sizes.structure_patch_size**2
+        structure_values = sizes.structure_shape[0] * patch
         dynamics_values = sizes.dynamics_x_shape[0] * sizes.dynamics_patch_size
         values = (structure_values, dynamics_values, dynamics_values)
 
@@ -231,7 +104,10 @@ class TwinDiT(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.dynamics_level = TimestepEmbedding(TIMESTEP_CHANNELS, width)
         self.classes: nn.Embedding | None = None
         if sizes.num_classes is not None:
-            self.classes = nn.Embedding(sizes.num_classes + 1, width)
+            size = sizes.class_embed_dim if sizes.reads_class else width
+            self.classes = nn.Embedding(sizes.num_classes + 1, size)
+        if sizes.reads_class:
+            self.class_projection = nn.Linear(sizes.class_embed_dim, width)
         self.text: TextProjection | None = None
         if sizes.text_hidden_size is not None:
             self.text = TextProjection(sizes.text_hidden_size, width)
@@ -242,6 +118,17 @@ class TwinDiT(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.modulation = nn.Linear(width, 2 * width)
         self.outputs = nn.ModuleList(nn.Linear(width, count) for count in values)
         self.initialize()
+        # After all others, which then begin as those of a model without.
+        self.given: nn.ModuleList | None = None
+        if given_frames:
+            channels = (sizes.structure_shape[0], sizes.dynamics_x_shape[0])
+            structure, dynamics = (
+                count // c * (c + 1) for count, c in zip(values, channels)
+            )  # with the mark which frames are given
+            counts = (structure, dynamics, dynamics)
+            self.given = nn.ModuleList(nn.Linear(count, width, bias=False) for count in counts)
+            for layer in self.given:
+                nn.init.zeros_(layer.weight)
 
     @torch.no_grad()
     def initialize(self) -> None:
@@ -283,6 +170,10 @@ class TwinDiT(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
         class_labels: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
+        given_structure: Tensor | None = None,
+        given_dynamics_x: Tensor | None = None,
+        given_dynamics_y: Tensor | None = None,
+        given_frames: Tensor | None = None,
     ) -> TwinDiTOutput:
         """The predictions for scaled, noised latents.
 
@@ -296,6 +187,8 @@ class TwinDiT(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
             encoder_hidden_states: (B, L, text_hidden_size); None is the null text for all.
             encoder_attention_mask: (B, L) bool, True for real tokens; a row without any has the
                 null text.
+            given_structure, given_dynamics_x, given_dynamics_y, given_frames: see
+                `diffusion.given_frames.FramesCondition`; all of them, or None for nothing given.
         Returns:
             TwinDiTOutput: shapes as the latents.
         Raises:
@@ -304,11 +197,17 @@ class TwinDiT(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
         self._check(structure, dynamics_x, dynamics_y)
         batch_size = structure.shape[0]
         tokens = self._embed(structure, dynamics_x, dynamics_y)
-        vector = self._vector(structure_timestep, dynamics_timestep, class_labels, tokens)
-        text, text_mask = None, None
+        if given_frames is not None:
+            given = (given_structure, given_dynamics_x, given_dynamics_y)
+            tokens = tokens + self._embed_given(given, given_frames)
+        vector = self._vector(structure_timestep, dynamics_timestep)
+        class_vector = self._class_vector(class_labels, batch_size, tokens.device)
+        if class_vector is not None and not self.sizes.reads_class:
+            vector = vector + class_vector
+        context, context_mask = None, None
         if self.text is not None:
             self._check_text(encoder_hidden_states, encoder_attention_mask, batch_size)
-            text, text_mask, pooled = self.text(
+            context, context_mask, pooled = self.text(
                 encoder_hidden_states, encoder_attention_mask, batch_size
             )
             vector = vector + pooled
@@ -319,14 +218,16 @@ class TwinDiT(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
             )
         token_mask = None
         num_latent_tokens = tokens.shape[1]
-        if text is not None and self.sizes.text_conditioning == "in_context":
-            assert text_mask is not None
-            seen = text_mask.new_ones(batch_size, num_latent_tokens)
-            tokens = torch.cat([tokens, text + self.text_code], dim=1)  # (B, N + L, D)
-            token_mask = torch.cat([seen, text_mask], dim=1)
-            text, text_mask = None, None
+        if context is not None and self.sizes.text_conditioning == "in_context":
+            assert context_mask is not None
+            seen = context_mask.new_ones(batch_size, num_latent_tokens)
+            tokens = torch.cat([tokens, context + self.text_code], dim=1)  # (B, N + L, D)
+            token_mask = torch.cat([seen, context_mask], dim=1)
+            context, context_mask = None, None
+        if class_vector is not None and self.sizes.reads_class:
+            context, context_mask = joined(class_vector, context, context_mask)
         for block in self.blocks:
-            arguments = (tokens, vector, token_mask, text, text_mask)
+            arguments = (tokens, vector, token_mask, context, context_mask)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 tokens = self._gradient_checkpointing_func(block, *arguments)
             else:
@@ -337,9 +238,15 @@ class TwinDiT(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
         self, structure: Tensor, dynamics_x: Tensor, dynamics_y: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, values) of each latent; `unpatchify` is the exact inverse."""
-        side, frames = self.sizes.structure_patch_size, self.sizes.dynamics_patch_size
+        queries, side, frames = self.sizes.patches
         return (
-            rearrange(structure, "b c q (h i) (w j) -> b (q h w) (c i j)", i=side, j=side),
+            rearrange(
+                structure,
+                "b c (q k) (h i) (w j) -> b (q h w) (c k i j)",
+                k=queries,
+                i=side,
+                j=side,
+            ),
             rearrange(dynamics_x, "b c (t i) w -> b (t w) (c i)", i=frames),
             rearrange(dynamics_y, "b c (t i) h -> b (t h) (c i)", i=frames),
         )
@@ -348,15 +255,16 @@ class TwinDiT(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
         self, structure: Tensor, dynamics_x: Tensor, dynamics_y: Tensor
     ) -> TwinDiTOutput:
         """The latents from the (B, N, values) of each."""
-        side, frames = self.sizes.structure_patch_size, self.sizes.dynamics_patch_size
-        queries, rows, _ = self.sizes.structure_grid
+        queries, side, frames = self.sizes.patches
+        grid_queries, rows, _ = self.sizes.structure_grid
         steps = self.sizes.dynamics_frames
         return TwinDiTOutput(
             rearrange(
                 structure,
-                "b (q h w) (c i j) -> b c q (h i) (w j)",
-                q=queries,
+                "b (q h w) (c k i j) -> b c (q k) (h i) (w j)",
+                q=grid_queries,
                 h=rows,
+                k=queries,
                 i=side,
                 j=side,
             ),
@@ -379,27 +287,50 @@ class TwinDiT(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
         )
         return tokens + (self.positions.to(tokens.dtype) + queries + latents)
 
-    def _vector(
-        self,
-        structure_timestep: Tensor,
-        dynamics_timestep: Tensor,
-        class_labels: Tensor | None,
-        tokens: Tensor,
-    ) -> Tensor:
-        """(B, D): what modulates the blocks, without the text."""
+    def given_state(self) -> dict[str, Tensor]:
+        """The part of the state dict that a model without given frames has not."""
+        return {name: t for name, t in self.state_dict().items() if name.startswith("given.")}
+
+    def _embed_given(self, latents: tuple[Tensor | None, ...], frames: Tensor) -> Tensor:
+        """(B, N, D): what is given, in its place; zero for samples without."""
+        if self.given is None:
+            raise ValueError(
+                "got `given_frames`, but this model does not take them; train one with given_frames"
+            )
+        dtype = self.latent_codes.dtype
+        known = [latent.to(dtype) for latent in latents if latent is not None]
+        self._check(*known)
+        # (B, 1, ...): of the structure if any frame is given, of the dynamics frame by frame.
+        of_structure = rearrange(frames.any(1).to(dtype), "b -> b 1 1 1 1")
+        of_dynamics = rearrange(frames.to(dtype), "b t -> b 1 t 1")
+        marks = (of_structure, of_dynamics, of_dynamics)
+        marked = [
+            torch.cat([latent * mark, mark.expand_as(latent[:, :1])], dim=1)
+            for latent, mark in zip(known, marks)
+        ]
+        parts = zip(self.given, self.patchify(*marked))
+        return torch.cat([layer(part) for layer, part in parts], dim=1)
+
+    def _vector(self, structure_timestep: Tensor, dynamics_timestep: Tensor) -> Tensor:
+        """(B, D): what the noise levels add to what modulates the blocks."""
         dtype = self.latent_codes.dtype
         vector = self.structure_level(self.timestep_code(structure_timestep).to(dtype))
-        vector = vector + self.dynamics_level(self.timestep_code(dynamics_timestep).to(dtype))
-        if self.classes is not None:
-            if class_labels is None:
-                null = self.classes.num_embeddings - 1
-                class_labels = torch.full((tokens.shape[0],), null, device=tokens.device)
-            vector = vector + self.classes(class_labels)
-        elif class_labels is not None:
-            raise ValueError(
-                "got `class_labels`, but this model has no classes; train one with num_classes"
-            )
-        return vector
+        return vector + self.dynamics_level(self.timestep_code(dynamics_timestep).to(dtype))
+
+    def _class_vector(
+        self, labels: Tensor | None, batch_size: int, device: torch.device
+    ) -> Tensor | None:
+        """(B, D): each sample's class; None for a model without classes."""
+        if self.classes is None:
+            if labels is not None:
+                raise ValueError(
+                    "got `class_labels`, but this model has no classes; train one with num_classes"
+                )
+            return None
+        if labels is None:
+            labels = torch.full((batch_size,), self.classes.num_embeddings - 1, device=device)
+        vector: Tensor = self.classes(labels)
+        return self.class_projection(vector) if self.sizes.reads_class else vector
 
     def _predict(self, tokens: Tensor, vector: Tensor) -> TwinDiTOutput:
         modulation = rearrange(self.modulation(functional.silu(vector)), "b d -> b 1 d")
@@ -435,6 +366,12 @@ class TwinDiT(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
             )
 
 
-def layer_norm(width: int) -> nn.LayerNorm:
-    """Without affine: adaLN brings its own."""
-    return nn.LayerNorm(width, NORM_EPSILON, elementwise_affine=False)
+def joined(
+    class_vector: Tensor, text: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """(B, 1 + L, D) and the mask of that: the class as a token, before the text if there is one."""
+    token = rearrange(class_vector, "b d -> b 1 d")
+    if text is None or mask is None:
+        return token, None
+    seen = mask.new_ones(len(mask), 1)
+    return torch.cat([token, text], dim=1), torch.cat([seen, mask], dim=1)

@@ -7,10 +7,16 @@ Structure and dynamics have a noise level sigma in [0, 1] each (1 is noise). A p
     velocity   x = (1 - sigma) x0 + sigma eps        target eps - x0     (flow matching)
     epsilon    x = sqrt(a_t) x0 + sqrt(1 - a_t) eps  target eps          (DDPM, t = 1000 sigma)
     v          the same x                            target sqrt(a_t) eps - sqrt(1 - a_t) x0
+    x0         either x                              target x0, scaled latents as all of these
+
+A predicted x0 may have the loss of the velocity that it implies, (x - x0) / sigma in flow matching
+and v in DDPM: its error over the share of noise, which is clipped there.
 
 Source: Lipman et al. (arXiv 2210.02747) and Esser et al. (arXiv 2403.03206, logit-normal levels and
 the shift); Ho et al. (arXiv 2006.11239); Salimans & Ho (arXiv 2202.00512); Hang et al. (arXiv
-2303.09556, min-SNR); two levels drawn equal or apart: UniDiffuser (arXiv 2303.06555).
+2303.09556, min-SNR); x0 with the velocity's loss: JiT (arXiv 2511.13720) and pixel MeanFlow (arXiv
+2601.22158), whose clip this is; two levels drawn equal or apart: UniDiffuser (arXiv 2303.06555);
+one ahead of the other: Semantic-First Diffusion (arXiv 2512.04926).
 """
 
 from __future__ import annotations
@@ -23,9 +29,11 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from diffusion.config import NUM_TIMESTEPS, FlowConfig, LevelConfig
+from diffusion.config import NUM_TIMESTEPS, SPECIAL_LEVELS, FlowConfig, LevelConfig
 from vidtwin import VidTwinLatents
 
+# The least share of noise that a velocity's error is divided by.
+LEAST_NOISE = 0.05
 # Of which kind a sample is; which of its two levels is drawn first; both levels.
 NUM_UNIFORMS = 4
 
@@ -74,6 +82,7 @@ class FlowObjective:
             "dynamics_clean": (structure, torch.zeros_like(dynamics)),
             "structure_noise": (torch.ones_like(structure), dynamics),
             "dynamics_noise": (structure, torch.ones_like(dynamics)),
+            "lead": self._leading(quantile(config.structure_levels, first)),
         }
         drawn = Levels(equal, equal)
         below = torch.zeros_like(kind)
@@ -84,14 +93,27 @@ class FlowObjective:
             below = above
         return Levels(*(level.float() for level in drawn))
 
+    def leads(self, uniforms: Tensor) -> Tensor:
+        """(B,) whether a sample's levels are those of a lead, from the same numbers."""
+        below = sum(getattr(self.config, name) for name in SPECIAL_LEVELS if name != "lead")
+        kind = uniforms[:, 0].double().clamp(1e-6, 1 - 1e-6)
+        return (below <= kind) & (kind < below + self.config.lead)
+
+    def _leading(self, remaining: Tensor) -> tuple[Tensor, Tensor]:
+        """Both levels where a share of the way of both, 1 + |lead| long, remains."""
+        lead = self.config.structure_lead
+        remaining = remaining * (1 + abs(lead))
+        leader, follower = (remaining - abs(lead)).clamp(min=0), remaining.clamp(max=1)
+        return (leader, follower) if lead > 0 else (follower, leader)
+
     def timesteps(self, levels: Levels) -> tuple[Tensor, Tensor]:
         """What the model is told of the levels: 1000 sigma, or whole DDPM steps."""
-        structure, dynamics = (timestep_of(self.config.prediction, level) for level in levels)
+        structure, dynamics = (timestep_of(self.config.is_flow, level) for level in levels)
         return structure, dynamics
 
     def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """(B,) factors of the clean latents and of the noise. Sigma 0 is exactly clean."""
-        if self.config.prediction == "velocity":
+        if self.config.is_flow:
             return 1 - sigma, sigma
         signal = self.signal.to(sigma.device)[step_of(sigma)]
         clean = sigma == 0
@@ -109,6 +131,9 @@ class FlowObjective:
         self, latents: VidTwinLatents, noise: VidTwinLatents, levels: Levels
     ) -> VidTwinLatents:
         """What the model should predict."""
+
+        if self.config.prediction == "x0":
+            return latents
 
         def factors(sigma: Tensor) -> tuple[Tensor, Tensor]:
             if self.config.prediction == "velocity":
@@ -149,6 +174,9 @@ class FlowObjective:
     ) -> VidTwinLatents:
         """The clean latents that the predictions imply; exact if the predictions are."""
 
+        if self.config.prediction == "x0":
+            return predictions
+
         def clean(prediction: Tensor, latent: Tensor, sigma: Tensor) -> Tensor:
             alpha, share = (wide(value, latent) for value in self.coefficients(sigma))
             if self.config.prediction == "velocity":
@@ -161,11 +189,14 @@ class FlowObjective:
 
     def _weights(self, sigma: Tensor) -> Tensor:
         weights = torch.ones_like(sigma)
+        alpha, share = self.coefficients(sigma)
+        if self.config.loss == "velocity":
+            weights = share.clamp(min=LEAST_NOISE).pow(-2)
         if self.config.min_snr_gamma is not None:
-            alpha, share = self.coefficients(sigma)
             ratio = (alpha / share.clamp(min=1e-8)).square()  # signal to noise
             weights = ratio.clamp(max=self.config.min_snr_gamma)
-            weights = weights / (ratio if self.config.prediction == "epsilon" else ratio + 1)
+            in_units_of = {"epsilon": ratio, "v": ratio + 1, "x0": torch.ones_like(ratio)}
+            weights = weights / in_units_of[self.config.prediction]
         return torch.where(sigma == 0, torch.zeros_like(weights), weights)
 
     @staticmethod
@@ -202,9 +233,9 @@ def step_of(sigma: Tensor) -> Tensor:
     return (sigma * NUM_TIMESTEPS).long().clamp(max=NUM_TIMESTEPS - 1)
 
 
-def timestep_of(prediction: str, sigma: Tensor) -> Tensor:
-    """What a model of a prediction is told of a level: 1000 sigma, or a whole DDPM step."""
-    return sigma * NUM_TIMESTEPS if prediction == "velocity" else step_of(sigma).float()
+def timestep_of(is_flow: bool, sigma: Tensor) -> Tensor:
+    """What a model is told of a level: 1000 sigma of a flow, or a whole DDPM step."""
+    return sigma * NUM_TIMESTEPS if is_flow else step_of(sigma).float()
 
 
 def draw_uniforms(seeds: Sequence[int], count: int, stream: int) -> Tensor:

@@ -2,6 +2,10 @@
 
     guided = null + sum over i of scale_i (with conditions 1 to i - with conditions 1 to i - 1)
 
+What is combined is what the transformer predicts, at one noised sample. The weights of all variants
+sum to 1, and velocity, epsilon, v and x0 follow from each other linearly there; so whichever of
+them is predicted, the guided velocity is the same.
+
 Latents that are given, not sampled, are the first condition if there are any. A negative prompt
 takes the place of the null text wherever the given latents are known.
 

@@ -5,6 +5,8 @@ Axes: B batch, C channels, T frames, H W pixels.
 
 from __future__ import annotations
 
+import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -16,6 +18,7 @@ import torch
 
 from diffusion.cache import LatentCache, build_latent_loader, iterate_latents
 from diffusion.cache_format import lasting
+from diffusion.given_frames import filled_video
 from diffusion.latent_stats import LatentStats, LatentStatsAccumulator
 from vidtwin import (
     DataConfig,
@@ -31,6 +34,8 @@ from vidtwin import (
 from vidtwin.data import iterate_variants
 
 __all__ = ["CachedLatents", "EncodedClips", "LatentSource", "encode_clips", "open_source"]
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_FPS = 8.0
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -125,6 +130,14 @@ class LatentSource(ABC):
     def latents(self, batch: Mapping[str, Any]) -> VidTwinLatents:
         """The raw latents of a batch, drawn from the posterior by each sample's noise_seed."""
 
+    def given_latents(self, batch: Mapping[str, Any], frames: torch.Tensor) -> VidTwinLatents:
+        """The raw latents of what is known of a batch.
+
+        Args:
+            frames: (B, T) bool, True for the frames that are given.
+        """
+        raise NotImplementedError(f"{type(self).__name__} holds no clips to give frames of")
+
 
 class EncodedClips(LatentSource):
     """Videos, encoded at every step.
@@ -201,6 +214,12 @@ class EncodedClips(LatentSource):
         noise = draw_noise(self.autoencoder.sizes, batch["noise_seed"].tolist())
         return posterior.sample(noise=noise.to(self.device))
 
+    @torch.no_grad()
+    def given_latents(self, batch: Mapping[str, Any], frames: torch.Tensor) -> VidTwinLatents:
+        """The modes of the videos with but some frames given, see `diffusion.given_frames`."""
+        video = filled_video(batch["video"].to(self.device), frames)
+        return encode_clips(self.autoencoder, video, self.autocast).mode()
+
 
 class CachedLatents(LatentSource):
     """Latents that encode.py has written.
@@ -211,6 +230,7 @@ class CachedLatents(LatentSource):
         data: what it says beyond the defaults must be what was encoded.
         overfit: take the first N clips alone, for validation as well.
         validates: whether validation clips are wanted.
+        verify: as of `LatentCache`; the first process of a run does it for all.
     Raises:
         ValueError: if the cache is missing or damaged, or was made from something else.
     """
@@ -222,20 +242,23 @@ class CachedLatents(LatentSource):
         data: DataConfig,
         overfit: int | None = None,
         validates: bool = True,
+        verify: bool = True,
     ) -> None:
         folder = Path(folder).expanduser()
+        verify = verify and os.environ.get("RANK", "0") == "0"
         digest = None
         if autoencoder.device.type != "meta":  # else it has no weights, and only describes a run
             # All weights are read for it, so once for both parts.
             digest = weights_digest(autoencoder.encoder_parts())
 
         def opened(part: str) -> LatentCache:
-            cache = LatentCache(folder / part)
+            cache = LatentCache(folder / part, verify=verify)
             cache.check(digest, autoencoder.sizes)
             return cache
 
         whole = opened("train")
         whole.check(data=asked_of(data))
+        _warn_of_another_place(folder, whole.manifest["data"].get("path"), data.path)
         dataset = whole.first(overfit) if overfit else whole
         held_out = None
         if validates:
@@ -272,6 +295,17 @@ class CachedLatents(LatentSource):
         return VidTwinLatents(*(batch[name].to(self.device) for name in VidTwinLatents.names))
 
 
+def _warn_of_another_place(folder: Path, made_from: str | None, asked: str | None) -> None:
+    """Says so where `data.path` names other clips than the cache was made from, or they moved."""
+    if asked is None or made_from is None or os.path.abspath(asked) == os.path.abspath(made_from):
+        return
+    logger.warning(
+        "the latents of the cache %s are of the clips in %s, not of those in data.path=%s, which "
+        "are not read; encode them into another folder if they are other clips",
+        *(folder, made_from, asked),
+    )
+
+
 def open_source(
     autoencoder: VidTwinAutoencoder,
     cache: str | Path | None,
@@ -279,11 +313,12 @@ def open_source(
     overfit: int | None = None,
     validates: bool = True,
     autocast: Autocast = nullcontext,
+    verify: bool = True,
 ) -> LatentSource:
     """The latents of a cache, or those of clips if there is none; arguments as of the classes."""
     if cache is None:
         return EncodedClips(autoencoder, data, overfit, validates, autocast)
-    return CachedLatents(cache, autoencoder, data, overfit, validates)
+    return CachedLatents(cache, autoencoder, data, overfit, validates, verify)
 
 
 def asked_of(data: DataConfig) -> dict[str, Any]:

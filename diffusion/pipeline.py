@@ -1,7 +1,6 @@
 """Everything between a prompt and a video, saved and loaded as one folder.
 
-Axes: B batch, C channels, Q structure queries, T frames, H W pixels, h w latent grid, L text
-tokens.
+Axes: B batch, C channels, Q structure queries, T frames, H W pixels, h w latent grid.
 """
 
 from __future__ import annotations
@@ -13,25 +12,31 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils.outputs import BaseOutput
-from einops import rearrange
-from PIL import Image
 from torch import Tensor
 
 from diffusion.conditions import ClassEmbedder, Condition, Conditions, TextEmbedder
 from diffusion.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, GuidanceScales
 from diffusion.dit import TwinDiT
+from diffusion.given_frames import GivenFrames
 from diffusion.guidance import check_negative
+from diffusion.guiders import check_guider, refuse_scales
 from diffusion.inputs import check_count, class_indices, common_length, prompt_list
 from diffusion.latent_stats import LatentStats
-from diffusion.long_video import join_windows, latent_windows, scale_motion, window_starts
+from diffusion.long_video import join_windows, latent_windows, scale_motion
 from diffusion.pipeline_files import check_parts, check_scheduler, load_parts
+from diffusion.pipeline_values import (
+    OUTPUT_TYPES,
+    after_step_of,
+    as_output,
+    frames_of,
+    lead_of,
+    starts_of,
+)
 from diffusion.sampling import (
-    AfterStep,
     LatentSampler,
     generators_of,
     given_latents,
@@ -39,11 +44,11 @@ from diffusion.sampling import (
 )
 from diffusion.schedulers import prediction_of
 from diffusion.text_encoder import TextEncoder
+from diffusion.tracks import lead_steps
 from vidtwin import VidTwinAutoencoder, VidTwinLatents, decode_windows
 
 __all__ = ["VidTwinPipeline", "VidTwinPipelineOutput"]
 
-OUTPUT_TYPES = ("pt", "np", "pil", "latent")
 
 Callback = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]]
 
@@ -76,11 +81,12 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         text_layer: which hidden state of the text encoder is read.
         max_text_length: tokens of a prompt; None for all that the text encoder can read.
         fps: frames per second of the clips that the transformer was trained on.
-        prediction: what the transformer predicts, "velocity", "epsilon" or "v_prediction"; None
-            for what the scheduler expects.
+        prediction: what the transformer predicts: "velocity", "epsilon", "v_prediction", "sample",
+            or "flow_sample" (flow matching's); None for what the scheduler expects.
         num_inference_steps, guidance_scale, given_guidance_scale: defaults of a call. Guidance by
             a given latent suits a transformer that was trained for it alone, see
             `FlowConfig.given_guidance_scale`.
+        structure_lead: the same, see `__call__`.
     Raises:
         ValueError: naming the parts that do not belong together.
     """
@@ -107,6 +113,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         num_inference_steps: int = NUM_INFERENCE_STEPS,
         guidance_scale: float = GUIDANCE_SCALE,
         given_guidance_scale: float = 1.0,
+        structure_lead: float = 0.0,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -126,9 +133,12 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             num_inference_steps=check_count("num_inference_steps", num_inference_steps),
             guidance_scale=guidance_scale,
             given_guidance_scale=given_guidance_scale,
+            structure_lead=structure_lead,
         )
+        lead_steps(structure_lead, 1000)
         GuidanceScales(text=guidance_scale, given=given_guidance_scale)
         self._interrupt = False
+        self._num_timesteps = 0
         check_parts(self)
 
     @classmethod
@@ -170,7 +180,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
     @property
     def num_timesteps(self) -> int:
         """Steps of a window in the last call, which diffusers' callbacks count by."""
-        return len(self.scheduler.timesteps)
+        return self._num_timesteps
 
     def enable_sequential_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
         """Not for this pipeline, whose parts are small and called by other methods than forward.
@@ -205,6 +215,11 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         num_frames: int | None = None,
         overlap_frames: int | None = None,
         motion_scale: float = 1.0,
+        structure_lead: float | None = None,
+        guider: Any = None,
+        first_frame: Tensor | None = None,
+        last_frame: Tensor | None = None,
+        prefix: Tensor | None = None,
         callback_on_step_end: Callback | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = VidTwinLatents.names,
     ) -> Any:
@@ -235,6 +250,16 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             num_frames: of the video; more than the model makes at once takes several windows.
             overlap_frames: which neighbouring windows share; a quarter of a window by default.
             motion_scale: multiplies the dynamics' deviation from their mean over time.
+            structure_lead: by which share of its schedule the structure is denoised ahead of the
+                dynamics, in [-1, 1]; below 0 the dynamics lead; rounded to whole solver steps, see
+                `diffusion.tracks`; None for the pipeline's own, where nothing is given.
+            guider: of `diffusers.guiders`, in place of guidance by prompt and class; it has a scale
+                of its own, and is used as in `diffusion.guiders`.
+            first_frame, last_frame: images (B, 3, H, W) or (3, H, W) in [-1, 1] that the video
+                starts and ends with, for a pipeline that was trained with given frames; they come
+                out pixel by pixel.
+            prefix: the same, a video (B, 3, N, H, W) of fewer frames than the model makes, which
+                goes on from there.
             callback_on_step_end: called as (pipe, step, timestep, tensors) after each step;
                 returns the tensors that it changed.
             callback_on_step_end_tensor_inputs: scaled latents that it is given, of "structure",
@@ -262,8 +287,20 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             dynamics_guidance_scale,
             self._or_own("given_guidance_scale", given_guidance_scale),
         )
-        starts = self._window_starts(num_frames, overlap_frames, dynamics is not None)
-        asked = self._asked(prompt, negative_prompt, class_labels)
+        if guider is not None:
+            check_guider(guider)
+            refuse_scales(
+                guidance_scale=guidance_scale,
+                class_guidance_scale=class_guidance_scale,
+                structure_guidance_scale=structure_guidance_scale,
+                dynamics_guidance_scale=dynamics_guidance_scale,
+            )
+        starts = starts_of(self, num_frames, overlap_frames, dynamics is not None)
+        asked: dict[str, Any] = {
+            "prompt": prompt_list(prompt),
+            "negative_prompt": prompt_list(negative_prompt or None, "negative_prompt"),
+            "class_labels": self.class_indices(class_labels),
+        }
         if class_guidance_scale is not None and asked["class_labels"] is None:
             raise ValueError(
                 f"`class_guidance_scale` is {class_guidance_scale} and there are no class labels "
@@ -271,18 +308,23 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             )
         sizes, device = self.autoencoder.sizes, self._execution_device
         given, given_names = given_latents(structure, dynamics, sizes, self._encode, device)
+        frames = frames_of(self, first_frame, last_frame, prefix, len(starts), given_names)
         lengths = {name: getattr(given, name) for name in sorted(given_names)}
+        lengths |= {"given frames": frames.video} if frames else {}
         batch_size = common_length(**asked, **lengths) * num_videos_per_prompt
         given = given.map(lambda tensor: repeated_to(tensor, batch_size))
         generators = generators_of(seed, generator, batch_size)
-        after_step = self._after_step(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        conditions, negative = self._conditions(**asked, batch_size=batch_size)
-        if negative is not None:
+        lead = lead_of(self, structure_lead, num_inference_steps, given_names)
+        after_step = after_step_of(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        frames = frames and frames.repeated(batch_size)
+        conditions, negative = self._conditions(**asked, frames=frames, batch_size=batch_size)
+        if negative is not None and guider is None:
             later = [given_names | {"structure"}] if len(starts) > 1 else []
             check_negative(conditions, scales, [given_names, *later])
         self._interrupt = False
         windows = LatentSampler(
             transformer=self.transformer,
+            prediction=self.config["prediction"],
             scheduler=self.scheduler,
             num_inference_steps=num_inference_steps,
             generators=generators,
@@ -294,7 +336,11 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             given_names=given_names,
             after_step=after_step,
             interrupted=lambda: self._interrupt,
-            progress_bar=self.progress_bar,
+            progress_bar=self._window_bar,
+            structure_lead=lead,
+            guider=guider,
+            known=frames and frames.latents,
+            known_frames=frames.num_known if frames else 0,
         ).sample(starts, batch_size)
         starts = starts[: len(windows)]
         latents = self.latent_stats.unscale(join_windows(windows, starts))
@@ -302,7 +348,8 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         latents = scale_motion(latents.taking(given, given_names), motion_scale)
         videos = None
         if output_type != "latent":
-            videos = as_output(self._decode(latents, starts), output_type)
+            videos = self._decode(latents, starts)
+            videos = as_output(frames.put_into(videos) if frames else videos, output_type)
         self.maybe_free_model_hooks()
         output = VidTwinPipelineOutput(videos=videos, latents=latents)
         return output if return_dict else output.to_tuple()
@@ -311,38 +358,10 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         """The value that a call gives, or else the pipeline's own."""
         return self.config[name] if value is None else value
 
-    def _window_starts(
-        self, num_frames: int | None, overlap: int | None, dynamics_are_given: bool
-    ) -> list[int]:
-        """The first frame of each window."""
-        window = self.autoencoder.sizes.num_frames
-        num_frames = window if num_frames is None else check_count("num_frames", num_frames)
-        starts = window_starts(num_frames, window, overlap)
-        if len(starts) > 1 and dynamics_are_given:
-            raise ValueError(
-                f"`dynamics` hold {window} frames of motion, got num_frames={num_frames}; "
-                "leave out `num_frames`"
-            )
-        return starts
-
-    def _after_step(self, callback: Any, names: Sequence[str]) -> AfterStep | None:
-        """The caller's callback as the sampler calls it."""
-        if callback is None:
-            return None
-        names = getattr(callback, "tensor_inputs", names)
-        unknown = sorted(set(names) - set(self._callback_tensor_inputs))
-        if unknown:
-            raise ValueError(
-                "`callback_on_step_end_tensor_inputs` must be of "
-                f"{', '.join(self._callback_tensor_inputs)}; got {', '.join(unknown)}"
-            )
-
-        def after_step(
-            step: int, timestep: Tensor, latents: dict[str, Tensor]
-        ) -> dict[str, Tensor]:
-            return callback(self, step, timestep, {name: latents[name] for name in names}) or {}
-
-        return after_step
+    def _window_bar(self, total: int) -> Any:
+        """Shows the steps of a window."""
+        self._num_timesteps = total
+        return self.progress_bar(total=total)
 
     def _encode(self, video: Tensor) -> VidTwinLatents:
         """The latents of (B, 3, T, H, W) or one (3, T, H, W) video in [-1, 1]."""
@@ -360,24 +379,12 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         windows = latent_windows(latents, starts, (sizes.num_frames, sizes.height, sizes.width))
         return decode_windows(self.autoencoder, windows, dtype=torch.float32)
 
-    def _asked(
-        self,
-        prompt: str | Sequence[str] | None,
-        negative_prompt: str | Sequence[str] | None,
-        class_labels: int | str | Sequence[int | str] | None,
-    ) -> dict[str, Any]:
-        """What the conditions are made of: a list for each, or None."""
-        return {
-            "prompt": prompt_list(prompt),
-            "negative_prompt": prompt_list(negative_prompt or None, "negative_prompt"),
-            "class_labels": self.class_indices(class_labels),
-        }
-
     def _conditions(
         self,
         prompt: list[str] | None,
         negative_prompt: list[str] | None,
         class_labels: list[int] | None,
+        frames: GivenFrames | None,
         batch_size: int,
     ) -> tuple[Conditions, Conditions | None]:
         """The conditions of each video in the order of guidance, and its negative prompt."""
@@ -390,6 +397,8 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             return condition.to(self._execution_device)
 
         found: list[Condition] = []
+        if frames is not None:
+            found.append(frames.condition())
         if prompt is not None:
             found.append(self._text_embedder().embed(prompt))
         if class_labels is not None:
@@ -435,15 +444,3 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         hook = getattr(module, "_hf_hook", None)
         if hook is not None:
             hook.pre_forward(module)
-
-
-def as_output(videos: Tensor, output_type: str) -> Any:
-    """Videos in [-1, 1] as the caller wants them, in [0, 1]; see `VidTwinPipelineOutput`."""
-    videos = ((videos + 1) / 2).clamp(0, 1)
-    if output_type == "pt":
-        return videos
-    frames = rearrange(videos, "b c t h w -> b t h w c").cpu().numpy()
-    if output_type == "np":
-        return frames
-    levels = (frames * 255).round().astype(np.uint8)
-    return [[Image.fromarray(frame) for frame in video] for video in levels]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection
 from os import PathLike
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from diffusion.cache_format import LATENT_NAMES
 from diffusion.text_loading import load_text_model
 from vidtwin.hub_names import check_local_path
+from vidtwin.text_files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +30,14 @@ REQUIRED = {
     "latent_stats": ("diffusion.latent_stats", "LatentStats"),
     "scheduler": ("diffusers", None),
 }
+# Of diffusers, the classes that an index may name: its schedulers that can fit an objective here.
+SCHEDULER_CLASSES = (
+    *("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "DDIMScheduler"),
+    *("DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler"),
+    *("DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler"),
+    *("HeunDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler"),
+)
+TOKENIZER_CLASS = re.compile(r"(?!Auto)\w+Tokenizer(Fast)?")
 OPTIONAL = {"text_encoder": ("transformers", None), "tokenizer": ("transformers", None)}
 COMPONENTS = (*REQUIRED, *OPTIONAL)
 DOWNLOAD_OPTIONS = (
@@ -87,11 +97,30 @@ def check_pipeline_folder(folder: Path, passed: Collection[str] = ()) -> dict[st
         if came[0] != module or class_name not in (None, came[1]):
             wanted = f"a class of {module}" if class_name is None else f"{module}.{class_name}"
             raise ValueError(f"{index}: {name} must be {wanted}, got {'.'.join(map(str, came))}")
+        if name == "tokenizer" and not TOKENIZER_CLASS.fullmatch(str(came[1])):
+            raise ValueError(f"{index}: tokenizer must be a tokenizer's class, got {came[1]}")
+        if name == "scheduler":
+            _check_scheduler_class(index, came[1])
         if not (folder / name).is_dir():
             raise ValueError(f"the pipeline {folder} is not whole: the folder {name!r} is missing")
         if any((folder / name).glob("*.py")):  # which some versions of diffusers would run
             raise ValueError(f"the pipeline {folder} has code in its folder {name!r}; remove it")
+        settings = folder / name / "tokenizer_config.json"
+        if settings.is_file() and "auto_map" in settings.read_text(encoding="utf-8"):
+            raise ValueError(f"{settings} names code of its own (auto_map), which is never run")
     return entries
+
+
+def _check_scheduler_class(index: Path, name: object) -> None:
+    """Raises unless the class is on the list, in the index and in the scheduler's own config."""
+    config = index.parent / "scheduler" / "scheduler_config.json"
+    content = read_json(config) if config.is_file() else {}
+    told = content.get("_class_name", name) if isinstance(content, dict) else content
+    for file, found in ((index, name), (config, told)):
+        if found not in SCHEDULER_CLASSES:
+            raise ValueError(
+                f"{file}: the scheduler must be one of {', '.join(SCHEDULER_CLASSES)}, got {found}"
+            )
 
 
 def check_parts(pipeline: Any) -> None:
@@ -128,10 +157,10 @@ def check_parts(pipeline: Any) -> None:
 
 def check_scheduler(pipeline: Any) -> None:
     """Raises ValueError unless the scheduler, which may be exchanged, fits the transformer."""
-    from diffusion.schedulers import prediction_of
+    from diffusion.schedulers import prediction_of, stepped_by
 
     found, expected = prediction_of(pipeline.scheduler), pipeline.config["prediction"]
-    if found != expected:
+    if found != stepped_by(expected):
         raise ValueError(
             f"the transformer predicts {expected}, and the scheduler "
             f"{type(pipeline.scheduler).__name__} is for {found}; "

@@ -1,16 +1,17 @@
 """From noise to scaled latents: the loop over solver steps, and over the windows of a long video.
 
 Some latents may be given while the others are sampled. The solver steps the sampled ones alone,
-packed into one (B, values) tensor, so that a solver that remembers its steps does so once.
+packed into one (B, values) tensor, so that a solver that remembers its steps does so once; where
+one latent leads the other, each has a solver of its own (`diffusion.tracks`).
 
 Axes: B batch, C channels, T frames of a window.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,9 +21,12 @@ from diffusion.conditions import Conditions
 from diffusion.config import GuidanceScales
 from diffusion.dit import TwinDiT
 from diffusion.flow import timestep_of
+from diffusion.given_frames import FramesCondition
 from diffusion.guidance import guidance_terms, guided_prediction
+from diffusion.guiders import guide_tracks
 from diffusion.inputs import check_length, seed_list
-from diffusion.schedulers import LatentSolver, prediction_of
+from diffusion.schedulers import LatentSolver, is_flow, prediction_of
+from diffusion.tracks import Track, lead_steps
 from vidtwin import AutoencoderConfig, VidTwinLatents, standard_normal_latents
 
 # A callback's view: (step, timestep, name -> scaled latents) -> those of them that it changed.
@@ -35,6 +39,7 @@ class LatentSampler:
 
     Args:
         transformer: predicts.
+        prediction: what; None for what the scheduler takes.
         scheduler: steps; fits the transformer's objective.
         num_inference_steps: solver steps of each window.
         generators: one for each sample, or one for all.
@@ -47,6 +52,9 @@ class LatentSampler:
         after_step: called after each step.
         interrupted: whether to stop before the next step.
         progress_bar: makes one, from `total`.
+        structure_lead: see `diffusion.tracks`; of windows that sample both.
+        guider: see `diffusion.guiders`; then `scales` counts for what is given alone.
+        known, known_frames: dynamics that the first window starts with, and of how many frames.
     """
 
     transformer: TwinDiT
@@ -62,12 +70,12 @@ class LatentSampler:
     after_step: AfterStep | None
     interrupted: Callable[[], bool]
     progress_bar: Callable[..., Any]
+    structure_lead: float = 0.0
+    guider: Any = None
+    known: VidTwinLatents | None = None
+    known_frames: int = 0
+    prediction: str | None = None
     steps_done: int = 0
-
-    @cached_property
-    def prediction(self) -> str:
-        """What the transformer predicts."""
-        return prediction_of(self.scheduler)
 
     @property
     def sampled_names(self) -> frozenset[str]:
@@ -86,103 +94,153 @@ class LatentSampler:
         noises = [
             standard_normal_latents(sizes, batch_size, self.generators, self.device) for _ in starts
         ]
-        windows = [self.sample_window(noises[0])]
+        windows = [self.sample_window(noises[0], self.known, self.known_frames)]
         for number in range(1, len(starts)):
             if self.interrupted():
                 break
             self.given, self.given_names = windows[0], frozenset(["structure"])
             shift = starts[number] - starts[number - 1]
-            windows.append(self.sample_window(noises[number], windows[-1], shift))
+            known, count = carried_on(windows[-1], shift)
+            frames = torch.arange(known.dynamics_x.shape[2], device=self.device) < count
+            condition = FramesCondition(*known.tensors(), frames.expand(batch_size, -1))
+            self.conditions = self.conditions.replaced(condition)
+            windows.append(self.sample_window(noises[number], known, count))
         return windows
 
     def sample_window(
-        self, noise: VidTwinLatents, before: VidTwinLatents | None = None, shift: int = 0
+        self, noise: VidTwinLatents, known: VidTwinLatents | None = None, known_frames: int = 0
     ) -> VidTwinLatents:
         """The scaled latents of one window.
 
         Args:
             noise: of all latents.
-            before: the window before. The dynamics of the frames that both have follow the noise
-                level as if they were sampled, and come out as they are.
-            shift: frames from that window's start to this one's.
+            known: its dynamics of the first frames follow the noise level as if they were sampled,
+                and come out as they are.
+            known_frames: how many of them.
         """
-        solver = LatentSolver(
-            self.scheduler, self.num_inference_steps, self.device, self.generators
-        )
-        flat_noise = noise.pack(self.sampled_names)
-        sample = solver.start(flat_noise)
-        if before is not None:
-            clean, is_known = self.known_values(before, shift)
-        with self.progress_bar(total=len(solver)) as bar:
-            for index in range(len(solver)):
+        tracks = self.tracks(noise)
+        if known is not None and known_frames:
+            for track in tracks:
+                track.known, track.is_known = known_values(known, known_frames, track.names)
+        calls = max(track.end for track in tracks)
+        with self.progress_bar(total=calls) as bar:
+            for call in range(calls):
                 if self.interrupted():
                     break
-                if before is not None:
-                    noised = solver.noised(clean, flat_noise, index)
-                    sample = torch.where(is_known, noised, sample)
-                seen = solver.model_input(sample, index)
-                prediction = self.predict(seen, solver.timestep(index), noise)
-                sample = solver.step(prediction, sample, index)
-                sample = self.call_back(sample, solver.timesteps[index])
+                predictions = self.predict(tracks, call, noise)
+                moving = [track for track in tracks if track.moves(call)]
+                for track in moving:
+                    track.step(predictions.pack(track.names), call)
+                # With a lead, the timestep is that of the latents behind, once they move.
+                behind = max(moving, key=lambda track: track.delay)
+                self.call_back(tracks, behind.solver.timesteps[behind.index(call)])
                 bar.update()
-        if before is not None:
-            sample = torch.where(is_known, clean, sample)
-        return self.unpacked(sample, self.given)
+        for track in tracks:
+            track.finish()
+        return self.unpacked(tracks)
 
-    def unpacked(self, sample: Tensor, others: VidTwinLatents) -> VidTwinLatents:
-        """The sampled latents of (B, values), and those of `others` that are not sampled."""
-        return VidTwinLatents.unpack(sample, others, self.sampled_names)
+    def tracks(self, noise: VidTwinLatents) -> list[Track]:
+        """Of the latents that are sampled: one, or two where both are sampled and one leads."""
+        names = self.sampled_names
+        lead = 0.0 if self.given_names else self.structure_lead
+        steps, delay = lead_steps(lead, self.num_inference_steps)
+        # A scheduler of the second order calls the model twice in a step.
+        delay *= getattr(self.scheduler, "order", 1)
+        groups = {names: 0}
+        if delay:
+            structure = frozenset(["structure"])
+            groups = {structure: max(0, -delay), names - structure: max(0, delay)}
+        tracks: list[Track] = []
+        for group, wait in groups.items():
+            scheduler = copy.deepcopy(self.scheduler) if tracks else self.scheduler
+            solver = LatentSolver(scheduler, steps, self.device, self.generators, self.prediction)
+            wait = min(wait, len(solver))  # Heun's last step calls the model once
+            guider, packed = copy.deepcopy(self.guider), noise.pack(group)
+            tracks.append(
+                Track(names=group, solver=solver, delay=wait, noise=packed, guider=guider)
+            )
+        return tracks
 
-    def known_values(self, before: VidTwinLatents, shift: int) -> tuple[Tensor, Tensor]:
-        """(B, values) clean values, 0 where not known; (B, values) bool, True where known."""
+    def unpacked(self, tracks: Sequence[Track]) -> VidTwinLatents:
+        """The latents as they are now."""
+        return self.joined(self.given, {track.names: track.sample for track in tracks})
 
-        def first_frames(dynamics: Tensor) -> Tensor:
-            frames, nothing = dynamics[:, :, shift:], torch.zeros_like(dynamics[:, :, :shift])
-            return torch.cat([frames, nothing], dim=2)  # (B, C, T, w or h)
+    @staticmethod
+    def joined(others: VidTwinLatents, packed: dict[frozenset[str], Tensor]) -> VidTwinLatents:
+        """The latents of (B, values) tensors by the names packed in them, and the others."""
+        for names, values in packed.items():
+            others = VidTwinLatents.unpack(values, others, names)
+        return others
 
-        known = before.map(first_frames).pack(self.sampled_names)
-        mask = before.map(torch.ones_like).map(first_frames).pack(self.sampled_names)
-        return known, mask.bool()
-
-    def predict(self, sample: Tensor, timestep: Tensor, noise: VidTwinLatents) -> Tensor:
-        """(B, values): the guided prediction for the latents that are sampled.
+    def predict(self, tracks: Sequence[Track], call: int, noise: VidTwinLatents) -> VidTwinLatents:
+        """The guided predictions; those of latents that are given mean nothing.
 
         Args:
-            sample: (B, values) those latents at their noise level.
-            timestep: of that level; what is given enters clean, at timestep 0.
+            tracks: of the latents that are sampled.
+            call: of the model, in this window.
             noise: what enters in place of what is given, at the last timestep, where the
                 prediction is not to know it.
         """
-        with_given, without = self.unpacked(sample, self.given), self.unpacked(sample, noise)
+        seen = {track.names: track.model_input(call) for track in tracks}
+        with_given, without = self.joined(self.given, seen), self.joined(noise, seen)
+        # Clean latents, and given ones that a prediction is not to know.
+        flow = is_flow(self.prediction or prediction_of(self.scheduler))
+        clean, hidden = timestep_of(flow, torch.tensor([0.0, 1.0], device=self.device)).unbind()
+        told = {name: track.timestep(call) for track in tracks for name in track.names}
 
         def predict(conditions: Conditions, knows: Sequence[bool]) -> VidTwinLatents:
             inputs = VidTwinLatents.cat([with_given if known else without for known in knows])
-            own = timestep.expand(len(inputs))
-            levels = torch.tensor([0.0 if known else 1.0 for known in knows], device=own.device)
-            of_given = timestep_of(self.prediction, levels).to(own).repeat_interleave(len(sample))
-            timesteps = (
-                of_given if name in self.given_names else own
-                for name in ("structure", "dynamics_x")
-            )
+
+            def timesteps(name: str) -> Tensor:
+                """(V x B,)"""
+                of_given = [clean if known else hidden for known in knows]
+                each = of_given if name in self.given_names else [told[name]] * len(knows)
+                levels = torch.stack([clean if level is None else level for level in each])
+                return levels.to(clean).repeat_interleave(with_given.batch_size)
+
             inputs = inputs.to(dtype=self.transformer.dtype)
-            predictions = self.transformer(*inputs.tensors(), *timesteps, **conditions.arguments())
+            levels = (timesteps(name) for name in ("structure", "dynamics_x"))
+            predictions = self.transformer(*inputs.tensors(), *levels, **conditions.arguments())
             # The solver's small steps add up in float32, whatever the transformer's dtype.
             return VidTwinLatents(*predictions).map(Tensor.float)
 
+        if self.guider is not None:
+            return self.predict_by_guider(predict, tracks, call)
         terms = guidance_terms(self.conditions, self.scales, bool(self.given_names))
-        guided = guided_prediction(predict, self.conditions, terms, self.negative)
-        return guided.pack(self.sampled_names)
+        return guided_prediction(predict, self.conditions, terms, self.negative)
 
-    def call_back(self, sample: Tensor, timestep: Tensor) -> Tensor:
-        """(B, values): the sample, after the callback could change it."""
+    def predict_by_guider(
+        self,
+        predict: Callable[[Conditions, Sequence[bool]], VidTwinLatents],
+        tracks: Sequence[Track],
+        call: int,
+    ) -> VidTwinLatents:
+        """The predictions as each track's guider combines them, see `diffusion.guiders`."""
+        without = self.conditions.keep(["frames"], self.negative)
+
+        def of(known: bool) -> VidTwinLatents:
+            return predict(self.conditions if known else without, [True])
+
+        guided = guide_tracks(tracks, call, of, self.transformer)
+        if self.given_names and self.scales.given != 1:
+            nothing = predict(self.conditions.keep(["frames"]), [False])
+            pushed = VidTwinLatents.combine(torch.sub, of(False), nothing)
+            for names in guided:
+                guided[names] = guided[names] + (self.scales.given - 1) * pushed.pack(names)
+        return self.joined(self.given, guided)
+
+    def call_back(self, tracks: Sequence[Track], timestep: Tensor) -> None:
+        """Lets the callback see the latents, and change those that are sampled."""
         step = self.steps_done
         self.steps_done += 1
         if self.after_step is None:
-            return sample
-        latents = self.unpacked(sample, self.given)
+            return
+        latents = self.unpacked(tracks)
         changed = self.after_step(step, timestep, dict(latents.items()))
         self.check_changed(latents, changed)
-        return replace(latents, **changed).pack(self.sampled_names)
+        latents = replace(latents, **changed)
+        for track in tracks:
+            track.sample = latents.pack(track.names)
 
     def check_changed(self, latents: VidTwinLatents, changed: dict[str, Tensor]) -> None:
         """Raises ValueError for what a callback returned and nothing can be done with."""
@@ -199,6 +257,30 @@ class LatentSampler:
                     f"the callback returned `{name}`, which is not sampled here; it may change "
                     f"{', '.join(may_change)}"
                 )
+
+
+def carried_on(before: VidTwinLatents, shift: int) -> tuple[VidTwinLatents, int]:
+    """What the next window knows of a window: its latents, the dynamics' later frames first.
+
+    Args:
+        shift: frames from that window's start to the next one's.
+    Returns:
+        The latents, zero after the last frame that both have, and how many they both have.
+    """
+
+    def moved(dynamics: Tensor) -> Tensor:
+        frames, nothing = dynamics[:, :, shift:], torch.zeros_like(dynamics[:, :, :shift])
+        return torch.cat([frames, nothing], dim=2)  # (B, C, T, w or h)
+
+    dynamics_x, dynamics_y = moved(before.dynamics_x), moved(before.dynamics_y)
+    return VidTwinLatents(before.structure, dynamics_x, dynamics_y), dynamics_x.shape[2] - shift
+
+
+def known_values(known: VidTwinLatents, count: int, names: frozenset[str]) -> tuple[Tensor, Tensor]:
+    """(B, values) of the named latents, and bool, True for the dynamics' first frames."""
+    mask = known.map(torch.zeros_like)
+    mask.dynamics_x[:, :, :count], mask.dynamics_y[:, :, :count] = 1, 1
+    return known.pack(names), mask.pack(names).bool()
 
 
 def given_latents(

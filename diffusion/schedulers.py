@@ -1,7 +1,9 @@
 """Which of diffusers' schedulers fit a model's objective, and how they step latents.
 
 A model predicts the velocity (flow matching: x = (1 - sigma) latents + sigma noise, timestep
-1000 x sigma), or epsilon or v on a schedule of betas (timesteps 0 to 999).
+1000 x sigma), or epsilon or v on a schedule of betas (timesteps 0 to 999), or the clean sample on
+either. diffusers' schedulers of betas take a predicted sample ("sample"); those of flow matching
+take a velocity alone, so there it is converted ("flow_sample").
 Axes: B batch.
 """
 
@@ -25,7 +27,15 @@ from torch import Tensor
 
 from diffusion.config import NUM_TIMESTEPS, SCHEDULER_NAMES, FlowConfig
 
-__all__ = ["build_sampling_scheduler", "build_scheduler", "prediction_of", "scheduler_names"]
+__all__ = [
+    "build_sampling_scheduler",
+    "build_scheduler",
+    "is_flow",
+    "prediction_of",
+    "sampling_prediction",
+    "scheduler_names",
+    "stepped_by",
+]
 
 # Name -> class for flow matching, class for schedules of betas.
 SCHEDULERS: dict[str, tuple[Any, Any]] = dict(
@@ -44,8 +54,24 @@ SCHEDULERS: dict[str, tuple[Any, Any]] = dict(
 )
 
 
+def sampling_prediction(config: FlowConfig) -> str:
+    """What a pipeline calls an objective's prediction."""
+    names = {"v": "v_prediction", "x0": "flow_sample" if config.is_flow else "sample"}
+    return names.get(config.prediction, config.prediction)
+
+
+def stepped_by(prediction: str) -> str:
+    """What the scheduler of a pipeline must take, for what its transformer predicts."""
+    return "velocity" if prediction == "flow_sample" else prediction
+
+
+def is_flow(prediction: str) -> bool:
+    """Whether a pipeline's prediction is one of flow matching."""
+    return stepped_by(prediction) == "velocity"
+
+
 def prediction_of(scheduler: Any) -> str:
-    """What a scheduler takes the model's output for: "velocity", "epsilon" or "v_prediction".
+    """What a scheduler takes: "velocity", "epsilon", "v_prediction" or "sample".
 
     Raises:
         ValueError: if the scheduler can't step whitened latents, each sample by itself.
@@ -70,18 +96,18 @@ def prediction_of(scheduler: Any) -> str:
     prediction = config.get("prediction_type", "epsilon")
     if prediction == "flow_prediction" and config.get("use_flow_sigmas"):
         return "velocity"
-    if prediction not in ("epsilon", "v_prediction") or config.get("use_flow_sigmas"):
+    if prediction not in ("epsilon", "v_prediction", "sample") or config.get("use_flow_sigmas"):
         raise ValueError(
             f"the scheduler {name} has prediction_type={prediction!r} and use_flow_sigmas="
             f"{bool(config.get('use_flow_sigmas'))}; expected flow_prediction with flow sigmas, or "
-            "epsilon or v_prediction without"
+            "epsilon, v_prediction or sample without"
         )
     return str(prediction)
 
 
 def scheduler_names(prediction: str) -> list[str]:
     """The names that `build_scheduler` knows for this objective."""
-    return [name for name, kinds in SCHEDULERS.items() if kinds[prediction != "velocity"]]
+    return [name for name, kinds in SCHEDULERS.items() if kinds[not is_flow(prediction)]]
 
 
 def build_scheduler(name: str, like: Any) -> Any:
@@ -115,7 +141,7 @@ def build_scheduler(name: str, like: Any) -> Any:
 
 def build_sampling_scheduler(config: FlowConfig) -> Any:
     """diffusers' scheduler that samples what the objective trains, to go into the pipeline."""
-    if config.prediction == "velocity":
+    if config.is_flow:
         return FlowMatchEulerDiscreteScheduler(NUM_TIMESTEPS)
     # From the last step that training saw, unless nothing of the latents is left there: a little
     # error of epsilon, divided by what is left, would be the whole sample.
@@ -124,7 +150,7 @@ def build_sampling_scheduler(config: FlowConfig) -> Any:
     return DDIMScheduler(
         NUM_TIMESTEPS,
         beta_schedule=config.beta_schedule,
-        prediction_type="epsilon" if config.prediction == "epsilon" else "v_prediction",
+        prediction_type=sampling_prediction(config),
         clip_sample=False,
         timestep_spacing=spacing,
     )
@@ -138,6 +164,7 @@ class LatentSolver:
         num_inference_steps: solver steps; some schedulers call the model twice in a step.
         device: of the samples.
         generators: for schedulers that add noise: one for each sample, or one for all.
+        prediction: what is predicted; None for what the scheduler takes.
     """
 
     def __init__(
@@ -146,9 +173,11 @@ class LatentSolver:
         num_inference_steps: int,
         device: torch.device,
         generators: Sequence[torch.Generator] | torch.Generator,
+        prediction: str | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.is_flow = prediction_of(scheduler) == "velocity"
+        self.converts = prediction == "flow_sample"
         scheduler.set_timesteps(num_inference_steps, device=device)
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)
@@ -191,6 +220,11 @@ class LatentSolver:
 
     def step(self, prediction: Tensor, sample: Tensor, index: int) -> Tensor:
         """The sample at the next, lower noise level."""
+        if self.converts:
+            # No clip as in training: no step begins at sigma 0, and only the exact quotient lands
+            # on the predicted sample at the end.
+            assert self.sigmas is not None
+            prediction = (sample - prediction) / self.sigmas[index].to(sample)
         stepped: Tensor = self.scheduler.step(
             prediction, self.timesteps[index], sample, **self.options
         )[0]

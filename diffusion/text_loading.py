@@ -6,6 +6,7 @@ transformers is imported where it is used: `import diffusion` and a wrong flag a
 from __future__ import annotations
 
 import importlib.util
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +41,10 @@ def load_text_model(name: str, local_files_only: bool, variant: str | None = Non
 
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(name, local_files_only=local_files_only)
+            config = AutoConfig.from_pretrained(
+                name, local_files_only=local_files_only, trust_remote_code=False
+            )
+        _refuse_code(name, getattr(config, "auto_map", None))
         kind: Any = AutoModel
         if config.model_type == "clip":  # the model of text and images
             kind = CLIPTextModel
@@ -52,9 +56,10 @@ def load_text_model(name: str, local_files_only: bool, variant: str | None = Non
                 local_files_only=local_files_only,
                 output_loading_info=True,
                 variant=variant,
+                **({} if kind is CLIPTextModel else {"trust_remote_code": False}),
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"no text encoder in {name}: {one_line(error)}") from error
+    except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        raise _not_loaded("text encoder", name, error) from error
     missing = sorted(report["missing_keys"])
     weights = model.state_dict()
     for key in missing:
@@ -81,9 +86,35 @@ def load_tokenizer(name_or_folder: str, local_files_only: bool = False) -> Any:
     found = find_encoder(name_or_folder, "tokenizer")
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(found, local_files_only=local_files_only)
+            tokenizer = AutoTokenizer.from_pretrained(
+                found, local_files_only=local_files_only, trust_remote_code=False
+            )
+        _refuse_code(name_or_folder, tokenizer.init_kwargs.get("auto_map"))
+        return tokenizer
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"no tokenizer in {name_or_folder}: {one_line(error)}") from error
+        raise _not_loaded("tokenizer", name_or_folder, error) from error
+
+
+class _ForeignCodeError(ValueError):
+    """A model that names code to be run with it."""
+
+
+def _refuse_code(name: str, auto_map: object) -> None:
+    if auto_map:
+        raise _ForeignCodeError(
+            f"{name} names code of its own ({one_line(auto_map)}), which is never run; save the "
+            "model as one of transformers' own classes"
+        )
+
+
+def _not_loaded(what: str, name: str, error: Exception) -> ValueError:
+    if isinstance(error, _ForeignCodeError):
+        return error
+    if "trust_remote_code" in str(error):  # transformers' advice would be to run it
+        return _ForeignCodeError(
+            f"no {what} in {name}: it needs code of its own (auto_map), which is never run"
+        )
+    return ValueError(f"no {what} in {name}: {one_line(error)}")
 
 
 def find_encoder(name_or_folder: str, what: str = "text encoder") -> str:

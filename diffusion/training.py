@@ -27,10 +27,12 @@ from diffusion.flow import (
     draw_uniforms,
     quantile,
 )
+from diffusion.given_frames import FramesEmbedder
 from diffusion.inputs import class_indices
 from diffusion.latent_sources import LatentSource, open_source
 from diffusion.latent_stats import LatentStats
 from diffusion.pipeline import VidTwinPipeline
+from diffusion.schedulers import sampling_prediction
 from diffusion.text_encoder import CachedTextEncoder, TextEncoder
 from diffusion.text_loading import find_encoder
 from diffusion.training_files import find_transformer
@@ -51,6 +53,7 @@ __all__ = [
 NOISE_STREAM = 0x2545F4914F6CDD1D
 LEVELS_STREAM = 1
 DROPOUT_STREAM = 2
+GIVEN_STREAM = 5  # 3 and 4 are the autoencoder's
 QUANTILES = 4
 
 
@@ -127,8 +130,11 @@ class TrainingInputs:
         batch = {name: values[part] for name, values in batch.items()}
         seeds = batch["noise_seed"].tolist()
         uniforms = draw_uniforms(seeds, NUM_UNIFORMS, LEVELS_STREAM)
-        levels = self.objective.draw_levels(uniforms.to(self.device, torch.float32))
+        uniforms = uniforms.to(self.device, torch.float32)
+        levels = self.objective.draw_levels(uniforms)
         given = (levels.structure == 0) | (levels.dynamics == 0)
+        # A latent that is clean because it led was not given, and is asked for like the other.
+        given = given & ~self.objective.leads(uniforms)
         dropout = {
             embedder.condition.name: torch.where(
                 given, max(self.given_dropout, embedder.dropout), embedder.dropout
@@ -137,7 +143,7 @@ class TrainingInputs:
         }
         columns = 1 + max([e.condition.dropout_column for e in self.embedders], default=0)
         uniforms = draw_uniforms(seeds, columns, DROPOUT_STREAM).to(self.device, torch.float32)
-        conditions = self.conditions(batch).drop(uniforms, dropout)
+        conditions = self.conditions(batch, seeds).drop(uniforms, dropout)
         return TrainingBatch(self.latents(batch), self.noise(seeds), levels, conditions)
 
     def latents(self, batch: Mapping[str, Any]) -> VidTwinLatents:
@@ -150,10 +156,35 @@ class TrainingInputs:
         seeds = [seed ^ NOISE_STREAM for seed in seeds]
         return draw_noise(self.source.autoencoder.sizes, seeds).to(self.device)
 
-    def conditions(self, batch: Mapping[str, Any]) -> Conditions:
-        """The conditions of a batch, none left out."""
-        found = Conditions(embedder.embed(batch[embedder.column]) for embedder in self.embedders)
+    def conditions(
+        self, batch: Mapping[str, Any], seeds: Sequence[int] | None = None
+    ) -> Conditions:
+        """The conditions of a batch, none left out.
+
+        Args:
+            batch: of the source's loader.
+            seeds: that draw which frames are given; None gives none.
+        """
+        found = Conditions(
+            embedder.embed(self._given(batch, embedder, seeds))
+            if isinstance(embedder, FramesEmbedder)
+            else embedder.embed(batch[embedder.column])
+            for embedder in self.embedders
+        )
         return found.to(self.device)
+
+    def _given(
+        self, batch: Mapping[str, Any], embedder: FramesEmbedder, seeds: Sequence[int] | None
+    ) -> tuple[VidTwinLatents, torch.Tensor]:
+        """What is known of each sample: scaled latents, and (B, T) bool."""
+        if seeds is None:
+            latents = self.noise([0] * len(batch["index"]))
+            frames = torch.zeros(len(latents), embedder.num_frames, dtype=torch.bool)
+            return latents, frames
+        uniforms = draw_uniforms(seeds, 2, GIVEN_STREAM)
+        frames = embedder.draw(uniforms).to(self.device)
+        with torch.no_grad():
+            return self.stats.scale(self.source.given_latents(batch, frames)), frames
 
     def measure_stats(self, num_clips: int, batch_size: int, **shared: Any) -> None:
         """Sets the statistics of the latents; arguments as of `LatentSource.stats`."""
@@ -188,7 +219,9 @@ class TrainingInputs:
             scheduler=scheduler,
             latent_stats=self.stats,
             fps=self.source.fps,
+            prediction=sampling_prediction(self.objective.config),
             given_guidance_scale=self.objective.config.given_guidance_scale,
+            structure_lead=self.objective.config.structure_lead,
             **parts,
         )
 
@@ -222,7 +255,9 @@ def _open_source(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> LatentSource:
     frozen = autoencoder.requires_grad_(False)
-    return open_source(frozen, config.cache, config.data, config.overfit, validates, autocast)
+    return open_source(
+        *(frozen, config.cache, config.data, config.overfit, validates, autocast), config.verify
+    )
 
 
 def _build_embedders(
@@ -248,6 +283,8 @@ def _build_embedders(
         encoder = TextEncoder.from_pretrained(config.text_encoder, config.text_layer, length)
         cached = CachedTextEncoder(encoder.to(device, torch.float32))
         embedders.append(TextEmbedder(cached, length, config.text_dropout))
+    if config.given.share and source is not None:
+        embedders.append(FramesEmbedder(config.given, source.autoencoder.sizes.num_frames))
     return embedders
 
 
@@ -260,6 +297,11 @@ def build_transformer(sizes: DiTConfig, init_from: str | None = None) -> TwinDiT
     if init_from is None:
         return TwinDiT(**vars(sizes)).train()
     model: TwinDiT = TwinDiT.from_pretrained(find_transformer(init_from), local_files_only=True)
+    if sizes.given_frames and not model.sizes.given_frames:
+        # What a new model adds for frames that are given is zero, so it begins as the saved one.
+        new = TwinDiT(**vars(replace(model.sizes, given_frames=True)))
+        new.load_state_dict(model.float().state_dict() | new.given_state())
+        model = new
     others = [
         f"{name}={getattr(model.sizes, name)}, expected {value}"
         for name, value in vars(sizes).items()

@@ -68,6 +68,8 @@ train ae_checkpointing "$python" "${ae[@]}" gradient_checkpointing=true
 train diffusion "$python" "${dit[@]}"
 train diffusion_bf16 "$python" "${dit[@]}" mixed_precision=bf16
 train diffusion_compile "$python" "${dit[@]}" mixed_precision=bf16 compile=true
+train diffusion_paper "$python" train_diffusion.py --config configs/diffusion/paper_debug.yaml \
+    mixed_precision=bf16 compile=true
 train diffusion_text "$python" "${text[@]}" mixed_precision=bf16
 train language "$python" "${language[@]}"
 train language_bf16 "$python" "${language[@]}" mixed_precision=bf16

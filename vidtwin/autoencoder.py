@@ -18,11 +18,19 @@ from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from typing_extensions import Self
 
-from vidtwin.branches import DynamicsDecoder, DynamicsEncoder, StructureDecoder, StructureEncoder
+from vidtwin.branches import (
+    DynamicsDecoder,
+    DynamicsEncoder,
+    NoDynamicsDecoder,
+    NoDynamicsEncoder,
+    StructureDecoder,
+    StructureEncoder,
+)
 from vidtwin.config import AutoencoderConfig
 from vidtwin.convert import read_official
 from vidtwin.latents import DiagonalGaussian, Generators, Part, VidTwinLatents, VidTwinPosterior
 from vidtwin.refinement import PatchOverlap, Refinement
+from vidtwin.seams import seam_options
 from vidtwin.strict_loading import StrictLoading, load_strictly
 from vidtwin.transformer import PatchEmbedding, PatchHead, SpaceTimeTransformer
 
@@ -82,6 +90,8 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         dynamics_channels: int = 8,
         dynamics_downsamples: int = 1,
         structure_frame: int | None = None,
+        structure_extractor: str = "qformer",
+        dynamics_extractor: str = "mean",
         patch_overlap: bool = False,
         refinement_channels: int | None = None,
         refinement_layers: int = 3,
@@ -110,9 +120,10 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
             **shared,
         )
         self.structure_encoder = StructureEncoder(config)
-        self.dynamics_encoder = DynamicsEncoder(config)
+        has_dynamics = config.dynamics_channels > 0
+        self.dynamics_encoder = (DynamicsEncoder if has_dynamics else NoDynamicsEncoder)(config)
         self.structure_decoder = StructureDecoder(config)
-        self.dynamics_decoder = DynamicsDecoder(config)
+        self.dynamics_decoder = (DynamicsDecoder if has_dynamics else NoDynamicsDecoder)(config)
         self.decoder = SpaceTimeTransformer(
             depth=config.decoder_depth,
             num_heads=config.decoder_heads,
@@ -188,7 +199,7 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         features = self.features(video)
         dynamics_x, dynamics_y = self.dynamics_encoder(features)
         if structure_video is not None:
-            self._check_video(structure_video, fewer_frames=True)
+            self._check_video(structure_video, self.structure_encoder.temporal.any_frames)
             features = self.features(structure_video)
         return VidTwinPosterior(
             structure=DiagonalGaussian.from_moments(self.structure_encoder(features)),
@@ -254,6 +265,7 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         branch_weights: torch.Tensor | None = None,
         structure_video: torch.Tensor | None = None,
         dynamics_video: torch.Tensor | None = None,
+        latent_noise: VidTwinLatents | None = None,
     ) -> AutoencoderOutput:
         """Encodes and decodes.
 
@@ -264,9 +276,13 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
             noise: use this instead of drawing, see `vidtwin.latents.draw_noise`.
             branch_weights: as in `decode`.
             structure_video, dynamics_video: as in `encode`.
+            latent_noise: added to the latents before they are decoded, see
+                `vidtwin.branches.latent_noise`.
         """
         posterior = self.encode(video, structure_video, dynamics_video)
         latents = posterior.sample(generator, noise) if sample_posterior else posterior.mode()
+        if latent_noise is not None:
+            latents = VidTwinLatents.combine(torch.add, latents, latent_noise)
         reconstruction = self.decode(latents, branch_weights=branch_weights)
         return AutoencoderOutput(reconstruction, posterior, latents)
 
@@ -318,7 +334,7 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         """
         if self.overlap is not None or self.refinement is not None:
             raise ValueError(
-                f"the autoencoder has parts that mend seams already, {self.sizes.seam_options}; "
+                f"the autoencoder has parts that mend seams already, {seam_options(self.sizes)}; "
                 "train them on, without adding others"
             )
         sizes = dataclasses.replace(self.sizes, **options)

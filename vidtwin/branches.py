@@ -8,28 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange, reduce, repeat
+from einops import rearrange, repeat
 from torch import nn
 from torch.nn import functional
 
 from vidtwin.config import AutoencoderConfig, BranchDropout, FrameShuffle
-from vidtwin.qformer import TemporalQFormer
+from vidtwin.extractors import DYNAMICS_EXTRACTORS, STRUCTURE_EXTRACTORS
+from vidtwin.latents import VidTwinLatents, draw_noise
 
 __all__ = [
     "DynamicsDecoder",
     "DynamicsEncoder",
+    "NoDynamicsDecoder",
+    "NoDynamicsEncoder",
     "StructureDecoder",
     "StructureEncoder",
     "branch_videos",
     "branch_weights",
+    "latent_noise",
     "shuffle_frames",
 ]
 
 # Streams of random numbers apart from the noise that is drawn with the same seed.
-DROPOUT_STREAM, SHUFFLE_STREAM = 3, 4
+DROPOUT_STREAM, SHUFFLE_STREAM, LATENT_NOISE_STREAM = 3, 4, 5
 
 
 class StructureEncoder(nn.Module):
@@ -38,15 +43,7 @@ class StructureEncoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.num_queries = config.num_queries
-        self.temporal = TemporalQFormer(
-            num_queries=config.num_queries,
-            hidden_size=config.query_hidden_size,
-            input_size=config.hidden_size,
-            num_layers=config.query_layers,
-            num_heads=config.query_heads,
-            intermediate_size=config.query_intermediate_size,
-            dropout=config.query_dropout,
-        )
+        self.temporal = STRUCTURE_EXTRACTORS[config.structure_extractor](config)
         widths = structure_widths(config)
         self.conv_in = nn.Conv2d(config.query_hidden_size, widths[0], 3, padding=1)
         self.downsamplers = nn.ModuleList(
@@ -104,8 +101,10 @@ class DynamicsEncoder(nn.Module):
             nn.Conv2d(width, width, 3, stride=2, padding=1)
             for _ in range(config.dynamics_downsamples)
         )
+        self.extractor: Any = DYNAMICS_EXTRACTORS[config.dynamics_extractor](config)
         # One convolution serves both planes, so x and y speak the same code.
-        self.to_moments = nn.Conv2d(width, 2 * config.dynamics_channels, 3, padding=1)
+        channels = 2 * config.dynamics_channels
+        self.to_moments = nn.Conv2d(self.extractor.width, channels, 3, padding=1)
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, D, T, h, w) to (B, 2 C_d, T, w') and (B, 2 C_d, T, h')."""
@@ -113,8 +112,7 @@ class DynamicsEncoder(nn.Module):
         images = rearrange(features, "b d t h w -> (b t) d h w")
         for downsampler in self.downsamplers:
             images = functional.relu(downsampler(images))
-        columns = reduce(images, "(b t) d h w -> b d t w", "mean", b=batch)
-        rows = reduce(images, "(b t) d h w -> b d t h", "mean", b=batch)
+        columns, rows = self.extractor(images, batch)
         return self.to_moments(columns), self.to_moments(rows)
 
 
@@ -165,6 +163,31 @@ class DynamicsDecoder(nn.Module):
         return rearrange(features, "b t n d -> b d t n")
 
 
+class NoDynamicsEncoder(nn.Module):
+    """Dynamics of no channels, where the structure is the one latent of everything."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.shapes = config.dynamics_x_shape, config.dynamics_y_shape
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, D, T, h, w) to (B, 0, T, w') and (B, 0, T, h')."""
+        columns, rows = (features.new_zeros(len(features), *shape) for shape in self.shapes)
+        return columns, rows
+
+
+class NoDynamicsDecoder(nn.Module):
+    """Features that are 0, from dynamics of no channels."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.shape = config.hidden_size, config.num_frames, *config.grid
+
+    def forward(self, dynamics_x: torch.Tensor, dynamics_y: torch.Tensor) -> torch.Tensor:
+        """(B, 0, T, w') and (B, 0, T, h') to (B, D, T, h, w)."""
+        return dynamics_x.new_zeros(len(dynamics_x), *self.shape)
+
+
 def structure_widths(config: AutoencoderConfig) -> list[int]:
     """Channels of the structure branch before and after each downsampling."""
     levels = range(config.structure_downsamples + 1)
@@ -191,6 +214,20 @@ def branch_weights(dropout: BranchDropout, seeds: Sequence[int]) -> torch.Tensor
     structure = draws >= dropout.structure
     dynamics = (draws < dropout.structure) | (draws >= either)
     return torch.stack([structure, dynamics], dim=1).float()
+
+
+def latent_noise(config: AutoencoderConfig, std: float, seeds: Sequence[int]) -> VidTwinLatents:
+    """Noise that is added to the latents before they are decoded in training.
+
+    A decoder that has seen latents a little off decodes what a generator gets a little wrong.
+
+    Args:
+        std: of the noise, in the units of raw latents.
+        seeds: one per sample, which the noise alone depends on.
+    Source: l-DeTok (arXiv 2507.15856) and SSVAE, which trains the decoder at a variance of 0.005.
+    """
+    own = [np.random.default_rng([int(s), LATENT_NOISE_STREAM]).integers(2**63) for s in seeds]
+    return draw_noise(config, own).map(lambda noise: noise * std)
 
 
 def shuffle_frames(

@@ -14,6 +14,7 @@ from vidtwin.convert import read_official_discriminator
 from vidtwin.discriminator import PatchDiscriminator
 from vidtwin.losses import AutoencoderLoss
 from vidtwin.model_paths import CONFIG_SUFFIXES, find_autoencoder, read_model_section
+from vidtwin.seams import seam_options
 
 __all__ = ["build_models", "describe_models", "load_autoencoder"]
 
@@ -78,7 +79,7 @@ def build_models(
     discriminator = PatchDiscriminator(discriminator_config)
     if loss_config.discriminator_weight > 0:
         discriminator.check_frames(model_config.height, model_config.width)
-    objective = AutoencoderLoss(loss_config)
+    objective = AutoencoderLoss(loss_config, structure_shape=model_config.structure_shape)
     sizes = dataclasses.asdict(model_config)
     if init_from is None:
         model = VidTwinAutoencoder(**sizes)
@@ -88,12 +89,12 @@ def build_models(
             init_from, structure_frame=model_config.structure_frame
         )
     else:
-        released = {name: sizes[name] for name in sizes.keys() - model_config.seam_options.keys()}
+        released = {name: sizes[name] for name in sizes.keys() - seam_options(model_config).keys()}
         model = VidTwinAutoencoder.from_official(init_from, **released)
         if loss_config.discriminator_weight > 0:
             _continue_official(init_from, discriminator, objective)
     if mend_seams:
-        model = model.with_mended_seams(**model_config.seam_options)
+        model = model.with_mended_seams(**seam_options(model_config))
     others = [
         f"{name}={getattr(model.sizes, name)}"
         for name, value in sizes.items()

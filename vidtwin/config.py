@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from vidtwin.seams import check_seams
+
 __all__ = [
     "LPIPS_NETS",
     "METRICS",
     "WEIGHT_DTYPES",
+    "AlignmentConfig",
     "AutoencoderConfig",
     "BranchDropout",
     "DiscriminatorConfig",
@@ -19,6 +22,9 @@ __all__ = [
     "LossConfig",
 ]
 
+# Names of `vidtwin.extractors`.
+STRUCTURE_EXTRACTORS = ("qformer", "joint_qformer", "convolution")
+DYNAMICS_EXTRACTORS = ("mean", "qformer")
 RECONSTRUCTIONS = ("l1", "l2")
 # Of a reconstruction, frame by frame.
 METRICS = ("psnr", "ssim", "lpips")
@@ -56,19 +62,25 @@ class AutoencoderConfig:
         structure_base_channels: channels of the structure branch before downsampling.
         structure_channels: C_s, channels of the structure latent.
         structure_downsamples: halvings of the grid for the structure latent.
-        dynamics_channels: C_d, channels of the dynamics latents.
+        dynamics_channels: C_d, channels of the dynamics latents; 0 for an autoencoder without a
+            dynamics branch, whose structure is one latent of everything (Table 3: no
+            disentanglement).
         dynamics_downsamples: halvings of the grid for the dynamics latents
             (0 is `downsample_motion: False` of the released code).
         structure_frame: the one frame of a window that the structure is encoded from, so that it
             can't hold any motion (single-frame structure); None uses all frames, as the paper
             does. For an autoencoder trained with `frame_shuffle.frames=1`.
-        patch_overlap: whether every token also draws half a patch beyond its own, added to what its
-            neighbours draw there; needs even patches. Off in the released model.
-        refinement_channels: width of the convolutional head after the patches, which mends their
-            seams; None, as released: there is none.
-        refinement_layers: its 3 x 3 convolutions, at least 2.
-        refinement_stride: pixels along the side of a cell that it works on; divides the patch. At
-            2 it sees twice as far at a quarter of the cost.
+        structure_extractor: how the structure is read off the frames: "qformer", for each position
+            by itself; and what Table 3 compares it with: "joint_qformer", space not moved to the
+            batch axis, and "convolution", a convolution and an MLP instead of a Q-Former.
+        dynamics_extractor: how each frame's dynamics are read off the grid: "mean" over rows and
+            over columns, or "qformer", a Q-Former over the positions (Table 3). The `query_*`
+            keywords are those of either Q-Former.
+        patch_overlap: whether every token also draws half a patch beyond its own, where its
+            neighbours' drawings are added; of even patches. Off in the released model, as is
+        refinement_channels: width of a convolutional head after the patches; None for none.
+        refinement_layers: its 3 x 3 convolutions.
+        refinement_stride: pixels along a side of the cells that it works on.
 
     Raises:
         ValueError: if sizes do not fit together; the message names the keyword.
@@ -100,6 +112,8 @@ class AutoencoderConfig:
     dynamics_channels: int = 8
     dynamics_downsamples: int = 1
     structure_frame: int | None = None
+    structure_extractor: str = "qformer"
+    dynamics_extractor: str = "mean"
     patch_overlap: bool = False
     refinement_channels: int | None = None
     refinement_layers: int = 3
@@ -125,10 +139,12 @@ class AutoencoderConfig:
                 f"`structure_frame` must be null or a frame of the window, 0 to "
                 f"{self.num_frames - 1}, got {frame!r}"
             )
-        self._check_refinement()
+        self._check_extractors()
+        check_seams(self)
 
     def _check_numbers(self) -> None:
-        may_be_zero = {"structure_downsamples", "dynamics_downsamples", "query_dropout"}
+        may_be_zero = {"dynamics_channels", "query_dropout"}
+        may_be_zero |= {"structure_downsamples", "dynamics_downsamples"}
         for field in fields(self):
             name, kind = field.name, type(field.default)
             value: Any = getattr(self, name)
@@ -137,10 +153,23 @@ class AutoencoderConfig:
             # isinstance would take True for a count.
             if type(value) not in ((float, int) if kind is float else (kind,)):
                 raise ValueError(f"`{name}` must be of type {kind.__name__}, got {value!r}")
-            if kind is bool:
+            if kind in (bool, str):
                 continue
             if not (value > 0 or (value == 0 and name in may_be_zero)) or math.isinf(value):
                 raise ValueError(f"`{name}` must be positive, got {value}")
+
+    def _check_extractors(self) -> None:
+        for name, names in (
+            ("structure_extractor", STRUCTURE_EXTRACTORS),
+            ("dynamics_extractor", DYNAMICS_EXTRACTORS),
+        ):
+            if getattr(self, name) not in names:
+                raise ValueError(f"`{name}` must be one of {names}, got {getattr(self, name)!r}")
+        if self.structure_extractor == "convolution" and self.structure_frame is not None:
+            raise ValueError(
+                '`structure_frame` must be null for structure_extractor="convolution", which needs '
+                f"all {self.num_frames} frames, got {self.structure_frame}"
+            )
 
     def _check_patches(self) -> None:
         given: Any = self.patch_size
@@ -178,33 +207,6 @@ class AutoencoderConfig:
                 f"`mlp_ratio`={self.mlp_ratio} of `hidden_size`={self.hidden_size} leaves no width "
                 "for the MLP"
             )
-
-    def _check_refinement(self) -> None:
-        if self.patch_overlap and any(side % 2 for side in self.patch_size[1:]):
-            raise ValueError(
-                "`patch_overlap` needs patches of even sides, got "
-                f"{self.patch_size[1]} x {self.patch_size[2]}"
-            )
-        channels = self.refinement_channels
-        if channels is not None and (type(channels) is not int or channels < 1):
-            raise ValueError(
-                f"`refinement_channels` must be null (no refinement) or positive, got {channels!r}"
-            )
-        if self.refinement_layers < 2:
-            raise ValueError(
-                f"`refinement_layers` must be at least 2, got {self.refinement_layers}"
-            )
-        if any(side % self.refinement_stride for side in self.patch_size[1:]):
-            raise ValueError(
-                f"`refinement_stride` must divide the patch's sides "
-                f"{self.patch_size[1]} x {self.patch_size[2]}, got {self.refinement_stride}"
-            )
-
-    @property
-    def seam_options(self) -> dict[str, Any]:
-        """The options that mend the seams between patches, on top of the released model."""
-        names = ("patch_overlap", "refinement_channels", "refinement_layers", "refinement_stride")
-        return {name: getattr(self, name) for name in names}
 
     @property
     def mlp_size(self) -> int:
@@ -270,6 +272,28 @@ def halved(size: int, times: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AlignmentConfig:
+    """Alignment of the structure latent with a frozen image encoder, for a latent that is easier to
+    generate; see `vidtwin.alignment`.
+
+    Args:
+        encoder: folder of an image encoder of transformers, such as DINOv2; None for none.
+        weight: of the alignment against the reconstruction error: both are means, per value.
+        frames: how many of a clip's frames the image encoder sees, at equal distances.
+    """
+
+    encoder: str | None = None
+    weight: float = 0.1
+    frames: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"loss.alignment.weight must be positive, got {self.weight}")
+        if self.frames < 1:
+            raise ValueError(f"loss.alignment.frames must be at least 1, got {self.frames}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossConfig:
     """Weights of the objective; the defaults are the released VidTwin's.
 
@@ -288,6 +312,7 @@ class LossConfig:
         adaptive_weight_max: upper bound of the ratio of gradient norms.
         lecam_weight: of the LeCAM regularization of the discriminator; 0 is off.
         lecam_decay: decay of its moving averages of the logits.
+        alignment: of the structure latent with an image encoder; off by default.
     """
 
     reconstruction: str = "l1"
@@ -303,6 +328,7 @@ class LossConfig:
     adaptive_weight_max: float = 1e4
     lecam_weight: float = 0.0
     lecam_decay: float = 0.99
+    alignment: AlignmentConfig = AlignmentConfig()
 
     def __post_init__(self) -> None:
         if self.reconstruction not in RECONSTRUCTIONS:

@@ -5,6 +5,7 @@ Axes: B batch, C channels, T frames, H W pixels.
     error = |x - x_hat| + perceptual_weight * LPIPS(frame)          (LPIPS added to every pixel)
     nll   = sum(error / exp(s) + s) / (B T)                         s = logvar, learned
     total = nll + kl_weight * mean_B(KL) + adaptive * (-mean D(x_hat))
+          + alignment.weight * C H W * alignment                    (off by default)
     adaptive = discriminator_weight * min(|d nll / dW| / (|d adversarial / dW| + 1e-4), maximum)
 
 with W the decoder's last Linear weight. Source: VidTwin (arXiv 2412.17726) as released.
@@ -21,6 +22,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from vidtwin.alignment import StructureAlignment
 from vidtwin.config import RECONSTRUCTIONS, LossConfig
 from vidtwin.metrics import Lpips
 
@@ -42,11 +44,17 @@ class _HasKL(Protocol):
     def kl(self) -> Tensor: ...
 
 
+class _HasMean(_HasKL, Protocol):
+    @property
+    def mean(self) -> Tensor: ...
+
+
 class Posterior(Protocol):
-    """What the loss needs of the posterior: the KL of each latent, (B,)."""
+    """What the loss needs of the posterior: the KL of each latent, (B,), and the structure's mean
+    for an alignment."""
 
     @property
-    def structure(self) -> _HasKL: ...
+    def structure(self) -> _HasMean: ...
     @property
     def dynamics_x(self) -> _HasKL: ...
     @property
@@ -166,14 +174,16 @@ def _frozen(module: nn.Module) -> Iterator[None]:
 class AutoencoderLoss(nn.Module):
     """The objective with its state: the log-variance and LeCAM's moving averages.
 
-    The state dict holds only these, and belongs in every checkpoint; the only parameter is the
-    log-variance, for the autoencoder's optimizer.
+    The state dict holds only these and, where there is an alignment, its projection; it belongs in
+    every checkpoint. The parameters, the log-variance and the projection, are for the autoencoder's
+    optimizer.
 
     Args:
         config: see `LossConfig`.
         frame_distance: replaces LPIPS: (B, 3, T, H, W) twice -> (B, T), differentiable.
+        structure_shape: (C, Q, h', w') of the structure latent, which an alignment needs.
     Raises:
-        ValueError: if LPIPS is on and its weights can't be loaded.
+        ValueError: if LPIPS or an alignment is on and its weights can't be loaded.
     """
 
     lecam_real: Tensor
@@ -181,7 +191,11 @@ class AutoencoderLoss(nn.Module):
     lecam_updates: Tensor
 
     def __init__(
-        self, config: LossConfig | None = None, *, frame_distance: FrameDistance | None = None
+        self,
+        config: LossConfig | None = None,
+        *,
+        frame_distance: FrameDistance | None = None,
+        structure_shape: tuple[int, int, int, int] | None = None,
     ) -> None:
         super().__init__()
         self.config = config = config or LossConfig()
@@ -195,6 +209,11 @@ class AutoencoderLoss(nn.Module):
         if config.perceptual_weight > 0 and frame_distance is None:
             self.lpips = Lpips(config.perceptual_net)
         self._frame_distance = frame_distance
+        self.alignment: StructureAlignment | None = None
+        if config.alignment.encoder is not None:
+            if structure_shape is None:
+                raise ValueError("loss.alignment needs the structure_shape of the autoencoder")
+            self.alignment = StructureAlignment(config.alignment, structure_shape)
 
     def discriminator_active(self, step: int) -> bool:
         """Whether the adversarial term and the discriminator's training are on.
@@ -241,6 +260,12 @@ class AutoencoderLoss(nn.Module):
             nll = negative_log_likelihood(error, self._shared_logvar(error, reduce_gradient))
             kl, kl_logs = self._kl(posterior)
             total = nll + self.config.kl_weight * kl
+            if self.alignment is not None:
+                mean = posterior.structure.mean
+                logs["alignment"] = distance = self.alignment(video, mean, reduce_gradient)
+                # nll sums the values of a frame, too: the weight is one of means.
+                scale = error[0, :, 0].numel()
+                total = total + self.config.alignment.weight * scale * distance
         logs |= {"nll": nll, "logvar": self.logvar, **kl_logs}
         if self.discriminator_active(step) and torch.is_grad_enabled():
             if discriminator is None or last_weight is None:

@@ -9,10 +9,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vidtwin.config import AutoencoderConfig
 from vidtwin.files import shipped_path
+from vidtwin.yaml_files import read_config_file
 
 __all__ = ["find_autoencoder", "read_model_section"]
 
@@ -71,13 +70,10 @@ def read_model_section(path: Path) -> AutoencoderConfig:
 
 def _model_section(path: Path) -> dict[str, Any]:
     """The section `model` of a YAML config, on top of that of its `base`."""
-    if not path.is_file():
-        raise ValueError(f"the config {path} does not exist")
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    base = values.get("base")
-    section: dict[str, Any] = {} if base is None else _model_section(path.parent / base)
-    section |= values.get("model") or {}
+    section = read_config_file(path).get("model") or {}
+    if not isinstance(section, dict):
+        raise ValueError(f"{path}: `model` must be a mapping, got {section!r}")
     unknown = section.keys() - {field.name for field in dataclasses.fields(AutoencoderConfig)}
     if unknown:
-        raise ValueError(f"{path}: unknown keys of `model`: {', '.join(sorted(unknown))}")
+        raise ValueError(f"{path}: unknown keys of `model`: {', '.join(sorted(map(str, unknown)))}")
     return section

@@ -1,6 +1,7 @@
-"""The Q-Former that extracts a clip's structure, one grid position at a time.
+"""The Q-Formers: learned queries that read the structure, or the dynamics, off the features.
 
-Axes: B batch, T frames, D width, S positions, Q structure queries, h w grid.
+Axes: B batch, T frames, D width, S positions, Q structure queries, q their width, h w grid, h' w'
+the grid after downsampling.
 """
 
 from __future__ import annotations
@@ -9,57 +10,96 @@ import torch
 from einops import rearrange
 from torch import nn
 
+from vidtwin.config import AutoencoderConfig
 
-class TemporalQFormer(nn.Module):
-    """Learned queries attend to the frames of each position; positions don't attend to each other.
+
+class QFormer(nn.Module):
+    """Learned queries that attend to each other and to a sequence of tokens.
 
     Args:
-        num_queries: Q.
-        hidden_size: q, width of the queries.
-        input_size: D, width of the frames' features.
-        num_layers: layers, with cross-attention on layers 0, 2, 4...
-        num_heads: attention heads.
-        intermediate_size: feed-forward width.
-        dropout: of hidden states and attention, while training.
+        config: of the autoencoder; the `query_*` keywords are this module's.
+        num_queries: learned queries of each sequence.
     Source: BLIP-2 (arXiv 2301.12597) in transformers' implementation; VidTwin, Sec. 3.2.
     """
 
-    def __init__(
-        self,
-        *,
-        num_queries: int,
-        hidden_size: int,
-        input_size: int,
-        num_layers: int,
-        num_heads: int,
-        intermediate_size: int,
-        dropout: float,
-    ) -> None:
+    def __init__(self, config: AutoencoderConfig, num_queries: int) -> None:
         from transformers import Blip2QFormerConfig, Blip2QFormerModel  # slow to import
 
         super().__init__()
-        self.queries = nn.Parameter(torch.randn(num_queries, hidden_size))
-        config = Blip2QFormerConfig(
-            hidden_size=hidden_size,
-            num_hidden_layers=num_layers,
-            num_attention_heads=num_heads,
-            intermediate_size=intermediate_size,
-            encoder_hidden_size=input_size,
+        self.queries = nn.Parameter(torch.randn(num_queries, config.query_hidden_size))
+        former = Blip2QFormerConfig(
+            hidden_size=config.query_hidden_size,
+            num_hidden_layers=config.query_layers,
+            num_attention_heads=config.query_heads,
+            intermediate_size=config.query_intermediate_size,
+            encoder_hidden_size=config.hidden_size,
             cross_attention_frequency=2,
             hidden_act="gelu",
             layer_norm_eps=1e-12,
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
+            hidden_dropout_prob=config.query_dropout,
+            attention_probs_dropout_prob=config.query_dropout,
             # True would add a second feed-forward to every layer that queries never pass through.
             use_qformer_text_input=False,
         )
         # transformers uses SDPA where its version supports it for this model.
-        self.qformer = Blip2QFormerModel(config)
+        self.qformer = Blip2QFormerModel(former)
+
+    def find(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(b, N, D) to what the queries of each sequence found, (b, queries, q)."""
+        queries = self.queries.expand(tokens.shape[0], -1, -1)
+        found: torch.Tensor = self.qformer(
+            query_embeds=queries, encoder_hidden_states=tokens
+        ).last_hidden_state
+        return found
+
+
+class TemporalQFormer(QFormer):
+    """Queries attend to the frames of each position; positions don't attend to each other."""
+
+    any_frames = True
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__(config, config.num_queries)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, D, T, h, w) to (B * Q, q, h, w), one image of the grid per query."""
         batch, _, _, height, _ = features.shape
-        frames = rearrange(features, "b d t h w -> (b h w) t d")
-        queries = self.queries.expand(frames.shape[0], -1, -1)
-        found = self.qformer(query_embeds=queries, encoder_hidden_states=frames).last_hidden_state
+        found = self.find(rearrange(features, "b d t h w -> (b h w) t d"))
         return rearrange(found, "(b h w) q c -> (b q) c h w", b=batch, h=height)
+
+
+class JointQFormer(QFormer):
+    """Queries of all positions attend to all frames of all positions, and to each other.
+
+    As many queries as `TemporalQFormer` has in all, each with learned values of its own: they would
+    all find the same otherwise.
+    """
+
+    any_frames = True
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        height, width = config.grid
+        super().__init__(config, config.num_queries * height * width)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, D, T, h, w) to (B * Q, q, h, w), one image of the grid per query."""
+        _, _, _, height, width = features.shape
+        found = self.find(rearrange(features, "b d t h w -> b (t h w) d"))
+        return rearrange(found, "b (q h w) c -> (b q) c h w", h=height, w=width)
+
+
+class SpatialQFormer(QFormer):
+    """Per frame, w' + h' queries attend to the positions, instead of means over rows and columns."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        height, width = config.dynamics_grid
+        super().__init__(config, width + height)
+        self.split = width, height
+        self.width = config.query_hidden_size
+
+    def forward(self, images: torch.Tensor, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B * T, D, h', w') to (B, q, T, w') and (B, q, T, h')."""
+        found = self.find(rearrange(images, "n d h w -> n (h w) d"))
+        planes = rearrange(found, "(b t) n c -> b c t n", b=batch)
+        columns, rows = planes.split(self.split, dim=-1)
+        return columns, rows

@@ -12,6 +12,7 @@ from vidtwin.files import root_folder
 # The autoencoders that a fresh clone lacks: the config's own output -> the config of its training.
 AUTOENCODERS = {
     "outputs/official": "configs/ae/official.yaml",
+    "outputs/paper": "configs/ae/paper.yaml",
     "outputs/clips_64": "configs/ae/clips_64.yaml",
     "outputs/sprites_paired/autoencoder_ema": "configs/ae/sprites_paired.yaml",
 }
@@ -41,9 +42,9 @@ def test_diffusion(config, tmp_path) -> None:
 
 
 def test_what_can_not_be_read_is_left_out_of_the_sizes(tmp_path) -> None:
-    official = describe("train_diffusion", ROOT / "configs/diffusion/official.yaml", tmp_path)
-    assert "1,008 tokens: structure 784, dynamics_x 112, dynamics_y 112" in official
-    assert "can't be read, so these sizes are without classes: outputs/official_latents" in official
+    large = describe("train_diffusion", ROOT / "configs/diffusion/clips_224.yaml", tmp_path)
+    assert "1,008 tokens: structure 784, dynamics_x 112, dynamics_y 112" in large
+    assert "can't be read, so these sizes are without classes: outputs/clips_224_latents" in large
     text = describe("train_diffusion", ROOT / "configs/diffusion/shapes.yaml", tmp_path)
     assert "so these sizes are without text: no text encoder in outputs/" in text
 
@@ -62,7 +63,7 @@ def test_what_does_not_fit_is_still_refused(tmp_path) -> None:
 def test_encode(config, tmp_path) -> None:
     out = describe("encode", config, tmp_path)
     assert "'structure': [" in out
-    absent = config.stem in ("clips", "sprites")
+    absent = config.stem in ("clips", "sprites", "ucf101")
     assert ("the data can't be read: data.path must name" in out) == absent
     assert ("shards to do" in out) != absent
     assert not list(tmp_path.iterdir())

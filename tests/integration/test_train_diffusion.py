@@ -125,9 +125,45 @@ class TestRuns:
         for name, value in stored.state_dict().items():
             assert torch.equal(pipeline.latent_stats.state_dict()[name], value)
 
-    @pytest.mark.parametrize("prediction", ["epsilon", "v"])
-    def test_other_objectives(self, train, tmp_path, prediction) -> None:
-        options = (f"flow.prediction={prediction}", "flow.min_snr_gamma=5.0", "steps=3", *QUIET)
+    def test_the_length_of_the_average_is_chosen_after_training(
+        self, train, cache, tmp_path
+    ) -> None:
+        train(
+            f"output={tmp_path}", f"cache={cache}", "steps=8", "validate_every=8", "save_every=8",
+            "ema.kind=power", "ema.stds=[0.1,0.2]", "ema.snapshot_every=2", "sample_classes=[]",
+            "optimizer.learning_rate=0.01",
+        ).done()  # fmt: skip
+        names = sorted(path.name for path in (tmp_path / "ema_snapshots").iterdir())
+        assert len(names) == 8 and names[-1] == "step_000000008_std_0.2000.safetensors"
+        run("tools/posthoc_ema", "--run", tmp_path, "--stds", 0.05, 0.1, 0.2).done()
+        told = json.loads((tmp_path / "posthoc_ema" / "posthoc_ema.json").read_text())
+        assert [each["std"] for each in told["lengths"]] == [0.05, 0.1, 0.2]
+        losses = [each["total"] for each in told["lengths"]]
+        assert len(set(losses)) == 3
+        assert told["best"] == told["lengths"][losses.index(min(losses))]["std"]
+        # What the run itself measured of the average that it exports.
+        validated = records(tmp_path)[-1]
+        for name in ("structure", "dynamics_q4"):
+            assert told["lengths"][1][name] == pytest.approx(
+                validated[f"validation/{name}"], rel=1e-4
+            )
+        best = VidTwinPipeline.from_pretrained(tmp_path / "posthoc_ema" / "pipeline")
+        kept = VidTwinPipeline.from_pretrained(tmp_path / "pipeline")
+        assert best.class_indices("growing") == kept.class_indices("growing")
+        told = run("tools/posthoc_ema", "--run", tmp_path, "--step", 1).refused()
+        assert "has no averages until step 1 in ema_snapshots" in told
+        assert "0.005 to 0.28" in run("tools/posthoc_ema", "--run", ".", "--stds", 2).refused()
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            ("flow.prediction=epsilon", "flow.min_snr_gamma=5.0"),
+            ("flow.prediction=v", "flow.min_snr_gamma=5.0"),
+            ("flow.prediction=x0", "flow.loss=velocity"),
+        ],
+    )
+    def test_other_objectives(self, train, tmp_path, options) -> None:
+        options = (*options, "steps=3", *QUIET)
         train(f"output={tmp_path}", *options, "mixed_precision=bf16").done()
         pipeline = VidTwinPipeline.from_pretrained(tmp_path / "pipeline")
         pipeline.set_progress_bar_config(disable=True)

@@ -24,6 +24,7 @@ from vidtwin import (
     DiagonalGaussian,
     VidTwinPosterior,
     draw_noise,
+    file_digest,
     noise_seed_for,
 )
 
@@ -402,20 +403,85 @@ class TestDamage:
         if "is missing" not in message or "npy" in message or "json" in message:
             assert "encoding again: " in caplog.text
 
-    def test_changed_bytes_are_found_when_asked_for(self, copied):
+    def test_a_flipped_bit_is_found_and_its_shard_alone_made_again(self, made, copied):
         path = copied / "shards" / "shard-00002" / "dynamics_y.npy"
         changed = bytearray(path.read_bytes())
         changed[-1] ^= 1
         path.write_bytes(changed)
-        LatentCache(copied)
+        LatentCache(copied, verify=False)
         with pytest.raises(ValueError, match=r"shard-00002 .* bytes of dynamics_y\.npy .* changed"):
-            LatentCache(copied, verify=True)
+            LatentCache(copied)
+        kept = {
+            file: file.stat().st_mtime_ns
+            for file in (copied / "shards").rglob("*.npy")
+            if file.parent != path.parent
+        }
+        make(copied)
+        assert content(copied) == content(made)
+        assert all(file.stat().st_mtime_ns == before for file, before in kept.items())
+
+    def test_a_value_that_is_not_finite_is_found(self, copied):
+        """Also where the sums are those of the file, as of one that another program made."""
+        shard = copied / "shards" / "shard-00001"
+        array = np.load(shard / "structure.npy")
+        array.flat[5] = np.nan
+        np.save(shard / "structure.npy", array)
+        with pytest.raises(ValueError, match=r"shard-00001 .*structure\.npy have changed"):
+            LatentCache(copied)
+        record = json.loads((shard / "shard.json").read_text())
+        record["files"]["structure.npy"]["sha256"] = file_digest(shard / "structure.npy")
+        (shard / "shard.json").write_text(json.dumps(record))
+        (copied / "sums.json").unlink()
+        with pytest.raises(
+            ValueError, match=r"shard-00001 .*structure\.npy has values such as NaN"
+        ):
+            LatentCache(copied)
+
+    @pytest.mark.parametrize(
+        "file", ["manifest.json", "shards/shard-00001/shard.json", "latent_stats/config.json"]
+    )
+    def test_altered_records_are_found(self, made, copied, file):
+        content_before = (copied / file).read_text()
+        (copied / file).write_text(content_before.replace("1", "2", 1))
+        with pytest.raises(ValueError, match=rf"damaged: {file} .*altered|can't be|encod"):
+            LatentCache(copied)
+        (copied / file).write_text(content_before)
+        LatentCache(copied)
+
+    def test_clips_that_were_skipped_can_be_had_without_the_others(self, tmp_path, caplog):
+        """By holding short ones to the end, and by mending files; nothing else is made again."""
+        data = {"source": "folder", "path": "clips", "seed": 7, "fps": 8.0, "short": "skip"}
+        clip = tmp_path / "clip.mp4"
+        clip.touch()
+        writer = writer_for(tmp_path / "cache", data=data)
+        writer.claim()
+        encode(writer)
+        shard, other = writer.shards[1], writer.shards[2]
+        for one, skip in ((shard, ("clips/4.mp4", "too short: 3")), (other, (str(clip), "bad"))):
+            path = one.path / "shard.json"
+            record = json.loads(path.read_text()) | {
+                "skipped": [{"path": skip[0], "reason": skip[1]}]
+            }
+            path.write_text(json.dumps(record))
+        writer.finish()
+        assert writer.complete()
+        held = writer_for(tmp_path / "cache", data=data | {"short": "repeat_last"})
+        held.check()
+        assert held.missing() == [shard]
+        os.utime(clip, (2e9, 2e9))
+        assert writer.missing() == [other]
+        held.claim()
+        encode(held, bad=())
+        held.finish()
+        assert LatentCache(tmp_path / "cache").manifest["data"]["short"] == "repeat_last"
+        with pytest.raises(ValueError, match=r"data\.short is 'repeat_last' in the cache"):
+            writer.check()
 
     def test_a_broken_header_is_named(self, copied):
         path = copied / "shards" / "shard-00000" / "structure.npy"
         path.write_bytes(bytes(8) + path.read_bytes()[8:])
         with pytest.raises(ValueError, match=r"shard-00000 is damaged: structure\.npy"):
-            LatentCache(copied)[0]
+            LatentCache(copied, verify=False)[0]
 
     def test_never_unpickles(self, copied):
         path = copied / "shards" / "shard-00000" / "structure.npy"
@@ -424,7 +490,7 @@ class TestDamage:
             np.save(file, np.array([{"a": 1}], dtype=object), allow_pickle=True)
             file.write(bytes(size - file.tell()))
         with pytest.raises(ValueError, match="shard-00000 is damaged"):
-            LatentCache(copied)[0]
+            LatentCache(copied, verify=False)[0]
 
     def test_statistics_and_manifest(self, copied, made):
         shutil.rmtree(copied / "latent_stats")

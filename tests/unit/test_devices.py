@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch.testing import assert_close
 
 from diffusion import VidTwinPipeline
-from diffusion.schedulers import build_scheduler, scheduler_names
+from diffusion.schedulers import build_scheduler, is_flow, scheduler_names
 from vidtwin_lab.runtime import mean_over_processes
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -23,6 +23,7 @@ from pretend_device import DeviceMixupError, pretend_accelerator, pretend_device
 PROMPTS = ["a red circle", "a blue square turns left"]
 KINDS = ("velocity", "epsilon", "v_prediction")
 CHOICES = [(kind, name) for kind in KINDS for name in scheduler_names(kind)]
+CHOICES += [("sample", "ddim"), ("flow_sample", "heun")]
 
 
 def assert_equal_on_device(pipeline: VidTwinPipeline, **asked: Any) -> None:
@@ -44,9 +45,9 @@ def assert_equal_on_device(pipeline: VidTwinPipeline, **asked: Any) -> None:
 @pytest.mark.parametrize("num_frames", [8, 14])
 def test_every_scheduler(build_pipeline, kind: str, name: str, num_frames: int) -> None:
     like: Any = FlowMatchEulerDiscreteScheduler()
-    if kind != "velocity":
+    if not is_flow(kind):
         like = DDIMScheduler(clip_sample=False, prediction_type=kind)
-    pipeline = build_pipeline(scheduler=like)
+    pipeline = build_pipeline(scheduler=like, prediction=kind)
     pipeline.scheduler = build_scheduler(name, like)
     assert_equal_on_device(pipeline, prompt=PROMPTS, num_frames=num_frames)
 

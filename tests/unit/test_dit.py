@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from diffusion import DiTConfig, TwinDiT
 from diffusion.config import TransformerConfig
+from diffusion.dit_blocks import DiTAttention
 from diffusion.positions import position_codes
 from diffusion.training import build_transformer, describe_transformer
 from vidtwin import AutoencoderConfig
@@ -29,6 +30,7 @@ SIZES: dict[str, Any] = {
     "dynamics_patch_size": 4,
 }
 CLASSES, TEXT_WIDTH, TEXT_LENGTH = 3, 10, 5
+READ = {"class_conditioning": "cross_attention", "class_embed_dim": 12}
 VARIANTS: dict[str, dict[str, Any]] = {
     "none": {},
     "class": {"num_classes": CLASSES},
@@ -36,8 +38,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "in_context": {"text_hidden_size": TEXT_WIDTH, "text_conditioning": "in_context"},
     "both": {"num_classes": CLASSES, "text_hidden_size": TEXT_WIDTH},
     "plain_attention": {"qk_norm": False, "text_hidden_size": TEXT_WIDTH},
+    "class_read": {"num_classes": CLASSES, **READ},
+    "both_read": {"num_classes": CLASSES, "text_hidden_size": TEXT_WIDTH, **READ},
 }
-TEXT_VARIANTS = ("cross", "in_context", "plain_attention")
+TEXT_VARIANTS = ("cross", "in_context", "plain_attention", "both_read")
 
 
 def build(variant: str = "none", *, jitter: float = 0.2, **changes: Any) -> TwinDiT:
@@ -80,6 +84,11 @@ class TestSizes:
     def test_the_released_latents_are_784_and_224_tokens(self) -> None:
         for name in ("debug", "S", "B", "L", "XL"):
             assert DiTConfig.preset(name).token_counts == (784, 112, 112)
+
+    def test_the_released_grid_can_be_patched_over_queries(self) -> None:
+        sizes = DiTConfig(structure_query_patch_size=2, dynamics_patch_size=2)
+        assert sizes.structure_grid == (8, 7, 7)
+        assert sum(sizes.token_counts) == 504
 
     def test_presets_have_the_published_sizes(self) -> None:
         found = {
@@ -124,6 +133,12 @@ class TestSizes:
             ({"depth": 0}, "`depth` must be at least 1, got 0"),
             ({"num_classes": 0}, "`num_classes` must be at least 1, got 0"),
             ({"structure_patch_size": 4}, "`structure_patch_size`=4 must divide the latent's 6"),
+            (
+                {"structure_query_patch_size": 4},
+                "`structure_query_patch_size`=4 must divide the latent's 2; set structure_query_pa",
+            ),
+            ({"class_embed_dim": 0}, "`class_embed_dim` must be at least 1, got 0"),
+            ({"class_conditioning": "token"}, "must be one of adaln, cross_attention; got 'token'"),
             ({"dynamics_patch_size": 3}, "`dynamics_patch_size`=3 must divide the latent's 8"),
             ({"mlp_ratio": float("nan")}, "`mlp_ratio` must be positive"),
             ({"text_conditioning": "prefix"}, "must be one of cross_attention, in_context"),
@@ -143,9 +158,21 @@ class TestSizes:
 
 
 class TestTokens:
-    @pytest.mark.parametrize(("side", "frames"), [(1, 1), (2, 1), (1, 8), (2, 4)])
-    def test_unpatchify_is_the_inverse_of_patchify(self, side, frames) -> None:
-        model = build(structure_patch_size=side, dynamics_patch_size=frames)
+    @pytest.mark.parametrize(
+        ("queries", "side", "frames", "grid"),
+        [(1, 1, 1, (4, 6)), (1, 2, 1, (4, 6)), (1, 1, 8, (4, 6)), (2, 2, 4, (4, 6)),
+         (2, 1, 2, (7, 7)), (3, 1, 1, (5, 7)), (6, 7, 8, (7, 7))],
+    )  # fmt: skip
+    def test_unpatchify_is_the_inverse_of_patchify(self, queries, side, frames, grid) -> None:
+        rows, columns = grid
+        model = build(
+            structure_shape=(3, 6, rows, columns),
+            dynamics_x_shape=(2, 8, columns),
+            dynamics_y_shape=(2, 8, rows),
+            structure_query_patch_size=queries,
+            structure_patch_size=side,
+            dynamics_patch_size=frames,
+        )
         inputs = draw(model)
         latents = [inputs[name] for name in ("structure", "dynamics_x", "dynamics_y")]
         parts = model.patchify(*latents)
@@ -164,6 +191,16 @@ class TestTokens:
         assert torch.equal(structure[:, 1 * 6 + 1 * 3 + 2], wanted.flatten(1))
         assert torch.equal(along_x[:, 6 + 3], inputs["dynamics_x"][:, :, 4:8, 3].flatten(1))
         assert torch.equal(along_y[:, 4 + 3], inputs["dynamics_y"][:, :, 4:8, 3].flatten(1))
+
+    def test_a_token_of_several_queries(self) -> None:
+        model = build(structure_shape=(3, 6, 4, 6), structure_query_patch_size=3)
+        inputs = draw(model)
+        structure, _, _ = model.patchify(
+            inputs["structure"], inputs["dynamics_x"], inputs["dynamics_y"]
+        )
+        wanted = inputs["structure"][:, :, 3:6, 2:4, 4:6]  # the second queries, as above
+        assert torch.equal(structure[:, 1 * 6 + 1 * 3 + 2], wanted.flatten(1))
+        assert model.query_codes.shape == (2, 8)
 
     def test_a_code_means_the_same_place_in_every_latent(self) -> None:
         codes = position_codes(DiTConfig(**SIZES | {"structure_patch_size": 1}))
@@ -286,8 +323,9 @@ class TestConditions:
         }
         assert not torch.allclose(run(model, inputs), run(model, inputs, **exchanged), atol=1e-3)
 
-    def test_no_class_is_the_null_class(self) -> None:
-        model = build("both")
+    @pytest.mark.parametrize("variant", ["both", "class_read", "both_read"])
+    def test_no_class_is_the_null_class(self, variant) -> None:
+        model = build(variant)
         inputs = draw(model)
         null = run(model, inputs, class_labels=torch.full((3,), CLASSES))
         assert torch.equal(run(model, inputs, class_labels=None), null)
@@ -295,6 +333,28 @@ class TestConditions:
         for one in classes:
             assert not torch.allclose(one, null, atol=1e-3)
         assert not torch.allclose(classes[0], classes[1], atol=1e-3)
+
+    def test_reading_one_token_is_attention_to_it(self) -> None:
+        """What stands for attention to the class alone is attention, to the last weight."""
+        model = build("class_read")
+        lean = model.blocks[0].cross_attention
+        full = DiTAttention(16, 2, True)
+        full.key_value.weight.data[16:] = lean.value.weight
+        full.key_value.bias.data[16:] = lean.value.bias
+        full.output = lean.output
+        tokens, context = torch.randn(2, 5, 16), torch.randn(2, 1, 16)
+        assert_close(lean(tokens, context).expand(2, 5, 16), full(tokens, context))
+
+    @pytest.mark.parametrize("variant", ["class_read", "both_read"])
+    def test_a_class_that_is_read_does_not_modulate(self, variant) -> None:
+        model = build(variant)
+        assert model.classes.weight.shape == (CLASSES + 1, 12)
+        told = []
+        model.blocks[0].modulation.register_forward_pre_hook(lambda _, args: told.append(args[0]))
+        inputs = draw(model)
+        for label in range(2):
+            run(model, inputs, class_labels=torch.full((3,), label))
+        assert torch.equal(*told)
 
     @pytest.mark.parametrize("variant", TEXT_VARIANTS)
     def test_no_text_is_the_null_text(self, variant) -> None:
@@ -360,7 +420,7 @@ class TestPrecision:
 
 
 class TestFiles:
-    @pytest.mark.parametrize("variant", ["none", "both", "in_context"])
+    @pytest.mark.parametrize("variant", ["none", "both", "in_context", "both_read"])
     def test_saved_and_loaded_is_the_same(self, variant, tmp_path) -> None:
         model = build(variant)
         model.save_pretrained(tmp_path)

@@ -45,7 +45,7 @@ def videos() -> Tensor:
 @pytest.fixture
 def i3d(tmp_path: Path) -> FeaturesConfig:
     torch.jit.script(TinyI3d()).save(str(tmp_path / "i3d.pt"))
-    return FeaturesConfig(path=str(tmp_path / "i3d.pt"))
+    return FeaturesConfig(path=str(tmp_path / "i3d.pt"), run_program=True)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,9 @@ def test_i3d_gets_what_the_standard_file_expects(i3d, videos) -> None:
 
 def test_c3d_gets_eight_bits_and_gives_probabilities(tmp_path, videos) -> None:
     torch.jit.script(TinyC3d()).save(str(tmp_path / "c3d.pt"))
-    extractor = load_features(FeaturesConfig(name="c3d", path=str(tmp_path / "c3d.pt")))
+    extractor = load_features(
+        FeaturesConfig(name="c3d", path=str(tmp_path / "c3d.pt"), run_program=True)
+    )
     features, probabilities = extractor.both(videos)
     assert extractor.probabilities and probabilities is not None
     torch.testing.assert_close(probabilities.sum(1), torch.ones(2))
@@ -101,25 +103,25 @@ def test_a_missing_file_says_how_to_get_it(tmp_path, monkeypatch, videos) -> Non
 
     monkeypatch.setattr("torch.hub.download_url_to_file", no_network)
     with pytest.raises(ValueError, match=r"could not be downloaded .*no network"):
-        load_features(FeaturesConfig(download=True))
+        load_features(FeaturesConfig(download=True, run_program=True))
 
     def fetch(url: str, path: str, progress: bool) -> None:
         assert url.startswith("https://")
         torch.jit.script(TinyI3d()).save(path)
 
     monkeypatch.setattr("torch.hub.download_url_to_file", fetch)
-    assert load_features(FeaturesConfig(download=True))(videos).shape == (2, 12)
+    assert load_features(FeaturesConfig(download=True, run_program=True))(videos).shape == (2, 12)
     assert (tmp_path / "hub" / "checkpoints" / "i3d_torchscript.pt").is_file()
 
 
 def test_another_file_is_noticed(tmp_path, i3d) -> None:
     digest = load_features(i3d).digest
-    load_features(FeaturesConfig(path=i3d.path, digest=digest[:8]))
+    load_features(FeaturesConfig(path=i3d.path, run_program=True, digest=digest[:8]))
     with pytest.raises(ValueError, match=f"digest {digest}, expected 0000"):
-        load_features(FeaturesConfig(path=i3d.path, digest="0000"))
+        load_features(FeaturesConfig(path=i3d.path, run_program=True, digest="0000"))
     (tmp_path / "text.pt").write_text("not a network")
     with pytest.raises(ValueError, match="is not the TorchScript file"):
-        load_features(FeaturesConfig(path=str(tmp_path / "text.pt")))
+        load_features(FeaturesConfig(path=str(tmp_path / "text.pt"), run_program=True))
 
 
 def test_videomae_gives_the_mean_of_its_tokens_and_its_classes(videomae, videos) -> None:

@@ -12,19 +12,24 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from diffusion import FlowConfig, FlowObjective, LevelConfig
-from diffusion.config import PREDICTIONS
+from diffusion.conditions import ClassCondition, Conditions, TextCondition
+from diffusion.config import PREDICTIONS, GuidanceScales
 from diffusion.flow import NUM_UNIFORMS, Levels, draw_uniforms, quantile
-from diffusion.schedulers import build_sampling_scheduler
+from diffusion.guidance import guidance_terms, guided_prediction
+from diffusion.schedulers import LatentSolver, build_sampling_scheduler, sampling_prediction
 from vidtwin import VidTwinLatents
 
+# What is predicted; x0 with either way to mix in noise.
+KINDS = (*PREDICTIONS, "x0 ddpm")
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 # Mean and deviation of the Gaussian data of structure, dynamics_x and dynamics_y.
 MEANS, STDS = (0.7, -0.4, 0.2), (0.5, 1.5, 1.0)
 SHAPES = ((2, 3, 2, 2), (2, 4, 2), (2, 4, 3))
 
 
-def objective_of(prediction: str = "velocity", **options: Any) -> FlowObjective:
-    return FlowObjective(FlowConfig(prediction=prediction, **options))
+def objective_of(kind: str = "velocity", **options: Any) -> FlowObjective:
+    prediction, _, process = kind.partition(" ")
+    return FlowObjective(FlowConfig(prediction=prediction, process=process or None, **options))
 
 
 def draw(batch: int, seed: int = 0, shapes: tuple[tuple[int, ...], ...] = SHAPES) -> VidTwinLatents:
@@ -66,6 +71,7 @@ def best_prediction(
         "velocity": noise - clean,
         "epsilon": noise,
         "v": kept * noise - share * clean,
+        "x0": clean,
     }[objective.config.prediction]
 
 
@@ -84,25 +90,31 @@ def best_predictions(
 def sampling_error(prediction: str, betas: str, steps: int, factor: float = 1.0) -> float:
     """How far samples made with `factor` times the best predictions lie from where they should."""
     objective = objective_of(prediction, beta_schedule=betas)
-    scheduler = build_sampling_scheduler(objective.config)
-    scheduler.set_timesteps(steps)
+    config = objective.config
+    solver = LatentSolver(
+        build_sampling_scheduler(config),
+        steps,
+        torch.device("cpu"),
+        torch.Generator(),
+        sampling_prediction(config),
+    )
     # Rows: noise. Columns: the data of each latent.
     noise = torch.tensor([0.0, 1.0, -1.0])[:, None].expand(3, 3)
     mean, std = torch.tensor(MEANS), torch.tensor(STDS)
     sample = noise
-    for timestep in scheduler.timesteps:
+    for index, timestep in enumerate(solver.timesteps):
         # The level whose timestep this is, which is what the model would be told.
-        level = timestep / 1000 if prediction == "velocity" else (timestep + 0.5) / 1000
+        level = timestep / 1000 if config.is_flow else (timestep + 0.5) / 1000
         sigma = level.float().expand(3)
         told = objective.timesteps(Levels(sigma, sigma))[0]
         assert_close(told, timestep.float().expand(3), rtol=0, atol=1e-3)
         predicted = factor * best_prediction(objective, sample, sigma, mean, std)
-        sample = scheduler.step(predicted, timestep, sample).prev_sample
+        sample = solver.step(predicted, sample, index)
     return float((sample - (mean + std * noise)).abs().max())
 
 
 class TestGaussianData:
-    @pytest.mark.parametrize("prediction", PREDICTIONS)
+    @pytest.mark.parametrize("prediction", KINDS)
     def test_least_squares_finds_the_exact_prediction(self, prediction) -> None:
         """The target's regression on the noised latent is a line that theory knows."""
         objective = objective_of(prediction)
@@ -127,12 +139,16 @@ class TestGaussianData:
                 expected = torch.stack([at_0, at_1 - at_0]).double()
                 assert_close(found, expected, rtol=0, atol=0.05)
 
-    @pytest.mark.parametrize("prediction", PREDICTIONS)
-    @pytest.mark.parametrize("gamma", [None, 5.0])
-    def test_the_exact_prediction_has_the_lowest_loss(self, prediction, gamma) -> None:
-        if prediction == "velocity" and gamma is not None:
-            return
-        objective = objective_of(prediction, min_snr_gamma=gamma)
+    @pytest.mark.parametrize(
+        ("prediction", "options"),
+        [
+            *((kind, {}) for kind in KINDS),
+            *((kind, {"min_snr_gamma": 5.0}) for kind in KINDS if kind != "velocity"),
+            *((kind, {"loss": "velocity"}) for kind in KINDS if kind.startswith("x0")),
+        ],
+    )
+    def test_the_exact_prediction_has_the_lowest_loss(self, prediction, options) -> None:
+        objective = objective_of(prediction, **options)
         latents, noise, levels = gaussian(2000), draw(2000, 1), levels_of(2000)
         noised = objective.add_noise(latents, noise, levels)
         best = best_predictions(objective, noised, levels)
@@ -145,7 +161,8 @@ class TestGaussianData:
 
     @pytest.mark.parametrize(
         ("prediction", "betas"), [("velocity", "linear"), ("epsilon", "linear"), ("v", "linear"),
-                                  ("v", "squaredcos_cap_v2")]
+                                  ("v", "squaredcos_cap_v2"), ("x0", "linear"),
+                                  ("x0 ddpm", "linear"), ("x0 ddpm", "squaredcos_cap_v2")]
     )  # fmt: skip
     def test_a_perfect_model_samples_the_data(self, prediction, betas) -> None:
         """diffusers' scheduler, told nothing but our predictions, maps noise to the data.
@@ -155,7 +172,7 @@ class TestGaussianData:
         assert sampling_error(prediction, betas, steps=250) < 0.02
 
     @pytest.mark.parametrize("betas", BETAS)
-    @pytest.mark.parametrize("prediction", PREDICTIONS)
+    @pytest.mark.parametrize("prediction", KINDS)
     def test_small_errors_stay_small(self, prediction, betas) -> None:
         """Whatever is set: predictions that are 2 % too large, in as many steps as one takes."""
         assert sampling_error(prediction, betas, steps=30, factor=1.02) < 0.3
@@ -191,19 +208,20 @@ class TestAgreesWithDiffusers:
                     expected = scheduler.get_velocity(latent, eps, steps)
                 assert_close(target, expected, rtol=1e-5, atol=1e-5)
 
-    @pytest.mark.parametrize("prediction", PREDICTIONS)
+    @pytest.mark.parametrize("prediction", KINDS)
     def test_the_sampler_is_of_the_same_objective(self, prediction) -> None:
-        config = FlowConfig(prediction=prediction, beta_schedule="linear")
+        config = objective_of(prediction, beta_schedule="linear").config
         scheduler = build_sampling_scheduler(config)
         kind = getattr(scheduler.config, "prediction_type", "velocity")
-        assert kind == ("v_prediction" if prediction == "v" else prediction)
+        names = {"v": "v_prediction", "x0": "velocity", "x0 ddpm": "sample"}
+        assert kind == names.get(prediction, prediction)
         assert getattr(scheduler.config, "beta_schedule", "linear") == "linear"
         scheduler.set_timesteps(7)
-        assert scheduler.timesteps[0] == (1000 if prediction == "velocity" else 999)
+        assert scheduler.timesteps[0] == (1000 if config.is_flow else 999)
 
 
 class TestPredictions:
-    @pytest.mark.parametrize("prediction", PREDICTIONS)
+    @pytest.mark.parametrize("prediction", KINDS)
     def test_exact_predictions_give_the_clean_latents(self, prediction) -> None:
         objective = objective_of(prediction)
         latents, noise = gaussian(6), draw(6, 1)
@@ -215,7 +233,7 @@ class TestPredictions:
         for latent, came in triples(latents, found):
             assert_close(came, latent, rtol=1e-4, atol=1e-4)
 
-    @pytest.mark.parametrize("prediction", PREDICTIONS)
+    @pytest.mark.parametrize("prediction", KINDS)
     def test_the_ends_are_clean_and_noise(self, prediction) -> None:
         objective = objective_of(prediction)
         latents, noise = gaussian(3), draw(3, 1)
@@ -250,7 +268,7 @@ class TestLosses:
             Levels(*(level[batch] for level in levels)),
         )
 
-    @pytest.mark.parametrize("prediction", PREDICTIONS)
+    @pytest.mark.parametrize("prediction", KINDS)
     def test_exact_predictions_cost_nothing(self, prediction) -> None:
         objective = objective_of(prediction)
         latents, noise, levels = gaussian(4), draw(4, 1), levels_of(4)
@@ -283,14 +301,14 @@ class TestLosses:
         shuffled = self.losses(objective, order)
         assert_close(shuffled.total, together.total[order], rtol=1e-6, atol=0)
 
-    @pytest.mark.parametrize("prediction", PREDICTIONS)
+    @pytest.mark.parametrize("prediction", KINDS)
     def test_clean_latents_cost_nothing(self, prediction) -> None:
         levels = Levels(torch.tensor([0.0, 0.5] * 4), torch.tensor([0.5, 0.0] * 4))
         losses = self.losses(objective_of(prediction), levels=levels)
         assert losses.structure.gt(0).tolist() == [False, True] * 4
         assert losses.dynamics.gt(0).tolist() == [True, False] * 4
 
-    @pytest.mark.parametrize("prediction", ["epsilon", "v"])
+    @pytest.mark.parametrize("prediction", ["epsilon", "v", "x0 ddpm"])
     def test_min_snr_weights(self, prediction) -> None:
         gamma = 5.0
         plain = self.losses(objective_of(prediction))
@@ -301,10 +319,39 @@ class TestLosses:
             signal = scheduler.alphas_cumprod[step]
             ratio = signal / (1 - signal)
             # Hang et al.: min(SNR, gamma) on the error of x0, in the units of the prediction.
-            expected = ratio.clamp(max=gamma) / (ratio if prediction == "epsilon" else ratio + 1)
-            assert 0 < expected.min() < expected.max() <= 1
+            units = {"epsilon": ratio, "v": ratio + 1, "x0 ddpm": torch.ones(8)}[prediction]
+            expected = ratio.clamp(max=gamma) / units
+            assert 0 < expected.min() < expected.max() <= (gamma if "x0" in prediction else 1)
             found = getattr(weighted, name) / getattr(plain, name)
             assert_close(found, expected, rtol=1e-3, atol=0)
+
+    @pytest.mark.parametrize(("kind", "implied"), [("x0", "velocity"), ("x0 ddpm", "v")])
+    def test_the_velocity_loss_of_x0_is_that_of_the_velocity_it_implies(
+        self, kind, implied
+    ) -> None:
+        objective, other = objective_of(kind, loss="velocity"), objective_of(implied)
+        latents, noise, predicted = gaussian(4), draw(4, 1), draw(4, 2)
+        levels = Levels(torch.tensor([0.06, 0.3, 0.7, 1.0]), torch.tensor([1.0, 0.5, 0.9, 0.1]))
+        noised = objective.add_noise(latents, noise, levels)
+        sigmas = VidTwinLatents(levels.structure, levels.dynamics, levels.dynamics)
+
+        def velocity(x: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
+            kept, share = (
+                value.reshape(-1, *[1] * (x.ndim - 1)) for value in other.coefficients(sigma)
+            )
+            return ((x - clean) if implied == "velocity" else (kept * x - clean)) / share
+
+        velocities = VidTwinLatents.combine(velocity, noised, predicted, sigmas)
+        expected = other.losses(velocities, latents, noise, levels)
+        for found, wanted in zip(
+            objective.losses(predicted, latents, noise, levels), expected, strict=True
+        ):
+            assert_close(found, wanted, rtol=1e-3, atol=0)
+        # Below a share of noise of 0.05 the error is divided by that.
+        low = Levels(torch.full((4,), 0.001), torch.full((4,), 0.001))
+        clipped = objective.losses(predicted, latents, noise, low).structure
+        plain = objective_of(kind).losses(predicted, latents, noise, low).structure
+        assert_close(clipped, 400 * plain)
 
     def test_half_precision_predictions_are_measured_in_float32(self) -> None:
         objective = objective_of()
@@ -379,7 +426,7 @@ class TestLevels:
 
     @pytest.mark.parametrize("value", [0.0, 1.0])
     def test_the_ends_of_the_uniform_numbers_are_finite(self, value) -> None:
-        for prediction in PREDICTIONS:
+        for prediction in KINDS:
             levels = objective_of(prediction).draw_levels(torch.full((2, NUM_UNIFORMS), value))
             for sigma in levels:
                 assert ((sigma >= 0) & (sigma <= 1)).all()
@@ -400,14 +447,23 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"prediction": "x0"}, "`prediction` must be one of velocity, epsilon, v; got 'x0'"),
+            ({"prediction": "x"}, "`prediction` must be one of velocity, epsilon, v, x0; got 'x'"),
+            ({"process": "ddpm"}, "must be null or flow for prediction=velocity; got 'ddpm'"),
+            ({"prediction": "v", "process": "flow"}, "must be null or ddpm for prediction=v"),
+            ({"prediction": "x0", "process": "vp"}, "null or flow or ddpm for prediction=x0"),
+            ({"loss": "x0"}, "`loss` must be one of prediction, velocity; got 'x0'"),
+            ({"loss": "velocity"}, "`loss`=velocity belongs to prediction=x0, got"),
+            (
+                {"prediction": "x0", "loss": "velocity", "min_snr_gamma": 5.0},
+                "with loss=prediction, got prediction=x0, loss=velocity; set min_snr_gamma=null",
+            ),
             ({"independent": 0.9}, "sum to at most 1, got independent=0.9, structure_clean=0.1"),
             ({"independent": -0.1}, r"must lie in \[0, 1\]"),
             ({"structure_noise": math.nan}, r"must lie in \[0, 1\]"),
             ({"structure_weight": -1.0}, "`structure_weight` and `dynamics_weight`"),
             ({"structure_weight": 0.0, "dynamics_weight": 0.0}, "not both 0"),
             ({"dynamics_weight": math.inf}, "must be finite"),
-            ({"min_snr_gamma": 5.0}, "belongs to prediction=epsilon or v"),
+            ({"min_snr_gamma": 5.0}, "belongs to prediction=epsilon, v or x0"),
             ({"min_snr_gamma": 0.0, "prediction": "v"}, "`min_snr_gamma` must be positive"),
             ({"beta_schedule": "sigmoid"}, '`beta_schedule` must be "linear"'),
         ],
@@ -434,3 +490,37 @@ def test_guidance_by_a_given_latent_needs_training_for_either() -> None:
     assert FlowConfig().given_guidance_scale == 1.0
     assert FlowConfig(structure_noise=0.1).given_guidance_scale == 1.0
     assert FlowConfig(structure_noise=0.1, dynamics_noise=0.1).given_guidance_scale == 2.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_guidance_is_the_same_whatever_is_predicted(kind) -> None:
+    """The clean latents that a guided prediction implies are the guided clean latents."""
+    objective = objective_of(kind)
+    conditions = Conditions([TextCondition(torch.zeros(4, 1, 1), torch.ones(4, 1).bool()),
+                             ClassCondition(torch.zeros(4, dtype=torch.int64), 3)])  # fmt: skip
+    scales = GuidanceScales(5.0, 2.0, dynamics=3.0)
+    terms = guidance_terms(conditions, scales, has_given=False)
+    levels, x = levels_of(4), draw(4, 1)
+    shifts = torch.tensor([3.0, 1.0, -2.0]).repeat_interleave(4)  # what each variant knows
+
+    def guided(as_predicted: Any) -> VidTwinLatents:
+        def predict(_conditions: Conditions, _known: Any) -> VidTwinLatents:
+            def clean(latent: Tensor, sigma: Tensor) -> Tensor:
+                rows = latent.repeat(3, *[1] * (latent.ndim - 1))
+                shift = shifts.reshape(-1, *[1] * (latent.ndim - 1))
+                return as_predicted(rows, 0.3 * rows + shift, sigma.repeat(3))
+
+            return VidTwinLatents.combine(clean, x, levels.of_latents())
+
+        return guided_prediction(predict, conditions, terms)
+
+    def target(rows: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
+        kept, share = (v.reshape(-1, *[1] * (rows.ndim - 1)) for v in objective.coefficients(sigma))
+        noise = (rows - kept * clean) / share
+        return {"velocity": noise - clean, "epsilon": noise, "v": kept * noise - share * clean,
+                "x0": clean}[objective.config.prediction]  # fmt: skip
+
+    expected = guided(lambda rows, clean, sigma: clean)
+    found = objective.clean_latents(guided(target), x, levels)
+    for one, other in triples(found, expected):
+        assert_close(one, other, rtol=1e-3, atol=1e-2)

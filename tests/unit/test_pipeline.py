@@ -25,7 +25,7 @@ from torch.testing import assert_close
 from diffusion import LatentStats, VidTwinPipeline
 from diffusion.config import SCHEDULER_NAMES
 from diffusion.sampling import generators_of
-from diffusion.schedulers import LatentSolver, build_scheduler, scheduler_names
+from diffusion.schedulers import LatentSolver, build_scheduler, is_flow, scheduler_names
 from vidtwin import VidTwinLatents, draw_noise, standard_normal_latents
 
 PROMPTS = ["a red circle", "a blue square turns left"]
@@ -165,12 +165,14 @@ class TestSeeds:
 
 
 class TestSchedulers:
-    @pytest.mark.parametrize("kind", ["velocity", "epsilon", "v_prediction"])
+    @pytest.mark.parametrize(
+        "kind", ["velocity", "epsilon", "v_prediction", "sample", "flow_sample"]
+    )
     @pytest.mark.parametrize("name", SCHEDULER_NAMES)
     def test_the_exact_model_of_a_gaussian_samples_it(self, name, kind) -> None:
         """Latents N(3, 0.5^2) have a known best prediction; noise eps must become 3 + 0.5 eps."""
         like: Any = FlowMatchEulerDiscreteScheduler()
-        if kind != "velocity":
+        if not is_flow(kind):
             betas = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": kind}
             like = DDPMScheduler(clip_sample=False, **betas)
         if name not in scheduler_names(kind):
@@ -178,12 +180,13 @@ class TestSchedulers:
                 build_scheduler(name, like)
             return
         generator = torch.Generator().manual_seed(0)
-        solver = LatentSolver(build_scheduler(name, like), 100, torch.device("cpu"), generator)
+        scheduler = build_scheduler(name, like)
+        solver = LatentSolver(scheduler, 100, torch.device("cpu"), generator, kind)
         noise = torch.randn(1, 2000, generator=generator)
         sample = solver.start(noise)
         for index in range(len(solver)):
             seen = solver.model_input(sample, index)
-            if kind == "velocity":
+            if is_flow(kind):
                 share = float(solver.timestep(index)) / 1000
                 signal = 1 - share
             else:
@@ -199,6 +202,8 @@ class TestSchedulers:
                 "velocity": eps - latents,
                 "epsilon": eps,
                 "v_prediction": signal * eps - share * latents,
+                "sample": latents,
+                "flow_sample": latents,
             }[kind]
             sample = solver.step(prediction, sample, index)
         if name == "ddpm":
@@ -206,6 +211,57 @@ class TestSchedulers:
             assert abs(float(sample.std()) - 0.5) < 0.05
         else:
             assert float((sample - 3 - 0.5 * noise).abs().mean()) < 0.02
+
+    @pytest.mark.parametrize("name", scheduler_names("velocity"))
+    def test_predicted_latents_are_as_good_as_velocities(self, build_pipeline, name) -> None:
+        """The same model told in either way makes the same videos: guided, long, some given."""
+        like = FlowMatchEulerDiscreteScheduler(shift=2.0)
+        velocity, clean = (
+            build_pipeline(scheduler=build_scheduler(name, like), prediction=prediction)
+            for prediction in ("velocity", "flow_sample")
+        )
+        predict = clean.transformer.forward
+
+        def forward(*inputs: Any, **conditions: Any) -> Any:
+            *latents, structure, dynamics = inputs
+            velocities = predict(*inputs, **conditions)
+            sigmas = (structure / 1000, dynamics / 1000, dynamics / 1000)
+            return tuple(
+                x - sigma.reshape(-1, *[1] * (x.ndim - 1)) * v
+                for x, v, sigma in zip(latents, velocities, sigmas, strict=True)
+            )
+
+        clean.transformer.forward = forward
+        given = draw_noise(velocity.autoencoder.sizes, [1])
+        for asked in (
+            {"num_frames": 12},
+            {"structure": given, "given_guidance_scale": 2.0},
+        ):
+            asked |= {"prompt": PROMPTS[0], "negative_prompt": "a star", "guidance_scale": 5.0}
+            first, second = ask(velocity, **asked).latents, ask(clean, **asked).latents
+            assert_same(first, second, tolerance=2e-3)
+
+    @pytest.mark.parametrize(
+        ("kind", "name"),
+        [(kind, name) for kind in ("sample", "flow_sample") for name in scheduler_names(kind)],
+    )
+    def test_a_model_that_knows_the_scaled_latents_gives_the_raw_ones(
+        self, build_pipeline, name, kind
+    ) -> None:
+        like: Any = FlowMatchEulerDiscreteScheduler()
+        if not is_flow(kind):
+            like = DDIMScheduler(clip_sample=False, prediction_type=kind)
+        pipeline = build_pipeline(scheduler=build_scheduler(name, like), prediction=kind)
+        raw = draw_noise(pipeline.autoencoder.sizes, [3])
+        scaled = pipeline.latent_stats.scale(raw).tensors()
+        pipeline.transformer.forward = lambda *_, **__: scaled
+        assert_same(ask(pipeline, guidance_scale=1.0).latents, raw, tolerance=0.02)
+
+    def test_a_prediction_of_flow_stays_with_schedulers_of_flow(self, build_pipeline) -> None:
+        pipeline = build_pipeline(prediction="flow_sample")
+        pipeline.scheduler = DDIMScheduler(clip_sample=False, prediction_type="sample")
+        with pytest.raises(ValueError, match="predicts flow_sample, and the scheduler DDIMSch"):
+            ask(pipeline)
 
     def test_a_shift_is_kept(self) -> None:
         like = FlowMatchEulerDiscreteScheduler(shift=3.0)
@@ -233,7 +289,8 @@ class TestSchedulers:
             (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "stochastic_sampling"),
             (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), "use_dynamic_shifting"),
             (UniPCMultistepScheduler(prediction_type="flow_prediction"), "use_flow_sigmas"),
-            (UniPCMultistepScheduler(prediction_type="sample"), "prediction_type"),
+            (UniPCMultistepScheduler(prediction_type="sample"), "predicts velocity"),
+            (UniPCMultistepScheduler(**FLOW | {"prediction_type": "sample"}), "prediction_type"),
         ],
     )
     def test_one_that_does_not_fit(self, build_pipeline, scheduler, reason) -> None:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import io
 import pickle
+import resource
+import struct
+import sys
 import threading
 import time
 from fractions import Fraction
@@ -285,6 +288,105 @@ def test_damaged_video_is_refused(tmp_path: Path) -> None:
         list(iter_frames(path))
 
 
+def write_noise(path: Path, codec: str, pix_fmt: str, **options: str) -> Path:
+    """12 frames of noise, each of which takes its share of the file."""
+    random = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.options = 96, 64, pix_fmt, options
+        for _ in range(12):
+            noise = random.integers(0, 255, (64, 96, 3), dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(noise, format="rgb24")
+            container.mux(stream.encode(frame.reformat(format=pix_fmt)))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt", "options"),
+    [
+        ("h264.mp4", "libx264", "yuv420p", {}),  # without checksums: enough of it must be wrong
+        ("hevc.mp4", "libx265", "yuv420p", {"x265-params": "hash=1:log-level=none"}),
+        ("png.mov", "png", "rgb24", {}),  # each frame by itself: a lost one is no gap in decoding
+        ("png.apng", "apng", "rgb24", {}),
+    ],
+)
+def test_what_a_decoder_conceals_is_found(
+    tmp_path: Path, name: str, codec: str, pix_fmt: str, options: dict[str, str], backend: str
+) -> None:
+    if codec not in av.codecs_available:
+        pytest.skip(f"PyAV has no {codec} here")
+    content = write_noise(tmp_path / name, codec, pix_fmt, **options).read_bytes()
+    damaged = tmp_path / f"damaged_{name}"
+    random = np.random.default_rng(1)
+    flips = 30 if codec == "libx264" else 1
+    for places in random.integers(len(content) // 5, len(content) * 9 // 10, (4, flips)):
+        changed = bytearray(content)
+        for place in places:
+            changed[place] ^= 16
+        damaged.write_bytes(bytes(changed))
+        with pytest.raises(UnusableVideo):
+            read_frames(damaged, backend=backend)
+        with pytest.raises(UnusableVideo):
+            list(iter_frames(damaged))
+
+
+def gif_of(width: int, height: int) -> bytes:
+    """Three frames of one pixel each, on a screen of any size."""
+    frame = b"\x21\xf9\x04\x04\x0a\0\0\0\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0)
+    screen = struct.pack("<HHBBB", width, height, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
+    return b"GIF89a" + screen + 3 * (frame + b"\x02\x02\x44\x01\0") + b"\x3b"
+
+
+def test_frames_that_are_too_large_are_never_decoded(tmp_path: Path) -> None:
+    bomb, small = tmp_path / "bomb.mp4", tmp_path / "small.gif"
+    bomb.write_bytes(gif_of(16000, 16000))
+    small.write_bytes(gif_of(16, 16))
+    assert read_frames(small).shape == (3, 16, 16, 3)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for call in (
+        read_frames,
+        read_video_info,
+        lambda path: list(iter_frames(path)),
+        lambda path: read_video_info(path, fetch=bomb.read_bytes),
+    ):
+        with pytest.raises(UnusableVideo, match=r"at most data\.max_pixels=35,389,440"):
+            call(bomb)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most
+    assert grown * (1 if sys.platform == "darwin" else 1024) < 20e6
+    with pytest.raises(UnusableVideo, match=r"at most data\.max_pixels=255"):
+        read_frames(small, limits=readers.Limits(pixels=255))
+
+
+def test_files_of_too_many_frames_are_refused(clip: Path, tmp_path: Path) -> None:
+    untold = write_video(tmp_path / "untold.ts", 20, codec="mpeg2video", fps=25)
+    for path in (clip, untold):
+        with pytest.raises(UnusableVideo, match=r"at most data\.max_frames=19"):
+            read_frames(path, [0], limits=readers.Limits(frames=19))
+    assert which(read_frames(clip, [3], limits=readers.Limits(frames=40))) == [3]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ffconcat version 1.0\nfile {name}\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{name}\n#EXT-X-ENDLIST\n",
+        "[playlist]\nFile1={name}\nNumberOfEntries=1\n",
+        '<?xml version="1.0"?><MPD><Period><AdaptationSet><Representation><BaseURL>{name}'
+        "</BaseURL></Representation></AdaptationSet></Period></MPD>",
+    ],
+)
+@pytest.mark.parametrize("suffix", [".mp4", ".m3u8", ".txt"])
+def test_lists_of_other_files_are_never_followed(clip: Path, text: str, suffix: str) -> None:
+    path = clip.with_name(f"list{suffix}")
+    path.write_text(text.format(name=clip.name))
+    with pytest.raises(UnusableVideo, match="a list of other files, which is never followed"):
+        read_frames(path)
+    with pytest.raises(UnusableVideo, match="a list of other files, which is never followed"):
+        read_video_info(path, fetch=path.read_bytes)
+
+
 class RepeatingDecord:
     """decord as it behaves on some files: every frame after the first is the same one."""
 
@@ -302,24 +404,27 @@ class RepeatingDecord:
         return type("Array", (), {"asnumpy": lambda self: chosen})()
 
 
-def test_frames_that_decord_repeats_are_read_by_pyav(
+def test_frames_that_decord_repeats_are_never_given(
     clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decord, "VideoReader", RepeatingDecord)
+    with pytest.raises(UnusableVideo, match="decord: another frame 10 than PyAV's"):
+        read_frames(clip, [10, 12, 14], backend="decord")
     assert which(read_frames(clip, [10, 12, 14])) == [10, 12, 14]
 
 
-def test_another_first_frame_or_count_is_read_by_pyav(
+def test_another_video_or_count_of_decord_is_refused(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = write_video(tmp_path / "other.mp4", 40, marked=True)
     short = write_video(tmp_path / "short.mp4", 39)
     true_reader = decord.VideoReader
-    for wrong in (other, short):
+    for wrong, why in ((other, "another frame 10"), (short, "39 frames, but there are 40")):
         monkeypatch.setattr(
             decord, "VideoReader", lambda path, wrong=wrong, **_: true_reader(str(wrong))
         )
-        assert which(read_frames(clip, [10, 12])) == [10, 12]
+        with pytest.raises(UnusableVideo, match=f"decord: {why}.*take data.backend=pyav"):
+            read_frames(clip, [10, 12], backend="decord")
 
 
 def test_decord_may_be_absent(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,7 +476,7 @@ def test_a_hanging_decoder_is_left_behind(clip: Path, monkeypatch: pytest.Monkey
     began = time.monotonic()
     try:
         with pytest.raises(UnusableVideo, match="reading took more than"):
-            read_frames(clip, timeout=0.3)
+            read_frames(clip, timeout=0.3, backend="decord")
         assert time.monotonic() - began < 2
     finally:
         released.set()

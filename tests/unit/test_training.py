@@ -292,6 +292,25 @@ class TestValidation:
             for quarter in range(1, QUANTILES + 1):  # the velocity is the same at all levels
                 assert measures[f"structure_q{quarter}"] == pytest.approx(expected, rel=1e-5)
 
+    @pytest.mark.parametrize("process", ["flow", "ddpm"])
+    def test_the_losses_of_predicted_latents_by_level(self, build_inputs, batch, process) -> None:
+        """Of a model that predicts zero: the scaled latents' square, over that of the noise."""
+        found = []
+        for loss in ("prediction", "velocity"):
+            config = FlowConfig(prediction="x0", process=process, loss=loss)
+            inputs = build_inputs(objective=FlowObjective(config))
+            found.append([measures for _, measures in self.measure(inputs, batch, 4)[0]])
+        middles = torch.tensor([0.125, 0.375, 0.625, 0.875])
+        _, share = inputs.objective.coefficients(quantile(config.structure_levels, middles))
+        structure = inputs.latents(batch).structure
+        for square, plain, velocity in zip(structure.square().flatten(1).mean(1), *found):
+            for quarter in range(QUANTILES):
+                name = f"structure_q{quarter + 1}"
+                assert plain[name] == pytest.approx(float(square), rel=1e-5)
+                assert velocity[name] == pytest.approx(
+                    float(square / share[quarter] ** 2), rel=1e-4
+                )
+
     def test_no_batch_is_no_row(self, build_inputs) -> None:
         assert measure_losses(Recorder(), build_inputs(), []) == []
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 # A source registers itself when its module is imported: a new one needs a line here.
 import vidtwin.data.file_sources
 import vidtwin.data.shards.config
+import vidtwin.data.synthetic.physics.config
 import vidtwin.data.synthetic.shapes.config
 import vidtwin.data.synthetic.sprites.config  # noqa: F401
 from vidtwin.data.registry import SourceOptions, registered_sources, section_types
@@ -30,6 +31,9 @@ CHOICES = {
 }
 # Key -> smallest value; a key that may be None is checked where it is set.
 AT_LEAST = {"num_frames": 1, "height": 1, "width": 1, "stride": 1, "max_clips": 1, "seed": 0}
+# Bytes of one clip as floats, far beyond what a model can take.
+MOST_BYTES = 2**36
+AT_LEAST |= {"max_pixels": 1, "max_frames": 1}
 
 
 def _plain(value: Any) -> Any:
@@ -51,10 +55,10 @@ class DataConfig:
     `data.shapes.size`; from Python, `DataConfig(sections={"shapes": ShapesOptions(size=64)})`.
 
     Args:
-        source: "shapes" (procedural, needs no files), "sprites" (drawn from a folder of sheets),
-            "list", "classes", "folder", "glob", "ucf101" or "files" (see
-            `vidtwin.data.file_sources`), "shards" (tar files, see docs/data.md), or one that was
-            added with `register_source`.
+        source: "shapes" (procedural, needs no files), "physics" (simulated, likewise), "sprites"
+            (drawn from a folder of sheets), "list", "classes", "folder", "glob", "ucf101" or
+            "files" (see `vidtwin.data.file_sources`), "shards" (tar files, see docs/data.md), or
+            one that was added with `register_source`.
         path: the list, folder, pattern or file of the source.
         files: the videos of the source "files", when there are several.
         root: folder that relative paths of a list start from; None is the list's own folder.
@@ -80,12 +84,14 @@ class DataConfig:
         resize: "cover" (short side, then crop) or "stretch"; bilinear with antialias.
         crop: "random" or "center".
         flip: mirror half of the clips; off by default, it breaks captions with left and right.
-        backend: "auto" (decord, then PyAV), "decord" or "pyav".
+        backend: "auto" (which is PyAV), "pyav", or "decord", checked against PyAV.
         timeout: seconds that reading one clip may take.
+        max_pixels: of a frame as it lies in the file; one with larger ones is unusable.
+        max_frames: of a file; one with more is unusable.
         max_bad_fraction: share of the files that may be unusable before the run stops.
         seed: of every random choice.
         appearance_swap_fraction: paired augmentation: share of the training clips that bring along
-            a clip with their motion in another look, for "shapes" and "sprites".
+            a clip with their motion in another look, for "shapes", "physics" and "sprites".
         motion_swap_fraction: the same for their look in another motion.
         sections: name of a source -> its own config; those of other sources are checked and not
             used.
@@ -129,6 +135,8 @@ class DataConfig:
     flip: bool = False
     backend: str = "auto"
     timeout: float = 30.0
+    max_pixels: int = 8192 * 4320
+    max_frames: int = 1_000_000
     max_bad_fraction: float = 0.05
     seed: int = 0
     appearance_swap_fraction: float = 0.0
@@ -152,6 +160,13 @@ class DataConfig:
             if value is not None and value < least:
                 bound = "must not be negative" if least == 0 else f"must be at least {least}"
                 raise ValueError(f"data.{name} {bound}, got {value}")
+        size = 12 * self.num_frames * self.height * self.width
+        if size > MOST_BYTES:
+            raise ValueError(
+                f"data.num_frames={self.num_frames}, data.height={self.height} and data.width="
+                f"{self.width} make clips of {size / 2**30:,.0f} GiB, expected at most "
+                f"{MOST_BYTES / 2**30:.0f}"
+            )
         if (self.fps is None) == (self.stride is None):
             raise ValueError(
                 f"exactly one of data.fps and data.stride must be set, got fps={self.fps} and "
@@ -173,7 +188,7 @@ class DataConfig:
             if getattr(self, name) > 0 and not self.options.paired:
                 raise ValueError(
                     f"data.{name}={getattr(self, name)} needs clips that can be drawn again with a "
-                    f"change, of data.source=shapes or sprites; got {self.source}"
+                    f"change, of data.source=shapes, physics or sprites; got {self.source}"
                 )
         self.options.check(self)
 

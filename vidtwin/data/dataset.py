@@ -44,6 +44,7 @@ class Factors:
     Where they come from:
         shapes      content color, shape, background; motion: of the one object
                     (data.shapes.max_objects=1)
+        physics     content color, second, floor; motion direction: of one scene
         sprites     content skin, bottomwear, topwear, hair; motion action, direction
         classes, ucf101     the class, as motion "class" or content "class" (data.motion_factors,
                     data.content_factors; motion if neither is set)
@@ -215,6 +216,7 @@ class VideoDataset(Dataset[dict[str, Any]], ABC):
             dict: video (3, T, H, W) float32 in [-1, 1], caption str, label int (-1 for none), index
             int of the clip that was used, noise_seed int, path str, fps float, frame_indices (T,)
             int64 within the file, skipped list of `SkippedFile`.
+            Where the data set knows them also actions (T, A) and states (T, S) float32.
             With an `appearance_swap_fraction` also appearance_swap (3, T, H, W), the motion in
             another look (for the other clips the video), and with a `motion_swap_fraction`
             motion_swap, the look in another motion.
@@ -308,7 +310,7 @@ def factor_labels(dataset: VideoDataset) -> Factors:
     if not factors.all:
         raise ValueError(
             f"data.source={dataset.config.source} has no labels of content or motion here; take "
-            "shapes, sprites or classes, or a list and name its columns in data.content_factors "
+            "shapes, physics, sprites or classes, or a list and name its columns in data.content_factors "
             "and data.motion_factors"
         )
     return factors

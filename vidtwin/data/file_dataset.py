@@ -19,7 +19,7 @@ from vidtwin.data.config import DataConfig
 from vidtwin.data.dataset import Draws, Factors, VideoDataset
 from vidtwin.data.file_sources import LIST_SOURCES, find_clips
 from vidtwin.data.frames import fit_frame, frames_by_stride, frames_by_time, frames_repeating_last
-from vidtwin.data.readers import VideoInfo, read_clip, read_video_info
+from vidtwin.data.readers import Limits, VideoInfo, read_clip, read_video_info
 
 __all__ = [
     "FileDataset",
@@ -62,10 +62,15 @@ class FileDataset(VideoDataset):
         """What gives the bytes of a clip that is no file of its own; see `read_clip`."""
         return None
 
+    @property
+    def limits(self) -> Limits:
+        """What a file may ask for."""
+        return Limits(pixels=self.config.max_pixels, frames=self.config.max_frames)
+
     def info(self, index: int) -> VideoInfo:
         """What is known about a clip's video; raises UnusableVideo for a file that is none."""
         path, fetch = self.clips[index].path, self.fetch(index)
-        return read_video_info(path, timeout=self.config.timeout, fetch=fetch)
+        return read_video_info(path, timeout=self.config.timeout, limits=self.limits, fetch=fetch)
 
     def version(self, index: int) -> object:
         """What changes when a clip's file is exchanged under the same name."""
@@ -149,6 +154,7 @@ class FileDataset(VideoDataset):
             fit,
             backend=config.backend,
             timeout=config.timeout,
+            limits=self.limits,
             fetch=self.fetch(index),
         )
         fps = config.fps if config.stride is None else info.fps / config.stride

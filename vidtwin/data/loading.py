@@ -128,7 +128,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if filled:
         batch["video"] = torch.stack([sample["video"] for sample in filled])
         batch["frame_indices"] = torch.stack([sample["frame_indices"] for sample in filled])
-        for name in PAIRED_AUGMENTATIONS:
+        for name in ("actions", "states", *PAIRED_AUGMENTATIONS):
             if name in filled[0]:
                 batch[name] = torch.stack([sample[name] for sample in filled])
         for name in ("label", "index", "noise_seed"):

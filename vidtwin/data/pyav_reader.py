@@ -5,6 +5,7 @@ Axes: H W pixels, C colour channels.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import time
 from bisect import bisect_right
@@ -22,8 +23,25 @@ from vidtwin.data.bad_files import UnusableVideo
 
 Frame = NDArray[np.uint8]
 
-# ffmpeg also opens playlists, which may point anywhere; a video file needs no other protocol.
-OPEN_OPTIONS = {"protocol_whitelist": "file"}
+# The containers that are opened, by ffmpeg's names: files of moving pictures, and pictures so that
+# the refusal can name them. ffmpeg knows some 350 more, among them playlists and lists of files,
+# which point anywhere, patterns of file names, captured screens, and text drawn as video.
+CONTAINERS = (
+    *("mov", "mp4", "matroska", "webm", "avi", "mpeg", "mpegts", "mpegvideo", "flv", "asf", "ogg"),
+    *("gif", "apng", "jpegxl_anim", "mxf", "nut", "ivf", "obu", "av1", "h264", "hevc", "vvc"),
+    *("h261", "h263", "m4v", "mjpeg", "vc1", "dv", "rm", "wtv", "yuv4mpegpipe", "mp3"),
+    *("png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe", "gif_pipe"),
+)
+# An error of a checksum or of the bitstream is an error, not something to be painted over.
+DAMAGE = "crccheck+explode"
+# Of a file that is no list of others, no other file is opened, over no other protocol.
+OPEN_OPTIONS = {
+    "protocol_whitelist": "file",
+    "format_whitelist": ",".join(CONTAINERS),
+    "err_detect": "crccheck",
+}
+# How lists of other files begin.
+PLAYLISTS = (b"ffconcat", b"#EXTM3U", b"[playlist]", b"<MPD", b"[Reference]", b"[InternetShortcut]")
 # Containers whose packets have no presentation times: ffmpeg's guesses are wrong with B-frames.
 UNTIMED_FORMATS = frozenset({"avi", "h264", "hevc", "m4v", "mjpeg", "mpegvideo", "rawvideo"})
 # Containers with an index and a time for every packet. In others frames are told apart by decoding
@@ -63,6 +81,20 @@ class Deadline:
         """
         if self.end is not None and time.monotonic() > self.end:
             raise self.expired()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a file may ask for; checked by what it says of itself, before anything is decoded.
+
+    Args:
+        pixels: of a frame; 8K as cinemas have it by default. ffmpeg holds frames that grow larger
+            later on to the same limit.
+        frames: of a file; more than nine hours at 30 a second by default.
+    """
+
+    pixels: int = 8192 * 4320
+    frames: int = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,26 +147,34 @@ class PyavReader:
     Args:
         path: of the file.
         deadline: looked at between packets.
+        limits: that the file must keep.
         list_by_decoding: find the frames by decoding all of them, instead of from the packets.
         content: the bytes of the file, where it is no file of its own.
     Raises:
-        UnusableVideo: if the file can't be opened, has no moving picture, or no frame decodes.
+        UnusableVideo: if the file can't be opened, is beyond a limit, has no moving picture, or no
+            frame decodes.
     """
 
     def __init__(
         self,
         path: str,
         deadline: Deadline,
+        limits: Limits,
         list_by_decoding: bool = False,
         content: bytes | None = None,
     ):
         self.path = path
         self.content = content
         self.deadline = deadline
+        self.limits = limits
         self.listed_by_decoding = list_by_decoding
         # Presentation times, and those of key frames, in units of the stream's time base.
         self.pts: list[int] = []
         self.key_pts: list[int] = []
+        # Packets that could not be decoded since the start, and the places of frames that were
+        # listed by decoding before which there was one.
+        self.failures = 0
+        self.gaps: list[int] = []
         self._open()
         try:
             # Whether frames are known by their times; else by their place in the order of decoding.
@@ -172,20 +212,55 @@ class PyavReader:
         return not names.isdisjoint(self.format_name.split(","))
 
     def _open(self) -> None:
+        bounded = {"max_pixels": str(self.limits.pixels)}
         try:
-            self.container: InputContainer = av.open(self.source(), "r", options=OPEN_OPTIONS)
+            self.container: InputContainer = av.open(
+                self.source(), "r", options=OPEN_OPTIONS | bounded
+            )
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise UnusableVideo(self.path, f"can't be opened: {_reason(error)}") from error
+            raise UnusableVideo(self.path, self._why_unopened(error)) from error
         self.format_name = self.container.format.name
         try:
             if self.format_name.endswith("_pipe") or self.format_name == "image2":
                 raise UnusableVideo(self.path, f"a still picture ({self.format_name})")
             self.stream = self._best_stream()
+            self._check_limits()
             self.stream.codec_context.thread_count = 1
             self.stream.codec_context.thread_type = "NONE"
+            self.stream.codec_context.options = {"err_detect": DAMAGE} | bounded
         except BaseException:
             self.close()
             raise
+
+    def _why_unopened(self, error: Exception) -> str:
+        start = self.content or b""
+        if self.content is None:
+            with open(self.path, "rb") as file:
+                start = file.read(1024)
+        if any(mark in start[:1024] for mark in PLAYLISTS):
+            return "a list of other files, which is never followed"
+        if isinstance(error, av.ArgumentError):
+            return "its container is none of those that are read, see docs/data.md; convert it"
+        return f"can't be opened: {_reason(error)}"
+
+    def _check_limits(self) -> None:
+        """Refuses what the file's header says is too large."""
+        width, height = self.stream.codec_context.width, self.stream.codec_context.height
+        if width * height > self.limits.pixels or not (width and height):
+            # ffmpeg forgets a size that is too large for it.
+            what = f"frames of {width}x{height} pixels" if width else "frames of no or of any size"
+            raise UnusableVideo(
+                self.path, f"{what}, expected at most data.max_pixels={self.limits.pixels:,}"
+            )
+        self._check_count(self.stream.frames)
+
+    def _check_count(self, frames: int) -> None:
+        if frames > self.limits.frames:
+            raise UnusableVideo(
+                self.path,
+                f"{frames:,} frames or more, expected at most data.max_frames="
+                f"{self.limits.frames:,}",
+            )
 
     def _best_stream(self) -> av.VideoStream:
         """ffmpeg's choice among the video streams, cover pictures left out."""
@@ -208,14 +283,11 @@ class PyavReader:
 
     def _list_packets(self) -> None:
         first: av.VideoFrame | None = None
-        decodes = True
         durations: dict[int, int] = {}
         for packet in self._packets():
-            if first is None and decodes:
-                try:
+            if first is None:
+                with contextlib.suppress(av.FFmpegError):  # noticed when its frame is needed
                     first = next(iter(packet.decode()), None)
-                except av.FFmpegError:
-                    decodes = False
             if not packet.size:
                 continue  # the end, which only asks the decoder for what it still has
             if packet.pts is None:
@@ -226,6 +298,7 @@ class PyavReader:
             # Cut away by an edit list: decoded, but never shown.
             if not packet.is_discard:
                 self.pts.append(packet.pts)
+                self._check_count(len(self.pts))
                 durations[packet.pts] = packet.duration or 0
         if len(set(self.pts)) < len(self.pts):
             self.timed = False
@@ -236,13 +309,17 @@ class PyavReader:
         self._describe(first, durations[self.pts[-1]])
 
     def _list_by_decoding(self) -> None:
-        first, duration = None, 0
+        first, duration, failures = None, 0, 0
         for frame, _ in self._decode(None):
             if first is None:
-                first = frame
+                first, failures = frame, self.failures
+            elif self.failures > failures:
+                failures = self.failures
+                self.gaps.append(len(self.pts))
             if frame.pts is None or (self.pts and frame.pts <= self.pts[-1]):
                 self.timed = False
             self.pts.append(len(self.pts) if frame.pts is None else frame.pts)
+            self._check_count(len(self.pts))
             duration = frame.duration or 0
         if first is None:
             raise UnusableVideo(self.path, "not one frame can be decoded")
@@ -265,7 +342,6 @@ class PyavReader:
             fps = stated or DEFAULT_RATE
             timestamps, last = np.arange(len(self.pts)) / fps, 1 / fps
         self.first_frame = upright(first)
-        self.first_is_sound = not first.is_corrupt
         self.info = VideoInfo(
             path=self.path,
             num_frames=len(self.pts),
@@ -306,12 +382,16 @@ class PyavReader:
                 self.container.seek(key_pts, stream=self.stream, backward=True, any_frame=False)
             except av.FFmpegError:
                 return  # no frame from here: the caller starts at the beginning instead
-        sound = True
+        sound, self.failures = True, 0
         for packet in self._packets():
+            if packet.is_corrupt:  # by the container's own checksum
+                sound = False
+                self.failures += 1
             try:
                 frames = packet.decode()
             except av.FFmpegError:
                 sound = False
+                self.failures += 1
                 continue
             for frame in frames:
                 self.deadline.check()
@@ -332,30 +412,6 @@ class PyavReader:
         before = bisect_right(self.key_pts, self.pts[index])
         return [self.key_pts[before - 1], None] if before > 1 else [None]
 
-    def num_key_frames(self, indices: NDArray[np.intp]) -> int:
-        """How many key frames these frames are decoded from."""
-        return len({self._places_to_start(int(index))[0] for index in indices})
-
-    def key_frames(self, indices: NDArray[np.intp]) -> dict[int, Frame]:
-        """Index -> upright frame of every key frame that one of these frames is decoded from.
-
-        Raises:
-            FrameListIsWrong: if a key frame isn't where its packet says.
-        """
-        found = {}
-        keys = {self._places_to_start(int(index))[0] for index in indices}
-        for key_pts in sorted(pts for pts in keys if pts is not None):
-            index = self.index_of.get(key_pts, -1)
-            for number, frame, sound in self._numbered(key_pts):
-                if number >= index:
-                    if number != index or not sound:
-                        raise FrameListIsWrong(f"frame {index} is no key frame")
-                    found[index] = upright(frame)
-                    break
-            else:
-                raise FrameListIsWrong(f"frame {index} is no key frame")
-        return found
-
     def _problem(self, index: int, sound: bool) -> Exception:
         if sound and not self.listed_by_decoding:
             return FrameListIsWrong(f"frame {index} is not where its packet says")
@@ -372,6 +428,8 @@ class PyavReader:
             UnusableVideo: if one of them can't be decoded.
             FrameListIsWrong: if it isn't there; to be listed by decoding.
         """
+        if any(indices[0] < gap <= indices[-1] for gap in self.gaps):
+            raise UnusableVideo(self.path, "damaged: frames in between can't be decoded")
         position = 0
         for key_pts in self._places_to_start(int(indices[0])):
             sound = True
@@ -392,10 +450,12 @@ class PyavReader:
         Raises:
             UnusableVideo: where they can't be decoded further.
         """
+        before = 0
         for number, (frame, sound) in enumerate(self._decode(None)):
+            before = before if number else self.failures
             if number == stop:
                 return
-            if not sound:
+            if not sound or self.failures > before:
                 raise UnusableVideo(self.path, f"damaged: frame {number} can't be decoded")
             if number >= start:
                 yield self._upright(frame)

@@ -1,26 +1,19 @@
-"""Frames of a video file, each read once by decord or by PyAV, within a time limit.
+"""Frames of a video file, each read once, within a time limit and limits of size.
 
-PyAV first lists the packets: their timestamps are the one truth for both backends about how many
-frames there are and when. decord then decodes, unless a check says that it can't be trusted:
+PyAV lists the packets: their timestamps are the truth about how many frames there are and when.
+Then it decodes, and it is strict: a frame that comes after a decoding error, or that the decoder or
+a checksum marks as damaged, is never given. Frames are turned upright by the rotation in the file,
+the stream is the one that ffmpeg calls best (never a cover picture), and pixels that aren't square
+are left so.
 
-* containers other than MP4 and Matroska: of MPEG streams and AVI it repeats and shifts frames;
-* another number of frames than PyAV's, another first frame (rotation, stream) or shape (it gives 4
-  or 6 channels at some widths), or a first frame that is damaged;
-* another key frame than PyAV's at any place it had to seek to: it can miss it by some frames;
-* any frame that it recovered from a neighbour, or two equal frames in a row.
-
-What is left PyAV reads, and it is strict: a frame that comes after a decoding error, or that the
-decoder marks as damaged, is never given. (Damage between key frames that decord conceals within a
-frame can't be seen from outside; backend "pyav" sees it, and takes no more processor time.) Both
-turn frames upright by the rotation in the file, take the stream that ffmpeg calls best (never a
-cover picture), and leave pixels that aren't square.
+Backend "decord" gives decord's frames instead, each held against PyAV's: by itself it conceals
+damage, repeats and shifts frames of some containers, and can miss a key frame by some frames.
 
 Axes: T frames, H W pixels, C colour channels.
 """
 
 from __future__ import annotations
 
-import logging
 import queue
 import re
 import threading
@@ -37,11 +30,13 @@ from vidtwin.data.pyav_reader import (
     INDEXED_FORMATS,
     Deadline,
     FrameListIsWrong,
+    Limits,
     PyavReader,
     VideoInfo,
 )
 
 __all__ = [
+    "Limits",
     "UnusableVideo",
     "VideoInfo",
     "iter_frames",
@@ -50,22 +45,15 @@ __all__ = [
     "read_video_info",
 ]
 
-logger = logging.getLogger(__name__)
-
 Frame = NDArray[np.uint8]
 Result = TypeVar("Result")
 Prepared = TypeVar("Prepared")
 
 BACKENDS = ("auto", "decord", "pyav")
-# Share of the frames that may be key frames for decord to be worth a check of each.
-MAX_KEY_FRAMES = 0.25
+LIMITS = Limits()
 # Frames decord may hold at once, in bytes: a clip of 4K frames is read in parts.
 CHUNK_BYTES = 64 * 2**20
 QUEUED_FRAMES = 4
-
-
-class DecordDeclined(Exception):  # noqa: N818
-    """decord can't read this file, or not reliably."""
 
 
 def run_with_timeout(path: str, timeout: float, work: Callable[[Deadline], Result]) -> Result:
@@ -124,24 +112,28 @@ def _why(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _decord_frames(reader: PyavReader, indices: NDArray[np.intp], insist: bool) -> Iterator[Frame]:
+def _decord_frames(
+    reader: PyavReader, indices: NDArray[np.intp], frames: Iterator[Frame]
+) -> Iterator[Frame]:
     """Frames by decord.
 
     Args:
         reader: PyAV's, of the same file.
         indices: increasing, each once.
-        insist: whether no other backend may read them, so that what is only suspicious is fine.
+        frames: PyAV's of these indices.
     Raises:
-        DecordDeclined: if decord can't read them, or what it gives looks wrong.
+        UnusableVideo: if decord can't read them, or gives others.
     """
+
+    def declined(why: str) -> UnusableVideo:
+        return UnusableVideo(reader.path, f"decord: {why}; take data.backend=pyav")
+
     if not reader.format_is_one_of(INDEXED_FORMATS):
-        raise DecordDeclined(f"not used for the container {reader.format_name}")
-    if not reader.first_is_sound:
-        raise DecordDeclined("the first frame is damaged")
+        raise declined(f"not used for the container {reader.format_name}")
     try:
         import decord
     except ImportError as error:
-        raise DecordDeclined("decord is not installed") from error
+        raise declined("decord is not installed") from error
     decord.logging.set_level(decord.logging.QUIET)
     try:
         # The smallest tolerance: one frame recovered from a neighbour is an error.
@@ -151,40 +143,24 @@ def _decord_frames(reader: PyavReader, indices: NDArray[np.intp], insist: bool) 
         # The first frame must be decoded first, also because decord repeats one wrong frame in some
         # good files when the first thing it does is to seek.
         first = video[0].asnumpy()
-    # decord's errors have no base class of their own. PyAV goes on, or the file is reported.
+    # decord's errors have no base class of their own.
     except Exception as error:
-        raise DecordDeclined(_why(error)) from error
+        raise declined(_why(error)) from error
     if len(video) != reader.info.num_frames:
-        raise DecordDeclined(f"{len(video)} frames, but there are {reader.info.num_frames}")
+        raise declined(f"{len(video)} frames, but there are {reader.info.num_frames}")
     if first.shape != reader.first_frame.shape:
-        raise DecordDeclined(f"shape {first.shape} instead of {reader.first_frame.shape}")
-    if not np.array_equal(first, reader.first_frame):
-        raise DecordDeclined("another first frame")
-    if not insist and reader.num_key_frames(indices) > 1 + len(indices) * MAX_KEY_FRAMES:
-        raise DecordDeclined("many of the frames are key frames")
-    # decord seeks to key frames and counts from there.
-    try:
-        keys = reader.key_frames(indices)
-    except FrameListIsWrong as error:
-        raise DecordDeclined(str(error)) from error
-    wanted = np.union1d(indices, list(keys)).astype(np.intp)
+        raise declined(f"shape {first.shape} instead of {reader.first_frame.shape}")
     chunk = max(1, CHUNK_BYTES // first.nbytes)
-    needed = set(indices.tolist())
-    previous: Frame | None = None
-    for start in range(0, len(wanted), chunk):
-        part = wanted[start : start + chunk].tolist()
+    for start in range(0, len(indices), chunk):
+        part = indices[start : start + chunk].tolist()
         try:
             batch = video.get_batch(part).asnumpy()
         except Exception as error:
-            raise DecordDeclined(_why(error)) from error
+            raise declined(_why(error)) from error
         for index, frame in zip(part, batch, strict=True):
-            if index in keys and not np.array_equal(frame, keys[index]):
-                raise DecordDeclined(f"another frame {index} than PyAV's")
-            if not insist and previous is not None and np.array_equal(frame, previous):
-                raise DecordDeclined("equal frames in a row")
-            if index in needed:
-                yield frame
-            previous = frame
+            if not np.array_equal(frame, next(frames)):
+                raise declined(f"another frame {index} than PyAV's")
+            yield frame
 
 
 def _read(
@@ -193,34 +169,28 @@ def _read(
     prepare: Callable[[Frame], Prepared],
     backend: str,
     deadline: Deadline,
+    limits: Limits,
     fetch: Callable[[], bytes] | None,
 ) -> tuple[VideoInfo, NDArray[np.intp], list[Prepared]]:
     content = None if fetch is None else fetch()
-    with PyavReader(path, deadline, content=content) as reader:
-        indices = choose(reader.info)
-        needed, places = np.unique(indices, return_inverse=True)
-        if backend != "pyav":
-            try:
-                frames = _decord_frames(reader, needed, insist=backend == "decord")
-                prepared = [prepare(frame) for frame in frames]
-                info = replace(reader.info, backend="decord")
-                return info, indices, [prepared[place] for place in places]
-            except DecordDeclined as reason:
-                if backend == "decord":
-                    raise UnusableVideo(path, f"decord: {reason}") from reason
-                logger.debug("%s is read by PyAV, decord: %s", path, reason)
-        try:
-            prepared = [prepare(frame) for frame in reader.read(needed)]
-            return reader.info, indices, [prepared[place] for place in places]
-        except FrameListIsWrong as error:
-            logger.debug("%s: frames listed by decoding, %s", path, error)
     # Some streams have packets that show no frame, or timestamps out of order: only decoding all of
     # it tells which frames there are.
-    with PyavReader(path, deadline, list_by_decoding=True, content=content) as reader:
-        indices = choose(reader.info)
-        needed, places = np.unique(indices, return_inverse=True)
-        prepared = [prepare(frame) for frame in reader.read(needed)]
-        return reader.info, indices, [prepared[place] for place in places]
+    for by_decoding in (False, True):
+        with PyavReader(path, deadline, limits, by_decoding, content) as reader:
+            indices = choose(reader.info)
+            needed, places = np.unique(indices, return_inverse=True)
+            frames, info = reader.read(needed), reader.info
+            if backend == "decord":
+                frames, info = (
+                    _decord_frames(reader, needed, frames),
+                    replace(info, backend=backend),
+                )
+            try:
+                prepared = [prepare(frame) for frame in frames]
+            except FrameListIsWrong:
+                continue
+            return info, indices, [prepared[place] for place in places]
+    raise AssertionError  # listed by decoding, every frame is where it is said to be
 
 
 def read_clip(
@@ -230,6 +200,7 @@ def read_clip(
     *,
     backend: str = "auto",
     timeout: float = 30.0,
+    limits: Limits = LIMITS,
     fetch: Callable[[], bytes] | None = None,
 ) -> tuple[VideoInfo, NDArray[np.intp], list[Prepared]]:
     """Some frames of a video, chosen once its timestamps are known, each prepared as it comes.
@@ -238,8 +209,9 @@ def read_clip(
         path: of the file.
         choose: which frames, from what is known about the video; it may raise.
         prepare: what to make of one (H, W, 3) frame, so that large frames needn't all be kept.
-        backend: "auto" (decord, then PyAV), "decord" or "pyav".
+        backend: "auto" (which is PyAV), "pyav" or "decord".
         timeout: seconds for all of it.
+        limits: that the file must keep.
         fetch: gives the bytes of the video, where the path only names it; it may raise.
     Returns:
         what is known about the video, the (T,) indices of the frames, and T prepared frames.
@@ -248,7 +220,9 @@ def read_clip(
     """
     name = _check_file(path, backend, timeout, fetch)
     return run_with_timeout(
-        name, timeout, lambda deadline: _read(name, choose, prepare, backend, deadline, fetch)
+        name,
+        timeout,
+        lambda deadline: _read(name, choose, prepare, backend, deadline, limits, fetch),
     )
 
 
@@ -258,6 +232,7 @@ def read_frames(
     *,
     backend: str = "auto",
     timeout: float = 30.0,
+    limits: Limits = LIMITS,
 ) -> Frame:
     """Frames of a video.
 
@@ -265,8 +240,9 @@ def read_frames(
         path: of the file.
         indices: which frames, in any order; None for all: not for long videos, see
             `iter_frames`.
-        backend: "auto" (decord, then PyAV), "decord" or "pyav".
+        backend: "auto" (which is PyAV), "pyav" or "decord".
         timeout: seconds for all of it.
+        limits: that the file must keep.
     Returns:
         (T, H, W, 3) uint8 RGB.
     Raises:
@@ -284,18 +260,25 @@ def read_frames(
             )
         return chosen
 
-    _, _, frames = read_clip(path, choose, np.array, backend=backend, timeout=timeout)
+    _, _, frames = read_clip(
+        path, choose, np.array, backend=backend, timeout=timeout, limits=limits
+    )
     return np.stack(frames)
 
 
 def read_video_info(
-    path: str | Path, *, timeout: float = 30.0, fetch: Callable[[], bytes] | None = None
+    path: str | Path,
+    *,
+    timeout: float = 30.0,
+    limits: Limits = LIMITS,
+    fetch: Callable[[], bytes] | None = None,
 ) -> VideoInfo:
     """What is known about a video from its packets and its first frame.
 
     Args:
         path: of the file.
         timeout: seconds for all of it.
+        limits: that the file must keep.
         fetch: as of `read_clip`.
 
     Raises:
@@ -305,14 +288,19 @@ def read_video_info(
 
     def work(deadline: Deadline) -> VideoInfo:
         content = None if fetch is None else fetch()
-        with PyavReader(name, deadline, content=content) as reader:
+        with PyavReader(name, deadline, limits, content=content) as reader:
             return reader.info
 
     return run_with_timeout(name, timeout, work)
 
 
 def iter_frames(
-    path: str | Path, start: int = 0, stop: int | None = None, *, timeout: float = 30.0
+    path: str | Path,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    timeout: float = 30.0,
+    limits: Limits = LIMITS,
 ) -> Iterator[Frame]:
     """The frames of a video one after the other, decoded by PyAV; a few are held at a time.
 
@@ -321,6 +309,7 @@ def iter_frames(
         start: the first frame to give.
         stop: the frame to end before; None for the end of the video.
         timeout: seconds that one frame may take.
+        limits: that the file must keep.
     Returns:
         (H, W, 3) uint8 RGB frames.
     Raises:
@@ -329,12 +318,16 @@ def iter_frames(
     if start < 0 or (stop is not None and stop < start):
         raise ValueError(f"start and stop must be 0 <= start <= stop, got {start} and {stop}")
     name = _check_file(path, "pyav", timeout)
-    return _stream(name, start, stop, timeout)
+    return _stream(name, start, stop, timeout, limits)
 
 
-def _stream(path: str, start: int, stop: int | None, timeout: float) -> Iterator[Frame]:
+def _stream(
+    path: str, start: int, stop: int | None, timeout: float, limits: Limits
+) -> Iterator[Frame]:
     items: queue.Queue[Frame | BaseException | None] = queue.Queue(maxsize=QUEUED_FRAMES)
     closed = threading.Event()
+    # The consumer may be slow itself: its limit is on each frame, and ends the reader as well.
+    deadline = Deadline(path, None)
 
     def put(item: Frame | BaseException | None) -> bool:
         while not closed.is_set():
@@ -346,9 +339,8 @@ def _stream(path: str, start: int, stop: int | None, timeout: float) -> Iterator
         return False
 
     def produce() -> None:
-        # Without a limit of its own: the consumer's is on each frame, and it may be slow itself.
         try:
-            with PyavReader(path, Deadline(path, None)) as reader:
+            with PyavReader(path, deadline, limits) as reader:
                 for frame in reader.read_all(start, stop):
                     if not put(frame):
                         return
@@ -371,3 +363,4 @@ def _stream(path: str, start: int, stop: int | None, timeout: float) -> Iterator
             yield item
     finally:
         closed.set()
+        deadline.seconds = deadline.end = 0.0

@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from diffusion import VidTwinPipeline
+from diffusion.guiders import build_guider
+from diffusion.tracks import lead_steps
 from vidtwin import VidTwinAutoencoder
 from vidtwin.data.synthetic.shapes import MovingShapes, ShapesAttributes, ShapesClip, ShapesConfig
 from vidtwin.files import shipped_path
@@ -257,7 +259,11 @@ def make_videos(
     sampling: dict[str, Any] = {"num_inference_steps": config.steps, "seed": seeds}
     if config.mode == "prompt":
         sampling["prompt"] = [clip.caption for clip in clips]
-        sampling["guidance_scale"] = config.guidance_scale
+        if config.guider is None:
+            sampling["guidance_scale"] = config.guidance_scale
+        else:
+            sampling["guider"] = build_guider(config.guider, config.guidance_scale)
+        sampling["structure_lead"] = config.structure_lead
     else:
         sampling[config.mode.removesuffix("-from")] = originals
         sampling["given_guidance_scale"] = config.given_guidance_scale
@@ -337,6 +343,7 @@ def protocol_of(
             "guidance_scale": None,
             "given_guidance_scale": None,
             used: own_unless(getattr(config, used), loaded.pipe, used),
+            **lead_and_guider(config, loaded.pipe),
             "scheduler": type(loaded.pipe.scheduler).__name__,
         }
     sizes = loaded.model.sizes
@@ -363,6 +370,16 @@ def protocol_of(
         "intervals": "95 %, Wilson",
         **software_protocol(processes),
     }
+
+
+def lead_and_guider(config: AdherenceConfig, pipe: VidTwinPipeline) -> dict[str, Any]:
+    """What else there is of the sampling, where there is anything else."""
+    if config.mode != "prompt":
+        return {}
+    lead = own_unless(config.structure_lead, pipe, "structure_lead")
+    own, delay = lead_steps(lead, config.steps)
+    shown = {"structure_lead": lead, "structure_lead_of_steps": [delay, own]} if lead else {}
+    return shown | ({"guider": config.guider} if config.guider else {})
 
 
 def markdown_row(

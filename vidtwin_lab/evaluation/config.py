@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from diffusion.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, SCHEDULER_NAMES
 from vidtwin.config import WEIGHT_DTYPES
@@ -137,6 +137,10 @@ TORCHSCRIPT = {
 }
 
 
+# Of our own functions, the one that a config file may name too.
+OWN_FEATURES = "vidtwin_lab.evaluation.features:random_convolutions"
+
+
 @dataclass(frozen=True, kw_only=True)
 class FeaturesConfig:
     """Which network makes the features.
@@ -145,15 +149,24 @@ class FeaturesConfig:
         name: "i3d", "c3d", "videomae" or "MODULE:FUNCTION". The function gets `path`, if there is
             one, and returns a module or another callable that takes (B, 3, T, H, W) videos in
             [-1, 1] and returns (B, D) features, or a pair of features and class probabilities.
+            As it may be any program, a config file can't name one.
         path: the TorchScript file, VideoMAE's folder or hub id, or what the function gets.
+        run_program: run the TorchScript file, which is a program as well as weights; not to be set
+            by a config file.
         download: fetch the TorchScript file if it isn't there.
         digest: first digits of the expected digest; None takes what comes, and reports it.
     Raises:
         ValueError: for another name.
     """
 
+    FILE_VALUES: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "name": (*TORCHSCRIPT, "videomae", OWN_FEATURES),
+        "run_program": (False,),
+    }
+
     name: str = "i3d"
     path: str | None = None
+    run_program: bool = False
     download: bool = False
     digest: str | None = None
 
@@ -161,7 +174,7 @@ class FeaturesConfig:
         if self.name not in (*TORCHSCRIPT, "videomae") and self.name.count(":") != 1:
             raise ValueError(
                 "features.name must be i3d, c3d, videomae or MODULE:FUNCTION, such as "
-                f"vidtwin_lab.evaluation.features:random_convolutions; got {self.name!r}"
+                f"{OWN_FEATURES}; got {self.name!r}"
             )
         if self.name == "videomae" and not self.path:
             raise ValueError(

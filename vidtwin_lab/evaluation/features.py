@@ -4,13 +4,13 @@
               file of StyleGAN-V that common FVD codes use: 400 values before the softmax
     c3d       the C3D network of UCF-101's inception score, TorchScript: 101 probabilities
     videomae  a VideoMAE of transformers, a folder or hub id: the mean over its tokens
-    MODULE:FUNCTION  anything importable
+    MODULE:FUNCTION  anything importable; from the command line, never from a config file
 
 A distance is named after its features unless they are I3D's; every report has their digest.
 
 A TorchScript file is a program as well as weights. There is no other form of these two networks
-that gives exactly the published numbers, so it is loaded by `torch.jit.load`, if the user names
-the file or asks for the download, and `features.digest` pins it.
+that gives exactly the published numbers, so it is loaded by `torch.jit.load`, if the command line
+says `features.run_program=true`, and `features.digest` pins it.
 
 Axes: B videos of a batch, C colour channels, T frames, H W pixels, D features, K classes,
 N tokens.
@@ -174,13 +174,18 @@ def torchscript_path(config: FeaturesConfig) -> Path:
 
 def _load_torchscript(config: FeaturesConfig, device: torch.device) -> FeatureExtractor:
     known, path = TORCHSCRIPT[config.name], torchscript_path(config)
+    if not path.is_file() and not config.download:
+        raise ValueError(
+            f"the {known.about} is not at {path}: download {known.url} there, or set "
+            f"features.path=FILE, or features.download=true (the file is a program, so it is not "
+            "fetched unasked)"
+        )
+    if not config.run_program:
+        raise ValueError(
+            f"the {known.about} is a TorchScript file, a program as well as weights; to run it, "
+            "write features.run_program=true on the command line (features.digest pins the file)"
+        )
     if not path.is_file():
-        if not config.download:
-            raise ValueError(
-                f"the {known.about} is not at {path}: download {known.url} there, or set "
-                f"features.path=FILE, or features.download=true (the file is a program, so it is "
-                "not fetched unasked)"
-            )
         _download(known, path)
     try:
         network = torch.jit.load(str(path), map_location=device).eval()
@@ -243,7 +248,7 @@ def _load_videomae(config: FeaturesConfig, device: torch.device) -> FeatureExtra
     assert config.path is not None
     check_local_path(config.path, "VideoMAE of features.path")
     try:
-        settings = AutoConfig.from_pretrained(config.path)
+        settings = AutoConfig.from_pretrained(config.path, trust_remote_code=False)
         if settings.model_type != "videomae":
             raise ValueError(f"{config.path} is a {settings.model_type}, expected a videomae")
         has_classes = VIDEOMAE_CLASSIFIER in (settings.architectures or [])

@@ -10,6 +10,7 @@ from diffusion.config import (
     NUM_INFERENCE_STEPS,
     GuidanceScales,
 )
+from diffusion.guiders import parse_guider
 from vidtwin.config import LPIPS_NETS, AutoencoderConfig
 from vidtwin.data import DataConfig, ShapesOptions
 from vidtwin.data.synthetic.shapes import SPLITS, WORDINGS
@@ -60,6 +61,9 @@ class AdherenceConfig:
         steps: of the sampler.
         guidance_scale: of prompts.
         given_guidance_scale: of the latent that is given; null for the pipeline's own.
+        structure_lead: of prompts, see `VidTwinPipeline`; null for the pipeline's own.
+        guider: of prompts, instead of guidance_scale: a name and its options, see
+            `diffusion.guiders`; null for none.
         seed: of the clips, and of the first video's noise; the next ones have the next seeds.
         batch_size: videos sampled together.
     Raises:
@@ -79,6 +83,8 @@ class AdherenceConfig:
     steps: int = NUM_INFERENCE_STEPS
     guidance_scale: float = GUIDANCE_SCALE
     given_guidance_scale: float | None = None
+    structure_lead: float | None = None
+    guider: str | None = None
     seed: int = 0
     batch_size: int = 8
 
@@ -91,6 +97,11 @@ class AdherenceConfig:
         check_least(self, samples=1, steps=1, batch_size=1, seed=0)
         GuidanceScales(self.guidance_scale)
         GuidanceScales.check("given_guidance_scale", self.given_guidance_scale)
+        if self.guider is not None:
+            parse_guider(self.guider)
+        for name in ("structure_lead", "guider"):
+            if getattr(self, name) is not None and self.mode != "prompt":
+                raise ValueError(f"`{name}` is for mode=prompt, got mode={self.mode}")
         if self.max_objects not in (1, 2):
             raise ValueError(f"max_objects must be 1 or 2, got {self.max_objects}")
         for name in ("sized_fraction", "paced_fraction"):

@@ -223,7 +223,7 @@ def data_protocol(data: DataConfig, n: int) -> dict[str, Any]:
         n: how many videos were measured.
     """
     versions = software_versions()
-    readers = {"auto": ("decord", "av"), "decord": ("decord",), "pyav": ("av",)}[data.backend]
+    readers = {"auto": ("av",), "decord": ("decord", "av"), "pyav": ("av",)}[data.backend]
     reader = {"backend": data.backend, "versions": {name: versions[name] for name in readers}}
     return {
         **fields_of(data, "source", "path"),

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from vidtwin.files import file_digest, written_whole
+from vidtwin.yaml_files import read_yaml_file
 from vidtwin_lab.evaluation.report import (
     COLORS,
     Report,
@@ -360,7 +360,7 @@ def _pretraining(folder: Path) -> dict[str, Any] | None:
     own: dict[str, Any] = {"tokenizer": file_digest(tokenizer)}
     if not (folder / "metrics.jsonl").is_file():
         return own  # of random weights
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    config = read_yaml_file(folder / "config.yaml")
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records: list[dict[str, Any]] = [json.loads(line) for line in lines]
     steps, seconds, lengths = 0, 0.0, []
@@ -416,7 +416,7 @@ def _collect_run(found: Comparison, folder: Path, encoder: str, seed: int) -> No
                 add(f"adherence/prompt/{name}", content["found"]["all_videos"][name]["value"])
         config = folder / "diffusion" / run / "config.yaml"
         if config.is_file():
-            keep("diffusion", "training", yaml.safe_load(config.read_text(encoding="utf-8")))
+            keep("diffusion", "training", read_yaml_file(config))
 
 
 def _json(path: Path) -> dict[str, Any]:

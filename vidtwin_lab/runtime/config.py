@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import fnmatch
 import math
 import re
 import types
@@ -12,16 +13,43 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
-import yaml
-
 from vidtwin.files import shipped_path, written_whole
+from vidtwin.yaml_files import (
+    YamlError,
+    dump_yaml,
+    load_yaml,
+    merge,
+    read_config_file,
+    read_yaml_file,
+)
 
 ConfigType = TypeVar("ConfigType")
 
 _ABSENT = object()
 
-# YAML 1.1 wants a dot and a signed exponent: `1e-4` arrives as a string.
+# A number in quotes is one where a float is expected.
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+
+# Patterns of the last part of a key -> the largest value that can be meant; the first that fits
+# counts. A size beyond it is a slip of the pen, and would take all memory before it is noticed.
+LARGEST = {
+    "num_workers": 2**12,
+    "*batch_size": 2**20,
+    "num_frames": 2**16,
+    "height": 2**15,
+    "width": 2**15,
+    "*hidden_size": 2**17,
+    "*intermediate_size": 2**19,
+    "*embedding_size": 2**17,
+    "*channels": 2**17,
+    "*depth": 2**12,
+    "*layers": 2**12,
+    "*heads": 2**12,
+    "num_queries": 2**16,
+    "*": 2**63 - 1,
+}
+# Booleans of YAML 1.1.
+_OLD_BOOLEANS = ("on", "off", "yes", "no", "y", "n")
 
 
 class ConfigError(ValueError):
@@ -34,21 +62,6 @@ class _Typed:
 
     text: str
     value: Any
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, which YAML would silently let win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if isinstance(key, str):
-                if key in seen:
-                    line = key_node.start_mark.line + 1
-                    raise ConfigError(f"key `{key}` is given twice, again in line {line}")
-                seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def load_config(
@@ -71,9 +84,12 @@ def load_config(
         ConfigError: unknown, missing, duplicated or ill-typed key, or a value the class refuses.
     """
     source = "config" if path is None else str(path)
-    values = {} if path is None else _read_with_base(shipped_path(path), ())
+    try:
+        values = {} if path is None else read_config_file(shipped_path(path))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     for override in overrides:
-        _merge(values, _parse_override(override, _known_keys(config_class)))
+        merge(values, _parse_override(override, _known_keys(config_class)))
     try:
         return _build(config_class, values, "", None, _known_keys(config_class))
     except ConfigError as error:
@@ -93,7 +109,7 @@ def config_to_dict(config: Any) -> dict[str, Any]:
 
 def format_config(config: Any) -> str:
     """The configuration as YAML text, in the order of its fields."""
-    return yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
+    return dump_yaml(config_to_dict(config))
 
 
 def save_config(config: Any, path: str | Path) -> None:
@@ -108,24 +124,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: not YAML, not a mapping, or a key given twice.
     """
-    path = Path(path)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except FileNotFoundError:
-        raise ConfigError(f"config file {path} does not exist") from None
-    except IsADirectoryError:
-        raise ConfigError(f"config file expected, {path} is a folder") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}") from None
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold a mapping of keys, got {_describe(content)}")
-    return content
+        return read_yaml_file(Path(path))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -139,40 +141,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())
-
-
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return config_to_dict(value)
     if isinstance(value, tuple):
         return [_plain(element) for element in value]
     return value
-
-
-def _read_with_base(path: Path, visited: tuple[Path, ...]) -> dict[str, Any]:
-    resolved = path.resolve()
-    if resolved in visited:
-        chain = " -> ".join(str(file) for file in (*visited, resolved))
-        raise ConfigError(f"`base` goes in a circle: {chain}")
-    values = read_yaml(path)
-    base = values.pop("base", None)
-    if base is None:
-        return values
-    if not isinstance(base, str):
-        raise ConfigError(f"{path}: `base` expects the path of a YAML file, got {_describe(base)}")
-    inherited = _read_with_base(path.parent / base, (*visited, resolved))
-    _merge(inherited, values)
-    return inherited
-
-
-def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
-    for key, value in values.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = value
 
 
 def _parse_override(override: str, known: Sequence[str]) -> dict[str, Any]:
@@ -183,9 +157,9 @@ def _parse_override(override: str, known: Sequence[str]) -> dict[str, Any]:
     if not text.strip():
         raise ConfigError(f"override `{key}=` has no value; write {key}=null or {key}=''")
     try:
-        value = yaml.load(text, Loader=_StrictLoader)
-    except (yaml.YAMLError, ConfigError) as error:
-        raise ConfigError(f"override `{override}` is not valid YAML: {_one_line(error)}") from None
+        value = load_yaml(text)
+    except YamlError as error:
+        raise ConfigError(f"override `{override[:80]}` is not valid YAML: {error}") from None
     nested: Any = value if isinstance(value, dict) else _Typed(text.strip(), value)
     for part in reversed(key.split(".")):
         nested = {part: nested}
@@ -265,6 +239,7 @@ def _build(
         else:
             inherited = dataclasses.MISSING
         if name in values:
+            _refuse_from_file(config_class, name, values[name], prefix)
             arguments[name] = _convert(
                 hints[name], values[name], f"{prefix}{name}", inherited, known
             )
@@ -297,6 +272,18 @@ def _refuse_renamed(config_class: type, values: Mapping[Any, Any], prefix: str) 
                 raise ConfigError(f"`{prefix}{old}` is now `{prefix}{new}`")
 
 
+def _refuse_from_file(config_class: type, name: str, value: Any, prefix: str) -> None:
+    """Raises for a value that may only be typed: `FILE_VALUES` of the class says which a file may
+    give, {"key": (value, ...)}. Whoever shares a config must not choose what code runs."""
+    allowed = getattr(config_class, "FILE_VALUES", {}).get(name)
+    if allowed is not None and not isinstance(value, _Typed) and value not in allowed:
+        raise ConfigError(
+            f"`{prefix}{name}` of a config file may be {', '.join(map(str, allowed))}, got "
+            f"{_describe(value)}: what runs a program is taken from the command line alone, "
+            f"{prefix}{name}=..."
+        )
+
+
 def _convert(kind: Any, value: Any, key: str, default: Any, known: Sequence[str]) -> Any:
     """The value as the type says, or a ConfigError naming the key."""
     origin = typing.get_origin(kind)
@@ -325,10 +312,19 @@ def _convert(kind: Any, value: Any, key: str, default: Any, known: Sequence[str]
                 return candidate
     elif kind in (int, bool, types.NoneType):
         if type(plain) is kind:
+            _check_size(key, plain)
             return plain
     else:
         raise TypeError(f"config field `{key}` has a type that configs do not support: {kind}")
     raise _type_error(kind, value, key)
+
+
+def _check_size(key: str, value: Any) -> None:
+    if type(value) is int:
+        leaf = key.rpartition(".")[2].partition("[")[0]
+        most = next(most for name, most in LARGEST.items() if fnmatch.fnmatchcase(leaf, name))
+        if abs(value) > most:
+            raise ConfigError(f"`{key}` must be at most {most:,}, got {value:,}")
 
 
 def _convert_union(kind: Any, value: Any, key: str, default: Any, known: Sequence[str]) -> Any:
@@ -336,6 +332,7 @@ def _convert_union(kind: Any, value: Any, key: str, default: Any, known: Sequenc
     plain = value.value if isinstance(value, _Typed) else value
     for member in members:  # exactly this type first, so that int | float keeps an int
         if type(plain) is member:
+            _check_size(key, plain)
             return plain
     concrete = [member for member in members if member is not types.NoneType]
     nested = [member for member in concrete if dataclasses.is_dataclass(member)]
@@ -405,8 +402,16 @@ def _type_error(kind: Any, value: Any, key: str) -> ConfigError:
     members = typing.get_args(kind) or (kind,)
     if str in members and type(plain) in (int, float, bool):
         hint = f'; put it in quotes: "{plain}"'
-    elif int in members and isinstance(plain, str) and _NUMBER.fullmatch(plain):
+    elif int in members and type(plain) is float and plain.is_integer():
         hint = "; write a whole number without an exponent"
+    elif (
+        {int, float} & {*members}
+        and isinstance(plain, str)
+        and _NUMBER.fullmatch(plain.replace("_", ""))
+    ):
+        hint = f"; write {plain.replace('_', '')}"
+    elif bool in members and isinstance(plain, str) and plain.lower() in _OLD_BOOLEANS:
+        hint = "; write true or false"
     elif typing.get_origin(kind) is tuple and isinstance(plain, str):
         hint = f"; write a list: [{plain}]"
     return ConfigError(f"`{key}` expects {_type_name(kind)}, got {_describe(plain)}{hint}")

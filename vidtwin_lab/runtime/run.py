@@ -29,6 +29,7 @@ from vidtwin_lab.runtime.signals import InterruptedRunError, StopRequest
 from vidtwin_lab.runtime.trackers import VideoWriter, build_trackers
 from vidtwin_lab.runtime.training import (
     NonFiniteGuard,
+    PowerEMA,
     StepTimer,
     build_ema,
     clip_gradients,
@@ -214,6 +215,9 @@ class TrainingRun(Generic[RunConfigType]):
         self._bar.update()
         if self.due(step, self.config.log_every):
             self._log(step, values)
+        if isinstance(self.ema, PowerEMA) and self.due(step, self.config.ema.snapshot_every):
+            names = [name for name, _ in self.unwrapped.named_parameters()]
+            self.ema.write(self.folder.path, step + 1, names, self.accelerator.is_main_process)
         if self.guard.stop:
             self.save(step)
 

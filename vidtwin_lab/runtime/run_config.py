@@ -25,6 +25,9 @@ SCHEDULES = (
     "constant",
     "constant_with_warmup",
 )
+EMA_KINDS = ("exponential", "power")
+# Of a power function's average: below, few updates count; 0.289 weighs all of them alike.
+MIN_STD, MAX_STD = 0.005, 0.28
 # What a resumed run may change and still be the same run.
 CHANGEABLE = (
     "output",
@@ -122,12 +125,22 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EMAConfig:
-    """Running average of the weights, by diffusers' EMAModel.
+    """Running average of the weights.
 
-    The decay of step n is at most (1 + n) / (10 + n), or 1 - (1 + n)^-power with `warmup`.
+    Args:
+        kind: "exponential", diffusers' EMAModel: the decay of step n is at most (1 + n) / (10 + n),
+            or 1 - (1 + n)^-power with `warmup`. "power": averages over shares of the run (`stds`),
+            from which others can be made after it, see `posthoc_ema`; the other keys are then
+            not used.
+        stds: lengths of the averages of kind "power", relative to the run; the first is exported.
+        snapshot_every: steps after which each of them is written to OUTPUT/ema_snapshots, with as
+            many bytes as the model in float32.
     """
 
     enabled: bool = True
+    kind: str = "exponential"
+    stds: tuple[float, ...] = (0.05, 0.1)
+    snapshot_every: int = 5000
     decay: float = 0.9999
     min_decay: float = 0.0
     update_after_step: int = 0
@@ -135,6 +148,15 @@ class EMAConfig:
     power: float = 2 / 3
 
     def __post_init__(self) -> None:
+        require(self.kind in EMA_KINDS, "kind", " or ".join(EMA_KINDS), repr(self.kind))
+        require(self.snapshot_every >= 1, "snapshot_every", ">= 1", self.snapshot_every)
+        lengths = {round(std, 4) for std in self.stds if MIN_STD <= std <= MAX_STD}
+        require(
+            0 < len(lengths) == len(self.stds),
+            "stds",
+            f"different lengths from {MIN_STD} to {MAX_STD}",
+            self.stds,
+        )
         require(0 <= self.decay <= 1, "decay", "in [0, 1]", self.decay)
         require(0 <= self.min_decay <= self.decay, "min_decay", "in [0, decay]", self.min_decay)
         after = self.update_after_step

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -19,6 +20,7 @@ from torch._functorch import config as functorch_config
 from tqdm import tqdm
 
 from vidtwin_lab.runtime import sharding
+from vidtwin_lab.runtime.posthoc_ema import Snapshot, exponent_of, write_snapshot
 from vidtwin_lab.runtime.run_config import (
     EMAConfig,
     NonFiniteError,
@@ -101,7 +103,81 @@ class _CheckedEMA(EMAModel):
         ]
 
 
-def build_ema(model: nn.Module, config: EMAConfig) -> EMAModel | None:
+class _PowerAverage(_CheckedEMA):
+    """A running average by a power function, see `posthoc_ema`."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], std: float) -> None:
+        super().__init__(parameters)
+        self.std, self.exponent = std, exponent_of(std)
+
+    def get_decay(self, optimization_step: int) -> float:
+        return float((1 - 1 / optimization_step) ** (self.exponent + 1))
+
+
+class PowerEMA:
+    """Running averages of several lengths; where one is asked for, it is the first.
+
+    Args:
+        parameters: of the model.
+        stds: their lengths.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], stds: Sequence[float]) -> None:
+        parameters = list(parameters)
+        self.averages = [_PowerAverage(parameters, std) for std in stds]
+
+    @property
+    def shadow_params(self) -> list[Tensor]:
+        """The weights of the first."""
+        return self.averages[0].shadow_params
+
+    def step(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Takes the weights into all."""
+        parameters = list(parameters)
+        for average in self.averages:
+            average.step(parameters)
+
+    def store(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Keeps weights for `restore`."""
+        self.averages[0].store(parameters)
+
+    def copy_to(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Gives the first average to parameters."""
+        self.averages[0].copy_to(parameters)
+
+    def restore(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Gives back what `store` kept."""
+        self.averages[0].restore(parameters)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Collective where the model is sharded."""
+        return {"averages": [average.state_dict() for average in self.averages]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        saved = state.get("averages", [])
+        if len(saved) != len(self.averages):
+            raise ValueError(
+                f"{len(saved)} averages of ema.kind=power were saved, expected "
+                f"{len(self.averages)}; take back ema.kind and ema.stds"
+            )
+        for average, values in zip(self.averages, saved, strict=True):
+            average.load_state_dict(values)
+
+    def write(self, run: Path, step: int, names: Sequence[str], writes: bool) -> None:
+        """Writes each average below a run's folder; collective where the model is sharded.
+
+        Args:
+            names: of the parameters, in their order.
+            writes: whether it is this process that writes.
+        """
+        for average in self.averages:
+            weights = [sharding.for_disk(shadow) for shadow in average.shadow_params]
+            if writes:
+                snapshot = Snapshot(average.optimization_step, average.std)
+                write_snapshot(run, step, snapshot, dict(zip(names, weights, strict=True)))
+
+
+def build_ema(model: nn.Module, config: EMAConfig) -> EMAModel | PowerEMA | None:
     """The running average of the model's parameters where they lie now; None if not enabled.
 
     Build it after the model is on its device; register it with
@@ -109,6 +185,8 @@ def build_ema(model: nn.Module, config: EMAConfig) -> EMAModel | None:
     """
     if not config.enabled:
         return None
+    if config.kind == "power":
+        return PowerEMA(model.parameters(), config.stds)
     return _CheckedEMA(
         model.parameters(),
         decay=config.decay,
@@ -120,7 +198,7 @@ def build_ema(model: nn.Module, config: EMAConfig) -> EMAModel | None:
 
 
 @contextmanager
-def ema_weights(ema: EMAModel | None, model: sharding.Model) -> Iterator[sharding.Model]:
+def ema_weights(ema: EMAModel | PowerEMA | None, model: sharding.Model) -> Iterator[sharding.Model]:
     """The model with the averaged weights; afterwards it has its own again, bit for bit.
 
     For a sharded model it is a whole copy, made by all processes together, which each of them may

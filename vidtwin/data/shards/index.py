@@ -50,6 +50,13 @@ __all__ = [
 
 FORMAT = "vidtwin-shards-1"
 INDEX_NAME = "index.jsonl"
+# What fsspec may open; others of its file systems fill templates, or read archives and indices.
+PROTOCOLS = frozenset(
+    {
+        *("file", "local", "memory", "http", "https", "s3", "s3a", "gs", "gcs", "hf"),
+        *("az", "abfs", "abfss", "adl", "simplecache", "filecache"),
+    }
+)
 # What file systems call that which changes with a file.
 STAMPS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
 # Of a shard's name, as in data-{000..127}.tar and {train,extra}-0.tar.
@@ -105,6 +112,12 @@ def filesystem(folder: str) -> tuple[Any, str]:
     """
     import fsspec
 
+    protocols = re.findall(r"([^:/]+)(?=::|://)", folder)
+    if unknown := [name for name in protocols if name not in PROTOCOLS]:
+        raise ValueError(
+            f"data.path={folder!r}: {unknown[0]} is none of the protocols that shards are read "
+            f"over, {', '.join(sorted(PROTOCOLS))}"
+        )
     try:
         return fsspec.core.url_to_fs(folder)  # type: ignore[no-any-return]
     except (ImportError, ValueError) as error:
@@ -184,6 +197,9 @@ class ShardIndex:
         ends = np.flatnonzero(np.frombuffer(lines, np.uint8) == ord("\n"))
         self._starts = np.concatenate([[0], ends + 1])
         counts = [shard["clips"] for shard in self.shards]
+        for shard in self.shards:
+            if re.search(r"[/\\]|::", shard["name"]):
+                raise ValueError(f"the shard {shard['name']} lies elsewhere than the index")
         if not len(ends) == header["clips"] == sum(counts) or self._starts[-1] != len(lines):
             raise ValueError(
                 f"{where} lists {len(ends)} clips instead of {header['clips']}: it was cut off; "

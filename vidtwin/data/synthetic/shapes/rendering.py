@@ -22,8 +22,14 @@ from vidtwin.data.synthetic.shapes.attributes import (
 
 __all__ = [
     "EDGE_WIDTH",
+    "GROWN_RADII",
     "MIN_TRAVEL",
+    "RADII",
+    "RADIUS_OF_CROSSING",
     "SHRUNK_RATIO",
+    "SHRUNK_RATIOS",
+    "TRAVELS",
+    "TURNS_OF_PERIOD",
     "TURN_OF_PERIOD",
     "check_size",
     "signed_distance",

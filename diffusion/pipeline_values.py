@@ -1,0 +1,114 @@
+"""What a call of the pipeline is given, in the form that sampling takes, and what it gives back.
+
+Axes: B batch, T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from diffusion.given_frames import GivenFrames, filled_video, given_video, leading_frames
+from diffusion.inputs import check_count
+from diffusion.long_video import window_starts
+from diffusion.sampling import AfterStep
+from diffusion.tracks import lead_steps
+
+__all__ = ["OUTPUT_TYPES", "after_step_of", "as_output", "frames_of", "lead_of", "starts_of"]
+
+OUTPUT_TYPES = ("pt", "np", "pil", "latent")
+
+
+def frames_of(
+    pipeline: Any,
+    first_frame: Tensor | None,
+    last_frame: Tensor | None,
+    prefix: Tensor | None,
+    num_windows: int,
+    given_names: frozenset[str],
+) -> GivenFrames | None:
+    """The frames that are given and what is known by them; None without any."""
+    found = given_video(first_frame, last_frame, prefix, pipeline.autoencoder.sizes.video_shape)
+    if found is None:
+        return None
+    if not pipeline.transformer.sizes.given_frames:
+        raise ValueError(
+            "this pipeline was not trained with given frames: leave out `first_frame`, "
+            "`last_frame` and `prefix`, or train one with the shares of `given`"
+        )
+    if "dynamics_x" in given_names:
+        raise ValueError("frames and `dynamics` are both given; leave out one of them")
+    if last_frame is not None and num_windows > 1:
+        raise ValueError(
+            "`last_frame` is the last that the model makes at once; leave out `num_frames`"
+        )
+    video, frames = found
+    filled = filled_video(video, frames.expand(len(video), -1))
+    latents = pipeline.latent_stats.scale(pipeline._encode(filled).to(dtype=torch.float32))
+    causal = pipeline.autoencoder.sizes.encoder_causal
+    return GivenFrames(video, frames, latents, leading_frames(frames) if causal else 0)
+
+
+def lead_of(pipeline: Any, asked: float | None, steps: int, given_names: frozenset[str]) -> float:
+    """The lead of a call; the pipeline's own one is of calls that sample both latents."""
+    if given_names:
+        if asked:
+            raise ValueError(
+                f"`structure_lead` is {asked}, and {', '.join(sorted(given_names))} are given, "
+                "so there is one latent to sample and none to lead; leave it out"
+            )
+        return 0.0
+    lead = float(pipeline.config["structure_lead"] if asked is None else asked)
+    lead_steps(lead, steps)
+    return lead
+
+
+def starts_of(
+    pipeline: Any, num_frames: int | None, overlap: int | None, dynamics_are_given: bool
+) -> list[int]:
+    """The first frame of each window."""
+    window = pipeline.autoencoder.sizes.num_frames
+    num_frames = window if num_frames is None else check_count("num_frames", num_frames)
+    starts = window_starts(num_frames, window, overlap)
+    if len(starts) > 1 and dynamics_are_given:
+        raise ValueError(
+            f"`dynamics` hold {window} frames of motion, got num_frames={num_frames}; "
+            "leave out `num_frames`"
+        )
+    return starts
+
+
+def after_step_of(pipeline: Any, callback: Any, names: Sequence[str]) -> AfterStep | None:
+    """The caller's callback as the sampler calls it."""
+    if callback is None:
+        return None
+    names = getattr(callback, "tensor_inputs", names)
+    unknown = sorted(set(names) - set(pipeline._callback_tensor_inputs))
+    if unknown:
+        raise ValueError(
+            "`callback_on_step_end_tensor_inputs` must be of "
+            f"{', '.join(pipeline._callback_tensor_inputs)}; got {', '.join(unknown)}"
+        )
+
+    def after_step(step: int, timestep: Tensor, latents: dict[str, Tensor]) -> dict[str, Tensor]:
+        return callback(pipeline, step, timestep, {name: latents[name] for name in names}) or {}
+
+    return after_step
+
+
+def as_output(videos: Tensor, output_type: str) -> Any:
+    """Videos in [-1, 1] as the caller wants them, in [0, 1]; see `VidTwinPipelineOutput`."""
+    videos = ((videos + 1) / 2).clamp(0, 1)
+    if output_type == "pt":
+        return videos
+    frames = rearrange(videos, "b c t h w -> b t h w c").cpu().numpy()
+    if output_type == "np":
+        return frames
+    levels = (frames * 255).round().astype(np.uint8)
+    return [[Image.fromarray(frame) for frame in video] for video in levels]
