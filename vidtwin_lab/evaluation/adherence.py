@@ -272,10 +272,11 @@ def make_videos(
 
 
 def keep_failures(records: Sequence[dict[str, Any]]) -> None:
-    """Drops the videos but for the first that were judged wrong."""
+    """Drops the videos but for the first that either judge found wrong."""
     shown = 0
     for record in records:
-        if record["row"]["all"] or shown >= FAILURES_SHOWN:
+        right = record["row"]["all"] and record["row"]["outline_all"]
+        if right or shown >= FAILURES_SHOWN:
             record.pop("video", None)
         else:
             shown += 1
