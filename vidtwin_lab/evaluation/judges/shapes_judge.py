@@ -41,7 +41,8 @@ CORE_SHARE = 0.8  # of the largest contrast around a pixel: inside an outline, n
 MIN_BLEND = 0.6  # a small blurred object may nowhere reach its colour
 MIN_OBJECT = 0.002  # of the frame's pixels, in the mean over frames
 GHOST = 0.12  # opacity that is taken for the background
-MIN_SECOND = 0.1  # share of the core pixels that makes a second object, if not told to expect it
+MIN_SECOND = 0.1  # share of the core pixels that makes a second object
+MIN_EXPECTED = 0.02  # the same, if told to expect it: a small star beside a disc
 MIN_SEPARATION = 0.2  # of the shorter side, between the centres of two objects
 
 
@@ -142,7 +143,8 @@ def find_objects(
     difference = levels - background
     contrast = _contrast(difference)
     core = _core(contrast)
-    colors = _object_colors(levels[core], background, num_objects or 2)
+    least = MIN_SECOND if num_objects is None else MIN_EXPECTED
+    colors = _object_colors(levels[core], background, num_objects or 2, least)
     opacities = [_opacity(difference, color - background) for _, color in colors]
     if len(opacities) == 2:
         opacities = _share_out(opacities, levels, core, [color for _, color in colors])
@@ -226,7 +228,7 @@ def _core(contrast: Array) -> NDArray[np.bool_]:
 
 
 def _object_colors(
-    pixels: Array, background: Array, at_most: int
+    pixels: Array, background: Array, at_most: int, least: float
 ) -> list[tuple[str | None, Array]]:
     """The named and the measured colour of each object, from the core pixels (N, 3)."""
     if len(pixels) == 0:
@@ -242,7 +244,7 @@ def _object_colors(
     counts = np.bincount(labels, minlength=len(names))
     found: list[tuple[str | None, Array]] = []
     for label in np.argsort(-counts, kind="stable")[:at_most]:
-        if counts[label] < MIN_SECOND * counts.max():
+        if counts[label] < least * counts.max():
             break
         own = labels == label
         cost = float(np.median(costs[own, label]))
