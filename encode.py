@@ -3,8 +3,8 @@
     python encode.py --config configs/encode/shapes.yaml output=outputs/shapes_latents
     accelerate launch encode.py --config configs/encode/clips.yaml data.path=FOLDER autoencoder=RUN
 
-Writes output/train and output/validation; see `diffusion.cache` for their files. The same command
-resumes an interrupted run; the files don't depend on the number of processes.
+Writes output/train and output/validation, described in docs/diffusion.md. The same command resumes
+an interrupted run; the files don't depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 DATA_PARTS = ("train", "validation", "all")
+LOOKED_AT = 500  # files of a part, by --dry-run
+STARTERS = ("configs/encode/shapes_debug.yaml", "configs/encode/clips.yaml")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,8 +118,8 @@ class EncodeConfig:
 def main() -> None:
     """Reads the command line, then describes the caches or writes them."""
     runtime.configure_logging()
-    arguments = runtime.parse_arguments("Encodes a data set into a latent cache.", training=False)
-    config = runtime.load_config(EncodeConfig, arguments.config, arguments.overrides)
+    arguments = runtime.parse_arguments(__doc__ or "", training=False, starters=STARTERS)
+    config = runtime.read_config(EncodeConfig, arguments)
     find_autoencoder(config.autoencoder, untrained=arguments.dry_run)
     if not arguments.dry_run:
         config.data.check_files()
@@ -128,6 +130,7 @@ def main() -> None:
 def encode_all(config: EncodeConfig, dry_run: bool) -> None:
     """Writes what is missing of the caches of all parts, or prints what that is."""
     from vidtwin import build_dataset, load_autoencoder, weights_digest
+    from vidtwin.data import FileDataset
 
     accelerator = runtime.start_accelerator(mixed_precision=config.mixed_precision)
     runtime.check_launched_precision(accelerator)
@@ -151,6 +154,8 @@ def encode_all(config: EncodeConfig, dry_run: bool) -> None:
         writer.check()
         caches.append((writer, dataset))
         told.append(describe(writer))
+        if dry_run and isinstance(dataset, FileDataset):
+            told.append(dataset.describe_unusable(LOOKED_AT))
     if dry_run:
         if accelerator.is_main_process:
             print(runtime.format_config(config), *told, sep="\n")

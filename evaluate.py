@@ -10,6 +10,7 @@ NAME:
     adherence        how much of a prompt a pipeline shows, on the moving shapes
     classifier       trains the judge of content and motion on real clips
     accuracy         classes of generated videos, by that judge
+    actions          what the latents know of the actions behind a video
 
 Writes NAME.json (the numbers and their protocol), NAME.csv (a line for each video), NAME.png and
 NAME.md (a row of a table) into the folder of `output`. Any number of processes writes the same.
@@ -47,6 +48,7 @@ MEASUREMENTS = {
     "adherence": ("adherence", "measurement_configs:AdherenceConfig"),
     "classifier": ("classifier", "measurement_configs:ClassifierConfig"),
     "accuracy": ("accuracy", "measurement_configs:AccuracyConfig"),
+    "actions": ("actions.scorecard", "actions.config:ActionsConfig"),
 }
 
 
@@ -57,12 +59,10 @@ def imported(name: str) -> Any:
 
 def parse_arguments(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
     """The name of the measurement, and the arguments that every script with a config takes."""
-    about, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=about, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = runtime.ArgumentParser(__doc__ or "")
     parser.add_argument("name", choices=MEASUREMENTS, metavar="NAME", help="what to measure")
-    name: str = parser.parse_args(argv[:1]).name
+    name: str = parser.read(argv[:1]).name
+    about = (__doc__ or "").partition("\n")[0]
     rest = runtime.parse_arguments(f"{about} ({name})", argv[1:], training=False)
     return name, rest
 
@@ -72,7 +72,7 @@ def main() -> None:
     runtime.configure_logging()
     name, arguments = parse_arguments(sys.argv[1:])
     module, config_class = MEASUREMENTS[name]
-    config = runtime.load_config(imported(config_class), arguments.config, arguments.overrides)
+    config = runtime.read_config(imported(config_class), arguments)
     check_paths(config, arguments.dry_run)
     measure(module, config, dry_run=arguments.dry_run)
 
@@ -84,8 +84,10 @@ def check_paths(config: Any, dry_run: bool) -> None:
         find_autoencoder(autoencoder)
     if pipeline := getattr(config, "pipeline", None):
         check_local_path(pipeline, "pipeline")
-    if hasattr(config, "data") and not dry_run:
-        config.data.check_files()
+    if not dry_run:
+        for part in ("data", "generated"):
+            if hasattr(config, part):
+                getattr(config, part).check_files()
 
 
 def measure(name: str, config: Any, *, dry_run: bool) -> None:

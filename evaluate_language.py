@@ -2,8 +2,7 @@
 
     python evaluate_language.py glue --config configs/language/tasks/glue_minilm.yaml
     python evaluate_language.py squad --config configs/language/tasks/squad_minilm.yaml
-    python evaluate_language.py probe --config configs/language/tasks/probe.yaml \
-        text_encoder.name=FOLDER
+    python evaluate_language.py probe --config configs/language/tasks/probe.yaml
     accelerate launch evaluate_language.py glue --config ... "data.tasks=[mrpc,rte]"
 
 glue and squad fine-tune a copy of the text encoder for every task and seed. Run the same command
@@ -51,7 +50,7 @@ def main() -> None:
         near = nearest_name(name, CONFIGS)
         raise ValueError(f"unknown word {name!r}; the nearest is {near!r} ({', '.join(CONFIGS)})")
     arguments = runtime.parse_arguments(__doc__ or "", sys.argv[2:], training=False)
-    config = runtime.load_config(CONFIGS[name], arguments.config, arguments.overrides)
+    config = runtime.read_config(CONFIGS[name], arguments)
     check_folder(Path(config.output), "output=FOLDER")
     config.check_files()
     measure(config, name, arguments.dry_run)

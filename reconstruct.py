@@ -41,36 +41,26 @@ CHOICES |= {part: (name,) for name, part in DECODED_PARTS.items()}
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    about, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=about, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("inputs", nargs="*", metavar="VIDEO", help="a video, a folder of them, a quoted pattern")
-    add(
-        "--model", metavar="PATH", help="save_pretrained folder, run folder, or released checkpoint"
-    )
-    add(
-        "--output", type=Path, metavar="FOLDER", help="for the results (default: beside each video)"
-    )
-    add("--part", choices=CHOICES, default="all", help="what to decode (all: each by itself, too)")
+    parser = runtime.ArgumentParser(__doc__ or "")
+    add, told = parser.add_argument, "a video, a folder of them, a quoted pattern"
+    add("inputs", type="text", nargs="*", metavar="VIDEO", help=told)
+    add("--model", metavar="PATH", help="run folder, save_pretrained folder, released checkpoint")
+    add("--output", type=Path, metavar="FOLDER", help="(default: beside each video)")
+    add("--part", choices=CHOICES, default="all", help="what to decode (default: all three)")
     add("--swap", type=Path, metavar="OTHER", help="exchange structure and dynamics with OTHER")
     add("--save-latents", action="store_true", help="also write NAME.latents.safetensors")
     add("--fps", type=float, help="take frames at this lower rate (default: the video's own)")
-    add("--max-frames", type=int, metavar="N", help="take the first N frames")
-    add("--resize", action="store_true", help="short side to the model's size, centre crop")
-    add("--tile-overlap", type=int, nargs=3, metavar=("T", "H", "W"), help="shared by windows")
-    add("--tile-batch-size", type=int, default=1, metavar="N", help="windows per forward pass")
+    add("--max-frames", type="count", metavar="N", help="take the first N frames")
+    add("--resize", action="store_true", help="short side to the model's size, crop the centre")
+    axes = ("T", "H", "W")
+    add("--tile-overlap", type=int, nargs=3, metavar=axes, help="what neighbouring windows share")
+    add("--tile-batch-size", type="count", default=1, metavar="N", help="windows at once")
     add("--lpips", choices=(*LPIPS_NETS, "none"), default=None, help="default vgg; demo: none")
     add("--device", help="cpu, cuda, ... (default: cuda if there is one)")
-    add("--dtype", choices=WEIGHT_DTYPES, default="float32")
-    add("--dry-run", action="store_true", help="say what would be done, and stop")
-    add("--demo", action="store_true", help="train on the moving shapes for a minute first")
-    arguments = parser.parse_args(argv)
-    for flag in ("max_frames", "tile_batch_size"):
-        value = getattr(arguments, flag)
-        if value is not None and value < 1:
-            raise ValueError(f"--{flag.replace('_', '-')} must be at least 1, got {value}")
+    add("--dtype", choices=WEIGHT_DTYPES, default="float32", help="of the model (%(default)s)")
+    add("--dry-run", action="store_true", help="print what would be done, then exit")
+    add("--demo", action="store_true", help="first train a small model on the moving shapes")
+    arguments = parser.read(argv)
     if arguments.fps is not None and not arguments.fps > 0:
         raise ValueError(f"--fps must be more than 0, got {arguments.fps}")
     if arguments.demo and arguments.model:
@@ -144,7 +134,8 @@ def build_reconstructor(arguments: argparse.Namespace) -> tuple[Path, str, Recon
     model, found = load_autoencoder(arguments.model or SHIPPED_MODEL)
     layout = Layout.of_model(model, arguments.tile_overlap)
     digest = weights_digest(model)
-    model = model.to(arguments.device, getattr(torch, arguments.dtype))
+    # Not diffusers' own, which tells of an empty list of modules to be kept in float32.
+    model = torch.nn.Module.to(model, arguments.device, getattr(torch, arguments.dtype))
     lpips, reason = None, "off"
     if arguments.lpips != "none" and not arguments.swap and not arguments.dry_run:
         try:

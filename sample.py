@@ -4,6 +4,7 @@
     python sample.py --prompts-file prompts.txt --num-videos 4 --seed 7 --output out
     python sample.py --structure-from clip.mp4 --prompt "..."    animate this: dynamics are sampled
     python sample.py --dynamics-from clip.mp4 --prompt "..."     re-skin this: structure is sampled
+    python sample.py --pipeline RUN/pipeline --first-frame cat.png --prompt "..."
     accelerate launch sample.py --class-label 3 --num-samples 2048 --batch-size 32
 
 Writes sample_0000.mp4, .gif and .latents.safetensors for each video, sheet.png of the first ones,
@@ -23,13 +24,11 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # What is heavy is imported where it is used: a wrong flag is answered at once.
-from diffusion import config
 from diffusion.inputs import check_seed, common_length, prompt_list
-from diffusion.pipeline_files import find_pipeline
+from diffusion.pipeline_files import check_asked, find_pipeline
 from vidtwin.files import check_folder, shipped_path
 from vidtwin.text_files import read_lines
 from vidtwin_lab import runtime
@@ -37,8 +36,13 @@ from vidtwin_lab import runtime
 if TYPE_CHECKING:
     from diffusion import VidTwinPipeline
 
+# Keyword of the pipeline -> flag of another name.
+FLAGS = {"class_labels": "--class-label", "num_inference_steps": "--steps"}
+FLAGS |= {name: f"--{name}-from" for name in ("structure", "dynamics")}
 SHIPPED_PIPELINE = shipped_path("checkpoints/shapes")
 DEFAULT_FPS, SHEET_ROWS = 8.0, 16
+# Arguments that name a file which must be there.
+FILES = ("structure_from", "dynamics_from", "first_frame", "last_frame", "continue_from")
 
 
 @dataclass(frozen=True)
@@ -51,66 +55,18 @@ class Request:
     class_label: int | None
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    about, _, details = (__doc__ or "").partition("\n")
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(None, None, about, details, formatter_class=as_written)
-    add = parser.add_argument
-    add("--prompt", action="append", metavar="TEXT", help="what to show (repeatable)")
-    add("--prompts-file", type=Path, metavar="FILE", help="a prompt in each line")
-    add("--negative-prompt", metavar="TEXT", help="what not to show")
-    add("--class-label", action="append", metavar="NAME_OR_ID", help="a class (repeatable)")
-    add("--structure-from", type=Path, metavar="VIDEO", help="keep its structure")
-    add("--dynamics-from", type=Path, metavar="VIDEO", help="keep its dynamics")
-    add("--pipeline", metavar="PATH", help="folder or hub id (default: the moving shapes)")
-    add("--output", type=Path, metavar="FOLDER", help="(default: a new outputs/samples...)")
-    add("--overwrite", action="store_true", help="remove older samples from the folder")
-    add("--seed", type=int, default=0, help="of the first sample; the next ones count on")
-    add("--num-videos", type=int, metavar="N", help="of each prompt or class (default: 1)")
-    add("--num-samples", type=int, metavar="N", help="in all, the prompts or classes in turn")
-    add("--steps", type=int, help="of the solver (default: the pipeline's)")
-    names = ", ".join(config.SCHEDULER_NAMES)
-    add("--scheduler", metavar="NAME", help=f"{names} (default: the pipeline's)")
-    add("--guidance-scale", type=float, help="1 is off (default: the pipeline's)")
-    add("--class-guidance-scale", type=float, metavar="SCALE", help="of the class alone")
-    add("--structure-guidance-scale", type=float, metavar="SCALE", help="for structure alone")
-    add("--dynamics-guidance-scale", type=float, metavar="SCALE", help="for dynamics alone")
-    add("--given-guidance-scale", type=float, help="of what is given (default: the pipeline's)")
-    add("--held-guidance-scale", action=runtime.RenamedOption, now="--given-guidance-scale")
-    add("--motion-scale", type=float, default=1.0, help="of the dynamics' changes (%(default)s)")
-    add("--num-frames", type=int, metavar="N", help="beyond what the model makes at once")
-    add("--fps", type=float, help="of the files (default: of the pipeline's training clips)")
-    add("--batch-size", type=int, default=1, metavar="N", help="videos at once (%(default)s)")
-    add("--device", help="cpu, cuda, ... (default: the accelerator, if there is one)")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    arguments = parser.parse_args(argv)
-    for flag in ("num_videos", "num_samples", "steps", "num_frames", "batch_size"):
-        value = getattr(arguments, flag)
-        if value is not None and value < 1:
-            raise ValueError(f"--{flag.replace('_', '-')} must be at least 1, got {value}")
-    if arguments.num_videos and arguments.num_samples:
-        raise ValueError("--num-videos counts for each prompt, --num-samples in all; give one")
-    if arguments.structure_from and arguments.dynamics_from:
-        raise ValueError(
-            "--structure-from and --dynamics-from together leave nothing to sample; "
-            "reconstruct.py --swap puts two videos together"
-        )
-    if arguments.fps is not None and not 1 / 1001 <= arguments.fps < float("inf"):
-        raise ValueError(f"--fps must be a positive number, got {arguments.fps}")
-    guidance_of(arguments)
-    arguments.output = arguments.output or runtime.new_sample_folder(Path("outputs/samples"))
-    return arguments
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parse_arguments(argv)
+    arguments = runtime.parse_sample_arguments(__doc__ or "", argv)
     runtime.configure_logging()
     prompts = read_prompts(arguments)
     check_folder(arguments.output)
-    find_pipeline(shipped_path(arguments.pipeline or SHIPPED_PIPELINE))
-    for name in ("structure_from", "dynamics_from"):
+    found = find_pipeline(shipped_path(arguments.pipeline or SHIPPED_PIPELINE))
+    if found is not None:
+        check_asked(found, arguments.scheduler, prompts, arguments.class_label)
+    for name in FILES:
         if (path := getattr(arguments, name)) is not None and not path.is_file():
-            raise ValueError(f"--{name.replace('_', '-')} {path} is not a file")
+            flag = name.removesuffix("_from") if name == "continue_from" else name
+            raise ValueError(f"--{flag.replace('_', '-')} {path} is not a file")
 
     from diffusion.given_clips import given_clips
     from vidtwin.media import contact_sheet
@@ -150,14 +106,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
-
-
-def guidance_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The guidance scales as keywords of the pipeline, checked."""
-    names = config.GuidanceScales.KEYWORDS.values()
-    given = {name: scale for name in names if (scale := getattr(arguments, name)) is not None}
-    config.GuidanceScales.from_keywords(**{"guidance_scale": config.GUIDANCE_SCALE} | given)
-    return {name: given.get(name) for name in names}
 
 
 def read_prompts(arguments: argparse.Namespace) -> list[str] | None:
@@ -210,19 +158,37 @@ def plan(
 
 def sampling_options(arguments: argparse.Namespace, pipeline: VidTwinPipeline) -> dict[str, Any]:
     """Keywords of the pipeline that all videos share."""
+    from diffusion.guiders import build_guider
+    from vidtwin.data.file_dataset import read_first_window
+    from vidtwin.data.given_frames import read_image, read_last_frames
+
     shared = ("motion_scale", "num_frames", "negative_prompt")
-    options: dict[str, Any] = guidance_of(arguments) | {"num_inference_steps": arguments.steps}
+    options: dict[str, Any] = runtime.guidance_of(arguments)
+    options["num_inference_steps"] = arguments.steps
     for name in ("guidance_scale", "given_guidance_scale", "num_inference_steps"):
         if options[name] is None:
             options[name] = pipeline.config[name]
     options |= {name: getattr(arguments, name) for name in shared}
+    whole = arguments.structure_from is None and arguments.dynamics_from is None
+    lead = arguments.structure_lead
+    lead = pipeline.config["structure_lead"] if lead is None and whole else lead
+    if lead:
+        options["structure_lead"] = lead
+    if arguments.guider is not None:
+        text = " ".join(arguments.guider)
+        options["guider"] = build_guider(text, options.pop("guidance_scale"))
+    sizes, fps = pipeline.autoencoder.sizes, pipeline.config["fps"]
+    for name in ("first_frame", "last_frame"):
+        if (path := getattr(arguments, name)) is not None:
+            options[name] = read_image(path, sizes.height, sizes.width)
+    if (path := arguments.continue_from) is not None:
+        count = arguments.continue_frames
+        options["prefix"] = read_last_frames(path, count, sizes.height, sizes.width, fps)
     for name in ("structure", "dynamics"):
         path = getattr(arguments, f"{name}_from")
         if path is not None:
-            from vidtwin.data.file_dataset import read_first_window
-
-            _, frames, height, width = pipeline.autoencoder.sizes.video_shape
-            options[name] = read_first_window(path, frames, height, width, pipeline.config["fps"])
+            _, frames, height, width = sizes.video_shape
+            options[name] = read_first_window(path, frames, height, width, fps)
     return options
 
 
@@ -253,7 +219,7 @@ def sample_batch(
         starts = window_starts(len(frames), window[0])
         name = f"sample_{request.index:04d}"
         header = {"fps": repr(fps), "seed": str(request.seed)}
-        windows = latent_windows(latents, starts, window)
+        windows = latent_windows(latents, starts, pipeline.autoencoder.sizes)
         latents_file = save_windows(folder.path / f"{name}.latents.safetensors", windows, header)
         files = [*write_clip(folder.path / name, frames, fps), latents_file]
         row = asdict(request) | {"files": [str(file) for file in files]}
@@ -279,12 +245,25 @@ def describe(
     from vidtwin.reconstruction import software_versions
     from vidtwin_lab.evaluation.pipelines import parts_digests
 
-    sources = {name: getattr(arguments, name) for name in ("structure_from", "dynamics_from")}
+    digests = parts_digests(pipeline.components)
+    scheduler = {"class": type(pipeline.scheduler).__name__, **pipeline.scheduler.config}
+    # Older samples' files have the first two alone.
+    sources = {
+        name: path
+        for name in FILES
+        if (path := getattr(arguments, name)) is not None or name in FILES[:2]
+    }
+    shown = dict(options)
+    if arguments.guider is not None:
+        shown["guider"] = " ".join(arguments.guider)
+    if arguments.continue_from is not None:
+        shown["continue_frames"] = arguments.continue_frames
+    tensors = ("structure", "dynamics", "first_frame", "last_frame", "prefix")
     return {
         "pipeline": str(arguments.pipeline or SHIPPED_PIPELINE),
-        **{f"{name}_sha256": digest for name, digest in parts_digests(pipeline.components).items()},
-        "scheduler": {"class": type(pipeline.scheduler).__name__, **pipeline.scheduler.config},
-        **{name: value for name, value in options.items() if name not in ("structure", "dynamics")},
+        **{f"{name}_sha256": digest for name, digest in digests.items()},
+        "scheduler": scheduler,
+        **{name: value for name, value in shown.items() if name not in tensors},
         **{name: str(path) if path else None for name, path in sources.items()},
         "fps": fps,
         "seed": arguments.seed,
@@ -297,4 +276,4 @@ def describe(
 
 
 if __name__ == "__main__":
-    runtime.run_main(main)
+    runtime.run_main(main, flags=FLAGS)

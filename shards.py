@@ -55,8 +55,8 @@ class ShardsConfig:
 def main() -> None:
     """Reads the command line, then packs videos or makes an index."""
     runtime.configure_logging()
-    arguments = runtime.parse_arguments("Packs videos into tar shards.", training=False)
-    config = runtime.load_config(ShardsConfig, arguments.config, arguments.overrides)
+    arguments = runtime.parse_arguments(__doc__ or "", training=False)
+    config = runtime.read_config(ShardsConfig, arguments)
     if config.index is not None:
         from vidtwin.data.shards.scan import make_index
 

@@ -23,6 +23,7 @@ from vidtwin.config import (
     LossConfig,
 )
 from vidtwin.data import DataConfig, TooManyBadFiles
+from vidtwin.seams import check_mending
 from vidtwin_lab import runtime
 
 if TYPE_CHECKING:
@@ -41,8 +42,7 @@ class TrainConfig(runtime.RunConfig):
     Args:
         init_from: weights to start from: a saved autoencoder's folder, or a released
             .ckpt/.safetensors (its discriminator comes along if it is there).
-        mend_seams: add the model's `patch_overlap` and refinement, new, to weights without them;
-            they start as if they were not there.
+        mend_seams: add the model's parts against seams, new, to weights that have none.
         branch_dropout: how often a clip is decoded without structure or without dynamics.
         frame_shuffle: how often a clip's structure is encoded from shuffled frames.
         latent_noise: standard deviation of noise that is added to the latents before they are
@@ -74,16 +74,9 @@ class TrainConfig(runtime.RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        parts = self.model.patch_overlap or self.model.refinement_channels
-        if self.mend_seams and not (self.init_from and parts):
-            raise ValueError(
-                "mend_seams=true adds new parts to weights without them: set init_from (got "
-                f"{self.init_from}), and model.patch_overlap=true or model.refinement_channels"
-            )
+        check_mending(self.mend_seams, self.init_from, self.model)
         if not 0 <= self.latent_noise < math.inf:
-            raise ValueError(
-                f"`latent_noise` must be finite and not negative, got {self.latent_noise}"
-            )
+            raise ValueError(f"`latent_noise` must be finite, 0 or more, got {self.latent_noise}")
 
     def check_files(self, dry_run: bool = False) -> None:
         super().check_files(dry_run)
@@ -114,10 +107,12 @@ DATA_MAY_CHANGE = (
     *("data.max_bad_fraction", "init_from"),
 )
 
+STARTERS = ("configs/ae/shapes_debug.yaml", "configs/ae/clips_64.yaml")
+
 
 def main() -> None:
     """Reads the command line, then describes the run or trains."""
-    config, arguments = runtime.read_training_config("Trains a VidTwin autoencoder.", TrainConfig)
+    config, arguments = runtime.read_training_config(__doc__ or "", TrainConfig, STARTERS)
     if arguments.dry_run:
         from vidtwin.building import describe_models
 
@@ -137,14 +132,9 @@ def train(config: TrainConfig, resume: str | None) -> None:
     run = runtime.TrainingRun(config, DATA_MAY_CHANGE, fixed)
     accelerator = run.accelerator
     dataset, held_out = build_dataset(config.data), held_out_clips(run)
-    model, discriminator, objective = build_models(
-        config.model,
-        config.discriminator,
-        config.loss,
-        config.init_from,
-        config.freeze_encoder,
-        config.mend_seams,
-    )
+    models = (config.model, config.discriminator, config.loss)
+    weights = (config.init_from, config.freeze_encoder, config.mend_seams)
+    model, discriminator, objective = build_models(*models, *weights)
     run.prepare(model, objective)
     adversary = None
     if config.loss.discriminator_weight > 0:
@@ -165,14 +155,16 @@ def train(config: TrainConfig, resume: str | None) -> None:
         num_workers=config.num_workers,
         **run.ranks,
     )
-    if run.start_step:
-        run.export(
-            "autoencoder"
-        )  # a kill may have come between the checkpoint and this, or damage after it
+    if run.start_step:  # a kill may have come between the checkpoint and this, or damage after it
+        run.export("autoencoder")
+        if held_out is not None and run.validation_pending:
+            validate(run, held_out, objective, run.start_step - 1)
 
     for step, batch in run.steps(loader, "autoencoder"):
         logs: dict[str, Any] = {"learning_rate": run.learning_rate}
         pairs = []
+        if adversary is not None:
+            adversary.statistics.keep()
         for video, inputs, sync in micro_batches(run, batch):
             with sync:
                 output = run.model(video, sample_posterior=True, **inputs)
@@ -194,9 +186,11 @@ def train(config: TrainConfig, resume: str | None) -> None:
             run.update_ema()
             if adversary is not None and objective.discriminator_active(step):
                 logs |= adversary.step(pairs, step)
+        elif adversary is not None:
+            adversary.statistics.put_back()
         run.optimizer.zero_grad()
         run.log(step, logs)
-        if held_out is not None and run.due(step, config.validate_every):
+        if held_out is not None and run.validates(step):
             validate(run, held_out, objective, step)
         if run.due(step, config.save_every):
             run.save(step)
@@ -224,7 +218,7 @@ def validate(run: Run, clips: Any, objective: AutoencoderLoss, step: int) -> Non
     from vidtwin.metrics import mean_measures, measure_reconstructions
 
     config = run.config
-    with run.averaged() as model:
+    with run.validation(step) as model:
         rows, sheet = measure_reconstructions(
             model, clips, autocast=run.accelerator.autocast, lpips=objective.lpips
         )
@@ -246,15 +240,20 @@ class Adversary:
     ) -> None:
         config = run.config
         self.accelerator, self.objective, self.mean = run.accelerator, objective, run.mean
-        self.guard = runtime.NonFiniteGuard(config.max_nonfinite_steps)
+        self.guard = run.new_guard()
         settings = config.discriminator_optimizer
         self.max_grad_norm = settings.max_grad_norm
         self.discriminator = run.accelerator.prepare(discriminator)
+        # Of batch norm and LeCAM: a skipped step must not have changed them either.
+        self.statistics = runtime.BufferGuard(
+            [*discriminator.buffers(), *objective.buffers(recurse=False)]
+        )
         self.optimizer = run.add_optimizer(settings, discriminator)
 
     def step(self, pairs: list[tuple[Tensor, Tensor]], step: int) -> dict[str, Any]:
         """One update on the step's videos and their reconstructions; returns its logs."""
         logs: dict[str, Any] = {"discriminator/learning_rate": self.optimizer.param_groups[0]["lr"]}
+        self.statistics.keep()
         for index, (video, reconstruction) in enumerate(pairs):
             with runtime.sync_on_last(self.accelerator, self.discriminator, index, len(pairs)):
                 loss, terms = self.objective.discriminator_loss(
@@ -265,6 +264,8 @@ class Adversary:
         norm = runtime.clip_gradients(self.discriminator.parameters(), self.max_grad_norm)
         if self.guard.ok(self.accelerator, logs["discriminator/total"], norm):
             self.optimizer.step()
+        else:
+            self.statistics.put_back()
         self.optimizer.zero_grad()
         return {**logs, "discriminator/gradient_norm": norm}
 

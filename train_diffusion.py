@@ -77,11 +77,12 @@ MAY_CHANGE = (
     *("data.path", "data.root", "data.max_pixels", "data.max_frames"),
 )
 
+STARTERS = ("configs/diffusion/shapes_debug.yaml", "configs/diffusion/clips.yaml")
+
 
 def main() -> None:
     """Reads the command line, then describes the run or trains."""
-    about = "Trains a diffusion transformer over VidTwin latents."
-    config, arguments = runtime.read_training_config(about, TrainConfig)
+    config, arguments = runtime.read_training_config(__doc__ or "", TrainConfig, STARTERS)
     if arguments.dry_run:
         describe(config)
     else:
@@ -131,6 +132,8 @@ def train(config: TrainConfig, resume: str | None) -> None:
     )
     if run.start_step:
         export(run)  # a kill may have come between the checkpoint and this, or damage after it
+        if run.validation_pending:
+            validate(run, inputs, pipeline, run.start_step - 1)
 
     for step, batch in run.steps(batches, "diffusion"):
         logs: dict[str, Any] = {"learning_rate": run.learning_rate}
@@ -149,7 +152,7 @@ def train(config: TrainConfig, resume: str | None) -> None:
             run.update_ema()
         run.optimizer.zero_grad()
         run.log(step, logs)
-        if run.due(step, config.validate_every):
+        if run.validates(step):
             validate(run, inputs, pipeline, step)
         if run.due(step, config.save_every):
             run.save(step)
@@ -185,7 +188,7 @@ def validate(run: Run, inputs: TrainingInputs, pipeline: VidTwinPipeline, step: 
     from vidtwin.metrics import mean_measures
 
     config, accelerator = run.config, run.accelerator
-    with run.averaged() as model:
+    with run.validation(step) as model:
         if config.validation_samples:
             held_out = inputs.source.held_out_batches(
                 batch_size=config.validation_batch_size,

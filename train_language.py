@@ -1,4 +1,4 @@
-"""Trains a reader of prompts on text: to fill gaps (BERT and its heirs) or to go on (GPT).
+"""Trains a text encoder: by masked tokens (BERT and its heirs) or by the next token (GPT).
 
     python train_language.py --config configs/language/shapes_bert.yaml output=outputs/bert
     accelerate launch train_language.py --config ... corpus.source=text corpus.path=texts
@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 
     Run = runtime.TrainingRun[TrainConfig]
 
+STARTERS = ("configs/language/shapes_bert_debug.yaml", "configs/language/shapes_bert.yaml")
+
 
 def main() -> None:
     """Reads the command line, then describes the run or trains."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads would outlive a fork
     # It warns of the tied weights of every checkpoint, which loading ties again.
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
-    config, arguments = runtime.read_training_config("Trains a small language model.", TrainConfig)
+    config, arguments = runtime.read_training_config(__doc__ or "", TrainConfig, STARTERS)
     if arguments.dry_run:
         describe(config)
     else:
@@ -82,6 +84,8 @@ def train(config: TrainConfig, resume: str | None) -> None:
     run.model.train()
     if run.start_step:
         export()  # a kill may have come between the checkpoint and this, or damage after it
+        if held_out is not None and run.validation_pending:
+            validate(run, objective, held_out, run.start_step - 1)
 
     for step, samples in run.steps(loader, config.model.family):
         logs: dict[str, Any] = {"learning_rate": run.learning_rate}
@@ -110,7 +114,7 @@ def train(config: TrainConfig, resume: str | None) -> None:
             run.update_ema()
         run.optimizer.zero_grad()
         run.log(step, logs)
-        if held_out is not None and run.due(step, config.validate_every):
+        if held_out is not None and run.validates(step):
             validate(run, objective, held_out, step)
         if run.due(step, config.save_every):
             run.save(step)
@@ -160,7 +164,7 @@ def validate(run: Run, objective: Any, samples: Any, step: int) -> None:
     # Whole batches go to each process: "contrastive" compares the texts of a batch.
     size = config.validation_batch_size
     batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
-    with run.averaged() as model:
+    with run.validation(step) as model:
         rows = measure_language_model(
             model,
             objective,

@@ -291,8 +291,8 @@ class Conditions:
         return self.map(lambda c: c if c.name in kept else instead.get(c.name, c.null()))
 
     def replaced(self, condition: Condition) -> Conditions:
-        """With another condition in place of that of its kind, where there is one."""
-        return self.map(lambda c: condition if c.name == condition.name else c)
+        """With another condition in place of that of its kind, or as the first one."""
+        return Conditions((condition, *(c for c in self if c.name != condition.name)))
 
     def drop(self, uniforms: Tensor, dropout: Mapping[str, float | Tensor]) -> Conditions:
         """Each condition left out where its own random number is below its share.

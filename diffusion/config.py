@@ -6,18 +6,18 @@ A command reads and checks its configuration with this module before anything he
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
-from diffusion.dit_config import DiTConfig, TransformerConfig
+from diffusion.flow_config import GIVEN_GUIDANCE_SCALE, FlowConfig, LevelConfig
 from diffusion.inputs import check_count
-from vidtwin import DataConfig
+from vidtwin import AutoencoderConfig, DataConfig
 
 __all__ = [
     "GIVEN_GUIDANCE_SCALE",
     "GUIDANCE_SCALE",
     "NUM_INFERENCE_STEPS",
-    "SCHEDULER_NAMES",
     "DiTConfig",
     "FlowConfig",
     "GivenFramesConfig",
@@ -27,175 +27,235 @@ __all__ = [
     "TransformerConfig",
 ]
 
-# How a new pipeline samples unless told otherwise; the last, if trained for it.
+# How a new pipeline samples unless told otherwise.
 NUM_INFERENCE_STEPS = 30
 GUIDANCE_SCALE = 6.0
-GIVEN_GUIDANCE_SCALE = 2.0
 
-# Of `diffusion.schedulers.build_scheduler`; which of them there are depends on the objective.
-SCHEDULER_NAMES = ("euler", "heun", "dpm++", "unipc", "ddim", "ddpm")
-
-PREDICTIONS = ("velocity", "epsilon", "v", "x0")
-# How noise is mixed in -> what can be predicted then.
-PREDICTIONS_OF = {"flow": ("velocity", "x0"), "ddpm": ("epsilon", "v", "x0")}
-LOSSES = ("prediction", "velocity")
-DISTRIBUTIONS = ("logit_normal", "uniform")
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
-NUM_TIMESTEPS = 1000
+TEXT_CONDITIONINGS = ("cross_attention", "in_context")
+CLASS_CONDITIONINGS = ("adaln", "cross_attention")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LevelConfig:
-    """The distribution of one latent's noise level.
+class DiTConfig:
+    """Sizes of a `TwinDiT`; the latent shapes default to the released autoencoder's.
 
     Args:
-        distribution: "logit_normal" or "uniform".
-        mean, std: of the logit of sigma, for "logit_normal".
-        shift: s > 0 moves sigma to s sigma / (1 + (s - 1) sigma); above 1 towards noise.
-    """
+        structure_shape: (C_s, Q, h, w) of a clip's structure latent.
+        dynamics_x_shape: (C_d, T, w).
+        dynamics_y_shape: (C_d, T, h).
+        hidden_size: D, a multiple of 8 and of the heads.
+        depth: blocks.
+        num_heads: attention heads.
+        mlp_ratio: hidden width of each MLP over D.
+        structure_patch_size: rows and columns of the structure grid that one token covers.
+        dynamics_patch_size: frames of a dynamics latent that one token covers.
+        qk_norm: RMS norm of queries and keys.
+        num_classes: None for a model without classes; a null class is added.
+        text_hidden_size: width of the text encoder's states, None for a model without text.
+        text_conditioning: "cross_attention", or "in_context" (text tokens join the sequence).
+        structure_query_patch_size: structure queries that one token covers.
+        class_conditioning: "adaln" (with the noise levels), or "cross_attention" (a vector of
+            `class_embed_dim` values that every block reads as one token, beside the text's).
+        class_embed_dim: values of that vector.
+        given_frames: whether the model takes frames that are given, see `diffusion.given_frames`.
 
-    distribution: str = "logit_normal"
-    mean: float = 0.0
-    std: float = 1.0
-    shift: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.distribution not in DISTRIBUTIONS:
-            raise ValueError(
-                f"`distribution` must be one of {', '.join(DISTRIBUTIONS)}; "
-                f"got {self.distribution!r}"
-            )
-        if not math.isfinite(self.mean):
-            raise ValueError(f"`mean` must be finite, got {self.mean}")
-        for name in ("std", "shift"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}")
-
-
-SPECIAL_LEVELS = (
-    "independent",
-    "structure_clean",
-    "dynamics_clean",
-    "structure_noise",
-    "dynamics_noise",
-    "lead",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlowConfig:
-    """The objective.
-
-    A training sample has equal levels, unless one of these falls to it (probabilities):
-
-    Args:
-        prediction: "velocity", "epsilon", "v" or "x0", the clean latents themselves.
-        process: how noise is mixed in: "flow" (for velocity, x0) or "ddpm" (for epsilon, v, x0);
-            None for flow wherever it can be.
-        loss: "prediction", or "velocity": of the velocity that a predicted x0 implies.
-        structure_levels, dynamics_levels: distributions of the two levels; equal levels are drawn
-            from one or the other, each half of the time.
-        independent: of levels that are drawn apart.
-        structure_clean: of a structure without noise, for p(dynamics | structure).
-        dynamics_clean: of dynamics without noise, for p(structure | dynamics).
-        structure_noise, dynamics_noise: of a latent that is all noise, for the other's marginal.
-        lead: of levels that sampling with `structure_lead` meets, also those at its ends, where
-            one latent waits as noise or is clean already.
-        structure_lead: as of `VidTwinPipeline`, whose own it becomes if `lead` is above 0.
-        structure_weight, dynamics_weight: of the losses.
-        min_snr_gamma: of min-SNR weights for epsilon, v and x0; None weighs all levels alike.
-        beta_schedule: of process ddpm: "linear", "scaled_linear" or "squaredcos_cap_v2".
     Raises:
-        ValueError: for a value out of range; the message names the keyword.
+        ValueError: if sizes do not fit together; the message names the keyword.
+    Source: the presets' depths and widths are those of DiT (arXiv 2212.09748), table 1.
     """
 
-    prediction: str = "velocity"
-    process: str | None = None
-    loss: str = "prediction"
-    structure_levels: LevelConfig = LevelConfig()
-    dynamics_levels: LevelConfig = LevelConfig()
-    independent: float = 0.2
-    structure_clean: float = 0.1
-    dynamics_clean: float = 0.1
-    structure_noise: float = 0.0
-    dynamics_noise: float = 0.0
-    lead: float = 0.0
-    structure_lead: float = 0.0
-    structure_weight: float = 1.0
-    dynamics_weight: float = 1.0
-    min_snr_gamma: float | None = None
-    beta_schedule: str = "squaredcos_cap_v2"
+    structure_shape: tuple[int, ...] = (8, 16, 7, 7)
+    dynamics_x_shape: tuple[int, ...] = (8, 16, 7)
+    dynamics_y_shape: tuple[int, ...] = (8, 16, 7)
+    hidden_size: int = 1152
+    depth: int = 28
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    structure_patch_size: int = 1
+    dynamics_patch_size: int = 1
+    qk_norm: bool = True
+    num_classes: int | None = None
+    text_hidden_size: int | None = None
+    text_conditioning: str = "cross_attention"
+    structure_query_patch_size: int = 1
+    class_conditioning: str = "adaln"
+    class_embed_dim: int = 256
+    given_frames: bool = False
 
     def __post_init__(self) -> None:
-        self._check_kind()
-        shares = {name: getattr(self, name) for name in SPECIAL_LEVELS}
-        if any(not 0 <= share <= 1 for share in shares.values()) or sum(shares.values()) > 1 + 1e-9:
-            raise ValueError(
-                "the probabilities of unequal levels must lie in [0, 1] and sum to at most 1, "
-                f"got {', '.join(f'{name}={share}' for name, share in shares.items())}"
-            )
-        if not -1 <= self.structure_lead <= 1 or bool(self.lead) != bool(self.structure_lead):
-            raise ValueError(
-                "`structure_lead` must lie in [-1, 1], and be 0 unless `lead`, the share of the "
-                f"samples, is above 0; got structure_lead={self.structure_lead}, lead={self.lead}"
-            )
-        weights = (self.structure_weight, self.dynamics_weight)
-        if any(not 0 <= weight < math.inf for weight in weights) or not sum(weights):
-            raise ValueError(
-                "`structure_weight` and `dynamics_weight` must be finite, not negative and not "
-                f"both 0, got {weights}"
-            )
-        if self.min_snr_gamma is not None:
-            if not 0 < self.min_snr_gamma < math.inf:
-                raise ValueError(f"`min_snr_gamma` must be positive, got {self.min_snr_gamma}")
-            if "velocity" in (self.prediction, self.loss):
+        for name, axes in (("structure", 4), ("dynamics_x", 3), ("dynamics_y", 3)):
+            shape = getattr(self, f"{name}_shape")
+            if len(shape) != axes or any(type(size) is not int or size < 1 for size in shape):
                 raise ValueError(
-                    "`min_snr_gamma` belongs to prediction=epsilon, v or x0 with loss=prediction, "
-                    f"got prediction={self.prediction}, loss={self.loss}; set min_snr_gamma=null"
+                    f"`{name}_shape` must be {axes} counts, got {shape}; take it from the "
+                    f"autoencoder's `sizes.{name}_shape`"
                 )
-        if self.beta_schedule not in BETA_SCHEDULES:
+        if self.dynamics_x_shape[:2] != self.dynamics_y_shape[:2]:
             raise ValueError(
-                '`beta_schedule` must be "linear", "scaled_linear" or "squaredcos_cap_v2", '
-                f"got {self.beta_schedule!r}"
+                "`dynamics_x_shape` and `dynamics_y_shape` must have the same channels and "
+                f"frames, got {self.dynamics_x_shape} and {self.dynamics_y_shape}"
             )
-
-    def _check_kind(self) -> None:
-        for name, choices in (("prediction", PREDICTIONS), ("loss", LOSSES)):
+        for name in (
+            "hidden_size",
+            "depth",
+            "num_heads",
+            "structure_patch_size",
+            "structure_query_patch_size",
+            "dynamics_patch_size",
+            "class_embed_dim",
+            "num_classes",
+            "text_hidden_size",
+        ):
+            value = getattr(self, name)
+            may_be_none = name in ("num_classes", "text_hidden_size")
+            if not (value is None and may_be_none) and (type(value) is not int or value < 1):
+                raise ValueError(f"`{name}` must be at least 1, got {value!r}")
+        if not 0 < self.mlp_ratio < math.inf:
+            raise ValueError(f"`mlp_ratio` must be positive, got {self.mlp_ratio}")
+        for name, choices in (
+            ("text_conditioning", TEXT_CONDITIONINGS),
+            ("class_conditioning", CLASS_CONDITIONINGS),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"`{name}` must be one of {', '.join(choices)}; got {getattr(self, name)!r}"
                 )
-        fitting = [name for name, kinds in PREDICTIONS_OF.items() if self.prediction in kinds]
-        if self.process not in (None, *fitting):
+        self._check_divisibility()
+
+    def _check_divisibility(self) -> None:
+        if self.hidden_size % 8:
             raise ValueError(
-                f"`process` must be null or {' or '.join(fitting)} for prediction="
-                f"{self.prediction}; got {self.process!r}"
+                f"`hidden_size` must be a multiple of 8 (position codes), got {self.hidden_size}"
             )
-        if self.loss == "velocity" and self.prediction != "x0":
+        if self.hidden_size % self.num_heads:
             raise ValueError(
-                "`loss`=velocity belongs to prediction=x0, got prediction="
-                f"{self.prediction}; set loss=prediction"
+                f"`num_heads`={self.num_heads} must divide `hidden_size`={self.hidden_size}"
             )
+        for name, size, patch in (
+            (
+                "structure_query_patch_size",
+                self.structure_shape[1],
+                self.structure_query_patch_size,
+            ),
+            ("structure_patch_size", self.structure_shape[2], self.structure_patch_size),
+            ("structure_patch_size", self.structure_shape[3], self.structure_patch_size),
+            ("dynamics_patch_size", self.dynamics_x_shape[1], self.dynamics_patch_size),
+        ):
+            if size % patch:
+                raise ValueError(f"`{name}`={patch} must divide the latent's {size}; set {name}=1")
 
     @property
-    def is_flow(self) -> bool:
-        """Whether noise is mixed in as flow matching does, not as DDPM."""
-        return (self.process or "flow") == "flow" and self.prediction in PREDICTIONS_OF["flow"]
+    def structure_grid(self) -> tuple[int, int, int]:
+        """(queries, rows, columns) of structure tokens."""
+        _, queries, height, width = self.structure_shape
+        side = self.structure_patch_size
+        return queries // self.structure_query_patch_size, height // side, width // side
 
     @property
-    def given_guidance_scale(self) -> float:
-        """By a given latent: 1.0 (off) unless both kinds were trained as noise beside the other."""
-        return GIVEN_GUIDANCE_SCALE if min(self.structure_noise, self.dynamics_noise) > 0 else 1.0
+    def patches(self) -> tuple[int, int, int]:
+        """What a token covers: structure queries; their rows and columns; frames of dynamics."""
+        sizes = self.structure_query_patch_size, self.structure_patch_size
+        return (*sizes, self.dynamics_patch_size)
 
-    def check_steps(self, name: str, steps: int) -> None:
-        """Raises ValueError for a number of solver steps that no scheduler takes."""
-        most = math.inf if self.is_flow else NUM_TIMESTEPS
-        if not 1 <= steps <= most:
-            raise ValueError(
-                f"`{name}` must be at least 1, and at most {NUM_TIMESTEPS} for "
-                f"flow.prediction=epsilon or v, or flow.process=ddpm; got {steps} for "
-                f"{self.prediction}"
-            )
+    @property
+    def reads_text(self) -> bool:
+        """Whether blocks have cross-attention to the text."""
+        return self.text_hidden_size is not None and self.text_conditioning == "cross_attention"
+
+    @property
+    def reads_class(self) -> bool:
+        """Whether they have it to the class."""
+        return self.num_classes is not None and self.class_conditioning == "cross_attention"
+
+    @property
+    def dynamics_frames(self) -> int:
+        """Tokens of a dynamics latent along time."""
+        return self.dynamics_x_shape[1] // self.dynamics_patch_size
+
+    @property
+    def token_counts(self) -> tuple[int, int, int]:
+        """Tokens of structure, dynamics_x and dynamics_y; 784, 112 and 112 for the released one."""
+        frames = self.dynamics_frames
+        return (
+            math.prod(self.structure_grid),
+            frames * self.dynamics_x_shape[2],
+            frames * self.dynamics_y_shape[2],
+        )
+
+    @staticmethod
+    def preset(name: str, **changes: Any) -> DiTConfig:
+        """The sizes of "debug", "S", "B", "L" or "XL", with changes to any other keyword."""
+        if name not in PRESETS:
+            raise ValueError(f"the presets are {', '.join(PRESETS)}; got {name!r}")
+        hidden_size, depth, num_heads = PRESETS[name]
+        sizes = DiTConfig(hidden_size=hidden_size, depth=depth, num_heads=num_heads)
+        return replace(sizes, **changes)
+
+
+# hidden_size, depth, num_heads
+PRESETS = {
+    "debug": (32, 2, 2),
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "XL": (1152, 28, 16),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """What a run says of its transformer; the rest follows from autoencoder and conditions.
+
+    Args:
+        preset: "debug", "S", "B", "L" or "XL".
+        hidden_size, depth, num_heads: instead of the preset's; None for those.
+        mlp_ratio: as of `DiTConfig`, as are all that follow: hidden width of each MLP over D.
+        structure_patch_size: rows and columns of the structure grid that one token covers.
+        dynamics_patch_size: frames of a dynamics latent that one token covers.
+        qk_norm: RMS norm of queries and keys.
+        text_conditioning: "cross_attention" or "in_context".
+        structure_query_patch_size: structure queries that one token covers.
+        class_conditioning: "adaln" or "cross_attention".
+        class_embed_dim: width of a class for "cross_attention".
+    """
+
+    preset: str = "S"
+    hidden_size: int | None = None
+    depth: int | None = None
+    num_heads: int | None = None
+    mlp_ratio: float = DiTConfig.mlp_ratio
+    structure_patch_size: int = DiTConfig.structure_patch_size
+    dynamics_patch_size: int = DiTConfig.dynamics_patch_size
+    qk_norm: bool = DiTConfig.qk_norm
+    text_conditioning: str = DiTConfig.text_conditioning
+    structure_query_patch_size: int = DiTConfig.structure_query_patch_size
+    class_conditioning: str = DiTConfig.class_conditioning
+    class_embed_dim: int = DiTConfig.class_embed_dim
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}; got {self.preset!r}")
+
+    def sizes(
+        self, autoencoder: AutoencoderConfig, conditions: Mapping[str, Any] | None = None
+    ) -> DiTConfig:
+        """The transformer's sizes for the latents of an autoencoder.
+
+        Args:
+            autoencoder: gives the latents' shapes.
+            conditions: keywords of `DiTConfig` that the conditions bring, such as num_classes.
+        Raises:
+            ValueError: if they do not fit together.
+        """
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return DiTConfig.preset(
+            given.pop("preset"),
+            **given,
+            structure_shape=autoencoder.structure_shape,
+            dynamics_x_shape=autoencoder.dynamics_x_shape,
+            dynamics_y_shape=autoencoder.dynamics_y_shape,
+            **(conditions or {}),
+        )
 
 
 @dataclass(frozen=True)
@@ -308,9 +368,8 @@ class InputsConfig:
 
     Args:
         autoencoder: folder of the frozen autoencoder, or the run folder of its training.
-        cache: folder of encode.py with `train` and, for validation, `validation` in it; None
-            encodes the videos of `data` at every step.
-        verify: read the whole cache when it is opened, and compare it with its sums.
+        cache: folder of encode.py with `train` and, to validate, `validation`; None encodes `data`.
+        verify: compare the whole cache with its sums when it is opened.
         data: for a run without a cache; its sizes follow the autoencoder's.
         stats_samples: clips that the latents' statistics are measured on, without a cache.
         class_conditional: learn the classes of the data set.

@@ -30,8 +30,8 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional
 
+from diffusion.config import DiTConfig
 from diffusion.dit_blocks import Block, TextProjection, layer_norm
-from diffusion.dit_config import DiTConfig
 from diffusion.positions import position_codes
 from vidtwin import StrictLoading, VidTwinLatents
 

@@ -12,7 +12,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffusion.dit_config import DiTConfig
+from diffusion.config import DiTConfig
 
 NORM_EPSILON = 1e-6
 
@@ -99,6 +99,7 @@ class Block(nn.Module):
         self.modulation = nn.Linear(width, 6 * width)
         self.norm_attention = layer_norm(width)
         self.attention = DiTAttention(width, config.num_heads, config.qk_norm)
+        self.norm_cross: nn.Module
         self.cross_attention: DiTAttention | OneTokenAttention | None = None
         if config.reads_text:
             self.norm_cross = nn.LayerNorm(width, NORM_EPSILON)

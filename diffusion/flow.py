@@ -29,7 +29,7 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from diffusion.config import NUM_TIMESTEPS, SPECIAL_LEVELS, FlowConfig, LevelConfig
+from diffusion.flow_config import NUM_TIMESTEPS, SPECIAL_LEVELS, FlowConfig, LevelConfig
 from vidtwin import VidTwinLatents
 
 # The least share of noise that a velocity's error is divided by.

@@ -6,11 +6,12 @@
     condition  structure', and the dynamics' of the frames that are given, at noise level 0
 
 No token of the video itself can be fixed in general: the structure is a summary of all frames, and
-a frame's dynamics depend on those before it. So what is given stands beside what is sampled: each
+a frame's dynamics depend on other frames. So what is given stands beside what is sampled: each
 token has a second, clean value, zero where nothing is given, and a mark which frames are given;
 `TwinDiT` adds a projection of them that starts at zero. It costs no tokens, has no loss of its own,
-and without given frames adds exactly nothing. Where the encoder is causal in time, the dynamics of
-a prefix are those of the whole video, and `diffusion.sampling` fixes them.
+and without given frames adds exactly nothing. Where the encoder is causal in time, a frame's
+dynamics depend on it, those before and the next one (the last convolution sees three frames), so
+those of a prefix but for its last frame are the whole video's, and `diffusion.sampling` fixes them.
 
 Axes: B batch, T frames, H W pixels, C channels.
 """
@@ -34,7 +35,7 @@ __all__ = [
     "GivenFrames",
     "filled_video",
     "given_video",
-    "leading_frames",
+    "known_dynamics",
 ]
 
 
@@ -157,9 +158,10 @@ def filled_video(video: Tensor, frames: Tensor) -> Tensor:
     return video.gather(2, index.to(video.device))
 
 
-def leading_frames(frames: Tensor) -> int:
-    """How many of the first of (T,) frames are given, without a gap."""
-    return int(frames.long().cumprod(0).sum())
+def known_dynamics(frames: Tensor) -> int:
+    """How many first frames' dynamics follow exactly from (T,) given frames, True for given."""
+    leading = int(frames.long().cumprod(0).sum())
+    return max(0, leading - 1)  # the encoder's last convolution sees one frame ahead
 
 
 def given_video(

@@ -1,9 +1,11 @@
 """Videos longer than the model's window: where the windows lie, and what they hand on.
 
-Every window has the structure of the first one. Its first frames are the last ones of the window
-before, whose dynamics it takes over, so the dynamics of all windows make one sequence:
+A window's first frames are the last ones of the window before, whose dynamics it takes over, so the
+dynamics of all windows make one sequence. Every window has the structure of the first one, unless
+the transformer takes given frames: then each goes on from decoded frames, with its own structure.
 
-    structure              (B, C_s, Q, h, w)      of the first window, for all
+    structure              (B, C_s, Q, h, w)      of the first window, for all, or
+                           (B, C_s, W Q, h, w)    of each of W windows one after another
     dynamics_x, dynamics_y (B, C_d, N, w or h)    over all N frames; a window's are a slice of it
 
 Axes: B batch, C channels, Q structure queries, T frames of a window, N frames of the video.
@@ -15,7 +17,7 @@ from collections.abc import Sequence
 
 import torch
 
-from vidtwin import LatentWindow, VidTwinLatents, tile_starts
+from vidtwin import AutoencoderConfig, LatentWindow, VidTwinLatents, tile_starts
 
 __all__ = ["default_overlap", "join_windows", "latent_windows", "scale_motion", "window_starts"]
 
@@ -66,30 +68,40 @@ def join_windows(windows: Sequence[VidTwinLatents], starts: Sequence[int]) -> Vi
         ]
         return torch.cat(pieces, dim=2)  # (B, C_d, N, w or h)
 
-    return VidTwinLatents(first.structure, joined("dynamics_x"), joined("dynamics_y"))
+    structure = first.structure
+    if any(latents.structure is not structure for latents in windows):
+        structure = torch.cat([latents.structure for latents in windows], dim=2)
+    return VidTwinLatents(structure, joined("dynamics_x"), joined("dynamics_y"))
 
 
 def latent_windows(
-    latents: VidTwinLatents, starts: Sequence[int], size: tuple[int, int, int]
+    latents: VidTwinLatents, starts: Sequence[int], sizes: AutoencoderConfig
 ) -> list[LatentWindow]:
     """The windows of a joined sequence, for `vidtwin.decode_windows`, which blends the overlaps.
 
     Args:
         latents: as `join_windows` makes them.
         starts: the first frame of each window.
-        size: (T, H, W) of a window.
+        sizes: of the autoencoder, which a window has.
     """
+    size = (sizes.num_frames, sizes.height, sizes.width)
+    structures = latents.structure.split(sizes.num_queries, dim=2)
+    structures = structures * len(starts) if len(structures) == 1 else structures
+
+    def dynamics(values: torch.Tensor, start: int) -> torch.Tensor:
+        return values[:, :, start : start + size[0]]
+
     return [
         LatentWindow(
             start=(start, 0, 0),
             size=size,
             latents=VidTwinLatents(
-                latents.structure,
-                latents.dynamics_x[:, :, start : start + size[0]],
-                latents.dynamics_y[:, :, start : start + size[0]],
+                structure,
+                dynamics(latents.dynamics_x, start),
+                dynamics(latents.dynamics_y, start),
             ),
         )
-        for start in starts
+        for start, structure in zip(starts, structures, strict=True)
     ]
 
 

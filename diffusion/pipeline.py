@@ -9,6 +9,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from typing import Any, ClassVar
 
@@ -24,15 +25,16 @@ from diffusion.dit import TwinDiT
 from diffusion.given_frames import GivenFrames
 from diffusion.guidance import check_negative
 from diffusion.guiders import check_guider, refuse_scales
-from diffusion.inputs import check_count, class_indices, common_length, prompt_list
+from diffusion.inputs import check_count, class_indices, common_length, lead_steps, prompt_list
 from diffusion.latent_stats import LatentStats
 from diffusion.long_video import join_windows, latent_windows, scale_motion
-from diffusion.pipeline_files import check_parts, check_scheduler, load_parts
+from diffusion.pipeline_files import check_parts, check_scheduler, check_trained_with, load_parts
 from diffusion.pipeline_values import (
     OUTPUT_TYPES,
     after_step_of,
     as_output,
     frames_of,
+    going_on,
     lead_of,
     starts_of,
 )
@@ -44,7 +46,6 @@ from diffusion.sampling import (
 )
 from diffusion.schedulers import prediction_of
 from diffusion.text_encoder import TextEncoder
-from diffusion.tracks import lead_steps
 from vidtwin import VidTwinAutoencoder, VidTwinLatents, decode_windows
 
 __all__ = ["VidTwinPipeline", "VidTwinPipelineOutput"]
@@ -317,6 +318,8 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         lead = lead_of(self, structure_lead, num_inference_steps, given_names)
         after_step = after_step_of(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         frames = frames and frames.repeated(batch_size)
+        # A long video goes on from its last frames where the transformer takes given frames.
+        takes_frames = self.transformer.sizes.given_frames and "structure" not in given_names
         conditions, negative = self._conditions(**asked, frames=frames, batch_size=batch_size)
         if negative is not None and guider is None:
             later = [given_names | {"structure"}] if len(starts) > 1 else []
@@ -339,6 +342,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             progress_bar=self._window_bar,
             structure_lead=lead,
             guider=guider,
+            going_on=partial(going_on, self) if takes_frames else None,
             known=frames and frames.latents,
             known_frames=frames.num_known if frames else 0,
         ).sample(starts, batch_size)
@@ -375,8 +379,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
     def _decode(self, latents: VidTwinLatents, starts: list[int]) -> Tensor:
         """(B, 3, T, H, W) in about [-1, 1], float32."""
         self._bring(self.autoencoder)
-        sizes = self.autoencoder.sizes
-        windows = latent_windows(latents, starts, (sizes.num_frames, sizes.height, sizes.width))
+        windows = latent_windows(latents, starts, self.autoencoder.sizes)
         return decode_windows(self.autoencoder, windows, dtype=torch.float32)
 
     def _conditions(
@@ -410,11 +413,8 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         return conditions, negative.map(repeated)
 
     def _text_embedder(self) -> TextEmbedder:
-        if self.transformer.sizes.text_hidden_size is None:
-            known = "; ask by `class_labels`" if self.transformer.sizes.num_classes else ""
-            raise ValueError(
-                f"this pipeline was not trained with text: leave out the prompt{known}"
-            )
+        sizes = self.transformer.sizes
+        check_trained_with("text", sizes.text_hidden_size, sizes.num_classes)
         if self.text_encoder is None or self.tokenizer is None:
             raise ValueError(
                 "this pipeline has no text encoder and tokenizer to read a prompt with"
@@ -431,13 +431,9 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         """
         if labels is None:
             return None
-        num_classes = self.transformer.sizes.num_classes
-        if num_classes is None:
-            known = "; ask by `prompt`" if self.transformer.sizes.text_hidden_size else ""
-            raise ValueError(
-                f"this pipeline was not trained with classes: leave out the class label{known}"
-            )
-        return class_indices(labels, num_classes, self.config["class_names"])
+        sizes = self.transformer.sizes
+        check_trained_with("classes", sizes.num_classes, sizes.text_hidden_size)
+        return class_indices(labels, sizes.num_classes, self.config["class_names"])
 
     def _bring(self, module: Any) -> None:
         """Moves a module that was offloaded to the device, for a method other than forward."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # torch is imported where it is used: `find_pipeline` answers a command without it.
 from diffusion.cache_format import LATENT_NAMES
+from diffusion.inputs import class_indices
+from diffusion.scheduler_names import check_scheduler_name, stepped_by
 from diffusion.text_loading import load_text_model
 from vidtwin.hub_names import check_local_path
 from vidtwin.text_files import read_json
@@ -18,7 +19,14 @@ from vidtwin.text_files import read_json
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["check_parts", "check_pipeline_folder", "check_scheduler", "find_pipeline", "load_parts"]
+__all__ = [
+    "check_asked",
+    "check_parts",
+    "check_pipeline_folder",
+    "check_scheduler",
+    "find_pipeline",
+    "load_parts",
+]
 
 INDEX = "model_index.json"
 CLASS_NAME = "VidTwinPipeline"
@@ -79,12 +87,8 @@ def check_pipeline_folder(folder: Path, passed: Collection[str] = ()) -> dict[st
             f"{folder} holds no pipeline: there is no {INDEX} in it; name a folder written by "
             "save_pretrained"
         )
-    try:
-        entries = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{index} is not JSON: {error}") from error
-    if not isinstance(entries, dict) or entries.get("_class_name") != CLASS_NAME:
-        found = entries.get("_class_name") if isinstance(entries, dict) else entries
+    entries = _read_json(index)
+    if (found := entries.get("_class_name")) != CLASS_NAME:
         raise ValueError(f"{folder} holds another pipeline: expected {CLASS_NAME}, got {found!r}")
     for name, (module, class_name) in (REQUIRED | OPTIONAL).items():
         if name in passed:
@@ -111,11 +115,62 @@ def check_pipeline_folder(folder: Path, passed: Collection[str] = ()) -> dict[st
     return entries
 
 
+def check_asked(
+    folder: Path,
+    scheduler: str | None = None,
+    prompts: Sequence[str] | None = None,
+    class_labels: Sequence[str] | None = None,
+) -> None:
+    """Refuses what a saved pipeline can't do, by its JSON files, before anything is loaded.
+
+    Args:
+        folder: of `find_pipeline`.
+        scheduler, prompts, class_labels: that are asked for.
+    Raises:
+        ValueError: as the loaded pipeline would.
+    """
+    index = _read_json(folder / INDEX)
+    sizes = _read_json(folder / "transformer" / "config.json")
+    num_classes, text_size = sizes.get("num_classes"), sizes.get("text_hidden_size")
+    if scheduler is not None:
+        check_scheduler_name(scheduler, index.get("prediction", "velocity"))
+    if prompts is not None:
+        check_trained_with("text", text_size, num_classes)
+    if class_labels is not None:
+        check_trained_with("classes", num_classes, text_size)
+        class_indices(class_labels, num_classes, index.get("class_names"))
+
+
+def check_trained_with(condition: str, size: int | None, others: int | None) -> None:
+    """Raises ValueError unless the transformer was trained with a condition.
+
+    Args:
+        condition: "text" or "classes".
+        size: of the condition, None for a transformer without it.
+        others: the size of the other condition.
+    """
+    if size is None:
+        name, other = ("prompt", "class_labels")
+        if condition == "classes":
+            name, other = ("class label", "prompt")
+        known = f"; ask by `{other}`" if others else ""
+        raise ValueError(
+            f"this pipeline was not trained with {condition}: leave out the {name}{known}"
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no JSON object")
+    return content
+
+
 def _check_scheduler_class(index: Path, name: object) -> None:
     """Raises unless the class is on the list, in the index and in the scheduler's own config."""
     config = index.parent / "scheduler" / "scheduler_config.json"
-    content = read_json(config) if config.is_file() else {}
-    told = content.get("_class_name", name) if isinstance(content, dict) else content
+    content = _read_json(config) if config.is_file() else {}
+    told = content.get("_class_name", name)
     for file, found in ((index, name), (config, told)):
         if found not in SCHEDULER_CLASSES:
             raise ValueError(
@@ -157,7 +212,7 @@ def check_parts(pipeline: Any) -> None:
 
 def check_scheduler(pipeline: Any) -> None:
     """Raises ValueError unless the scheduler, which may be exchanged, fits the transformer."""
-    from diffusion.schedulers import prediction_of, stepped_by
+    from diffusion.schedulers import prediction_of
 
     found, expected = prediction_of(pipeline.scheduler), pipeline.config["prediction"]
     if found != stepped_by(expected):

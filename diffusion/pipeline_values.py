@@ -14,13 +14,21 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from diffusion.given_frames import GivenFrames, filled_video, given_video, leading_frames
-from diffusion.inputs import check_count
+from diffusion.given_frames import GivenFrames, filled_video, given_video, known_dynamics
+from diffusion.inputs import check_count, lead_steps
 from diffusion.long_video import window_starts
 from diffusion.sampling import AfterStep
-from diffusion.tracks import lead_steps
+from vidtwin import VidTwinLatents
 
-__all__ = ["OUTPUT_TYPES", "after_step_of", "as_output", "frames_of", "lead_of", "starts_of"]
+__all__ = [
+    "OUTPUT_TYPES",
+    "after_step_of",
+    "as_output",
+    "frames_of",
+    "going_on",
+    "lead_of",
+    "starts_of",
+]
 
 OUTPUT_TYPES = ("pt", "np", "pil", "latent")
 
@@ -48,11 +56,27 @@ def frames_of(
         raise ValueError(
             "`last_frame` is the last that the model makes at once; leave out `num_frames`"
         )
-    video, frames = found
+    return encoded_frames(pipeline, *found)
+
+
+def encoded_frames(pipeline: Any, video: Tensor, frames: Tensor) -> GivenFrames:
+    """What is known by (T,) given frames of a (B, 3, T, H, W) video."""
     filled = filled_video(video, frames.expand(len(video), -1))
     latents = pipeline.latent_stats.scale(pipeline._encode(filled).to(dtype=torch.float32))
     causal = pipeline.autoencoder.sizes.encoder_causal
-    return GivenFrames(video, frames, latents, leading_frames(frames) if causal else 0)
+    return GivenFrames(video, frames, latents, known_dynamics(frames) if causal else 0)
+
+
+def going_on(pipeline: Any, window: VidTwinLatents, shift: int) -> GivenFrames:
+    """The frames that the next window starts with: the last ones of this window, decoded.
+
+    Args:
+        window: scaled latents.
+        shift: frames from its start to the next one's.
+    """
+    pixels = pipeline._decode(pipeline.latent_stats.unscale(window), [0]).clamp(-1, 1)
+    place = torch.arange(pixels.shape[2], device=pixels.device)
+    return encoded_frames(pipeline, pixels.roll(-shift, 2), place < len(place) - shift)
 
 
 def lead_of(pipeline: Any, asked: float | None, steps: int, given_names: frozenset[str]) -> float:

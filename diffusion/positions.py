@@ -10,7 +10,7 @@ from diffusers.models.embeddings import get_1d_sincos_pos_embed_from_grid
 from einops import repeat
 from torch import Tensor
 
-from diffusion.dit_config import DiTConfig
+from diffusion.config import DiTConfig
 
 
 def position_codes(config: DiTConfig) -> Tensor:

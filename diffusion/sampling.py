@@ -21,12 +21,13 @@ from diffusion.conditions import Conditions
 from diffusion.config import GuidanceScales
 from diffusion.dit import TwinDiT
 from diffusion.flow import timestep_of
-from diffusion.given_frames import FramesCondition
+from diffusion.given_frames import GivenFrames
 from diffusion.guidance import guidance_terms, guided_prediction
 from diffusion.guiders import guide_tracks
-from diffusion.inputs import check_length, seed_list
-from diffusion.schedulers import LatentSolver, is_flow, prediction_of
-from diffusion.tracks import Track, lead_steps
+from diffusion.inputs import check_length, lead_steps, seed_list
+from diffusion.scheduler_names import is_flow
+from diffusion.schedulers import LatentSolver, prediction_of
+from diffusion.tracks import Track
 from vidtwin import AutoencoderConfig, VidTwinLatents, standard_normal_latents
 
 # A callback's view: (step, timestep, name -> scaled latents) -> those of them that it changed.
@@ -54,6 +55,8 @@ class LatentSampler:
         progress_bar: makes one, from `total`.
         structure_lead: see `diffusion.tracks`; of windows that sample both.
         guider: see `diffusion.guiders`; then `scales` counts for what is given alone.
+        going_on: gives the frames that the next window starts with, from a window and the frames
+            from its start to the next one's; None to keep the first window's structure instead.
         known, known_frames: dynamics that the first window starts with, and of how many frames.
     """
 
@@ -72,6 +75,7 @@ class LatentSampler:
     progress_bar: Callable[..., Any]
     structure_lead: float = 0.0
     guider: Any = None
+    going_on: Callable[[VidTwinLatents, int], GivenFrames] | None = None
     known: VidTwinLatents | None = None
     known_frames: int = 0
     prediction: str | None = None
@@ -98,12 +102,14 @@ class LatentSampler:
         for number in range(1, len(starts)):
             if self.interrupted():
                 break
-            self.given, self.given_names = windows[0], frozenset(["structure"])
             shift = starts[number] - starts[number - 1]
-            known, count = carried_on(windows[-1], shift)
-            frames = torch.arange(known.dynamics_x.shape[2], device=self.device) < count
-            condition = FramesCondition(*known.tensors(), frames.expand(batch_size, -1))
-            self.conditions = self.conditions.replaced(condition)
+            if self.going_on is None:
+                self.given, self.given_names = windows[0], frozenset(["structure"])
+                known, count = carried_on(windows[-1], shift)
+            else:
+                frames = self.going_on(windows[-1], shift)
+                known, count = frames.latents, frames.num_known
+                self.conditions = self.conditions.replaced(frames.condition())
             windows.append(self.sample_window(noises[number], known, count))
         return windows
 

@@ -25,29 +25,43 @@ from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHe
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
 
-from diffusion.config import NUM_TIMESTEPS, SCHEDULER_NAMES, FlowConfig
+from diffusion.config import FlowConfig
+from diffusion.flow_config import NUM_TIMESTEPS
+from diffusion.scheduler_names import (
+    BETA_SCHEDULERS,
+    FLOW_SCHEDULERS,
+    check_scheduler_name,
+)
 
 __all__ = [
     "build_sampling_scheduler",
     "build_scheduler",
-    "is_flow",
     "prediction_of",
     "sampling_prediction",
-    "scheduler_names",
-    "stepped_by",
 ]
 
-# Name -> class for flow matching, class for schedules of betas.
-SCHEDULERS: dict[str, tuple[Any, Any]] = dict(
+# Name -> class.
+OF_FLOWS: dict[str, Any] = dict(
     zip(
-        SCHEDULER_NAMES,
+        FLOW_SCHEDULERS,
         (
-            (FlowMatchEulerDiscreteScheduler, EulerDiscreteScheduler),
-            (FlowMatchHeunDiscreteScheduler, None),
-            (DPMSolverMultistepScheduler, DPMSolverMultistepScheduler),
-            (UniPCMultistepScheduler, UniPCMultistepScheduler),
-            (None, DDIMScheduler),
-            (None, DDPMScheduler),
+            FlowMatchEulerDiscreteScheduler,
+            FlowMatchHeunDiscreteScheduler,
+            DPMSolverMultistepScheduler,
+            UniPCMultistepScheduler,
+        ),
+        strict=True,
+    )
+)
+OF_BETAS: dict[str, Any] = dict(
+    zip(
+        BETA_SCHEDULERS,
+        (
+            EulerDiscreteScheduler,
+            DPMSolverMultistepScheduler,
+            UniPCMultistepScheduler,
+            DDIMScheduler,
+            DDPMScheduler,
         ),
         strict=True,
     )
@@ -58,16 +72,6 @@ def sampling_prediction(config: FlowConfig) -> str:
     """What a pipeline calls an objective's prediction."""
     names = {"v": "v_prediction", "x0": "flow_sample" if config.is_flow else "sample"}
     return names.get(config.prediction, config.prediction)
-
-
-def stepped_by(prediction: str) -> str:
-    """What the scheduler of a pipeline must take, for what its transformer predicts."""
-    return "velocity" if prediction == "flow_sample" else prediction
-
-
-def is_flow(prediction: str) -> bool:
-    """Whether a pipeline's prediction is one of flow matching."""
-    return stepped_by(prediction) == "velocity"
 
 
 def prediction_of(scheduler: Any) -> str:
@@ -105,34 +109,25 @@ def prediction_of(scheduler: Any) -> str:
     return str(prediction)
 
 
-def scheduler_names(prediction: str) -> list[str]:
-    """The names that `build_scheduler` knows for this objective."""
-    return [name for name, kinds in SCHEDULERS.items() if kinds[not is_flow(prediction)]]
-
-
 def build_scheduler(name: str, like: Any) -> Any:
     """A scheduler by its short name, with the noise schedule of another.
 
     Args:
-        name: see `SCHEDULERS`.
+        name: of `scheduler_names`.
         like: the scheduler that came with the model.
     Raises:
         ValueError: if there is none of that name for the model's objective.
     """
     prediction = prediction_of(like)
-    names = scheduler_names(prediction)
-    if name not in names:
-        raise ValueError(
-            f"the schedulers for a model that predicts {prediction} are {', '.join(names)}; "
-            f"got {name!r}"
-        )
-    flow, diffusion = SCHEDULERS[name]
+    check_scheduler_name(name, prediction)
     if prediction != "velocity":
+        diffusion = OF_BETAS[name]
         # The default spacing of most would begin far below the last step, at half-clean noise.
         options = {"clip_sample": False, "timestep_spacing": "trailing"}
         accepted = inspect.signature(diffusion).parameters
         options = {key: value for key, value in options.items() if key in accepted}
         return diffusion.from_config(like.config, **options)
+    flow = OF_FLOWS[name]
     shift = like.config.get("shift", like.config.get("flow_shift", 1.0))
     if flow in (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler):
         return flow(shift=shift)

@@ -18,7 +18,6 @@ Axes: B batch.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,33 +26,7 @@ from torch import Tensor
 
 from diffusion.schedulers import LatentSolver
 
-__all__ = ["Track", "lead_steps"]
-
-
-def lead_steps(structure_lead: float, num_inference_steps: int) -> tuple[int, int]:
-    """(steps of each latent, steps by which the dynamics start after the structure).
-
-    Args:
-        structure_lead: share of a latent's schedule, -1 to 1; below 0 the dynamics lead.
-        num_inference_steps: of both together.
-    Raises:
-        ValueError: for a lead out of range, or one of less than half a step.
-    """
-    if not -1 <= structure_lead <= 1:  # not a number is neither
-        raise ValueError(
-            f"`structure_lead` must lie in [-1, 1] (1: the structure first, then the dynamics; 0: "
-            f"both together), got {structure_lead}"
-        )
-    if structure_lead == 0:
-        return num_inference_steps, 0
-    own = max(round(num_inference_steps / (1 + abs(structure_lead))), -(-num_inference_steps // 2))
-    delay = num_inference_steps - own
-    if not delay:
-        raise ValueError(
-            f"`structure_lead`={structure_lead} is less than half of one of the "
-            f"{num_inference_steps} solver steps; take more steps, or leave it out"
-        )
-    return own, int(math.copysign(delay, structure_lead))
+__all__ = ["Track"]
 
 
 @dataclass(kw_only=True, eq=False)

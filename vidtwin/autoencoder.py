@@ -28,7 +28,14 @@ from vidtwin.branches import (
 )
 from vidtwin.config import AutoencoderConfig
 from vidtwin.convert import read_official
-from vidtwin.latents import DiagonalGaussian, Generators, Part, VidTwinLatents, VidTwinPosterior
+from vidtwin.latents import (
+    DiagonalGaussian,
+    Generators,
+    Part,
+    VidTwinLatents,
+    VidTwinPosterior,
+    dynamics_vector,
+)
 from vidtwin.refinement import PatchOverlap, Refinement
 from vidtwin.seams import seam_options
 from vidtwin.strict_loading import StrictLoading, load_strictly
@@ -256,6 +263,72 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
             structure, dynamics = structure * weights[0], dynamics * weights[1]
         return structure + dynamics
 
+    def encode_dynamics(
+        self,
+        video: torch.Tensor,
+        stride: int | None = None,
+        *,
+        sample_posterior: bool = False,
+        generator: Generators = None,
+        batch_size: int = 8,
+    ) -> torch.Tensor:
+        """(B, N): the dynamics as one vector, in the order of `vidtwin.latents.dynamics_vector`.
+
+        Args:
+            video: (B, C, T, H, W), float in [-1, 1]; sizes as in the config, but for a stride.
+            stride: for a video of any length: a vector of every window that starts at a multiple
+                of `stride` frames and lies within the video.
+            sample_posterior: draw the latents instead of taking the posterior's mode.
+            generator: of the random draw, as in `VidTwinPosterior.sample`; not with a stride.
+            batch_size: windows of each pass through the encoder.
+        Returns:
+            (B, N), or with a stride (B, windows, N).
+        Raises:
+            ValueError: if a size differs from the config, or a video is shorter than a window.
+        """
+        if stride is None:
+            self._check_video(video)
+            parts = map(DiagonalGaussian.from_moments, self.dynamics_encoder(self.features(video)))
+            x, y = (p.sample(generator) if sample_posterior else p.mode() for p in parts)
+            return dynamics_vector(x, y)
+        if stride < 1 or video.ndim != 5 or video.shape[2] < self.sizes.num_frames:
+            raise ValueError(
+                f"a stride of at least 1 needs a video (B, C, T, H, W) of at least "
+                f"{self.sizes.num_frames} frames, got stride={stride} and {tuple(video.shape)}"
+            )
+        if generator is not None:
+            raise ValueError("`generator` draws for clips; encode windows one by one to use it")
+        windows = video.unfold(2, self.sizes.num_frames, stride)  # (B, C, windows, H, W, T)
+        clips = rearrange(windows, "b c n h w t -> (b n) c t h w")
+        vectors = [
+            self.encode_dynamics(part, sample_posterior=sample_posterior)
+            for part in clips.split(batch_size)
+        ]
+        return rearrange(torch.cat(vectors), "(b n) v -> b n v", b=len(video))
+
+    def decode_dynamics(
+        self, vector: torch.Tensor, structure_from: torch.Tensor | VidTwinLatents
+    ) -> torch.Tensor:
+        """Video (B, C, T, H, W) of the vector's motion, in the look of something else.
+
+        Args:
+            vector: (B, N) as `encode_dynamics` gives it.
+            structure_from: a video (B, C, 1 to T, H, W), whose posterior's mode is taken, or
+                latents; one clip may serve all vectors.
+        """
+        if isinstance(structure_from, VidTwinLatents):
+            structure = structure_from.structure
+        else:
+            frame = self.sizes.structure_frame
+            if frame is not None and structure_from.shape[2] > frame:
+                structure_from = structure_from[:, :, frame : frame + 1]
+            self._check_video(structure_from, self.structure_encoder.temporal.any_frames)
+            moments = self.structure_encoder(self.features(structure_from))
+            structure = DiagonalGaussian.from_moments(moments).mode()
+        x, y = self.sizes.dynamics_x_shape, self.sizes.dynamics_y_shape
+        like = VidTwinLatents(structure, structure.new_empty(1, *x), structure.new_empty(1, *y))
+        return self.decode(like.from_vector(vector))
+
     def forward(
         self,
         video: torch.Tensor,
@@ -337,15 +410,11 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
                 f"the autoencoder has parts that mend seams already, {seam_options(self.sizes)}; "
                 "train them on, without adding others"
             )
-        sizes = dataclasses.replace(self.sizes, **options)
-        model = VidTwinAutoencoder(**dataclasses.asdict(sizes))
+        sizes = dataclasses.asdict(dataclasses.replace(self.sizes, **options))
+        model = VidTwinAutoencoder(**sizes)
         torch.nn.Module.to(model, self.device, self.dtype)
-        added = {
-            name: weight
-            for name, weight in model.state_dict().items()
-            if name.startswith(("overlap.", "refinement."))
-        }
-        model.load_state_dict(self.state_dict() | added, strict=True)
+        # All weights are named: the new parts' own, and these.
+        model.load_state_dict(model.state_dict() | self.state_dict(), strict=True)
         return model.train(self.training)
 
     def _check_video(self, video: torch.Tensor, fewer_frames: bool = False) -> None:

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import atexit
 import difflib
+import errno
 import hashlib
 import json
 import logging
 import os
 import platform
+import re
 import shutil
 import socket
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +31,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 __all__ = [
+    "DiskError",
     "check_folder",
     "damaged_file",
+    "disk_failures_told",
     "file_digest",
     "folder_lock",
     "folder_sums",
@@ -52,6 +56,57 @@ __all__ = [
 ]
 
 
+class DiskError(OSError):
+    """A disk is full, read-only or gone; the text names the folder and what is free."""
+
+
+_DISK_FAILURES = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENODEV, errno.ENXIO),
+    *(errno.ESTALE, errno.ENOTCONN),
+)
+# What compiled writers say instead: torch, numpy, and, with an errno as above, safetensors.
+_DISK_TEXTS = re.compile(
+    r"PytorchStreamWriter|iostream error|unexpected pos \d|\d requested and \d"
+    rf"|os error ({'|'.join(map(str, _DISK_FAILURES))})\b"
+)
+
+
+@contextmanager
+def disk_failures_told(folder: Path) -> Iterator[None]:
+    """Context of writing to a folder, in which a failing disk raises DiskError, whoever writes.
+
+    Raises:
+        DiskError: also where a lock of this process on the folder is gone, as it is once another
+            disk, or none, lies there.
+    """
+    place = folder.absolute()
+    for lock in _held:
+        if place.resolve().is_relative_to(lock.parent) and not os.path.exists(lock):
+            raise DiskError(f"{lock.parent} is gone, or is another than before: it has no {LOCK}")
+    try:
+        yield
+    except DiskError:
+        raise
+    except Exception as error:
+        reason, number = " ".join(str(error).split()), getattr(error, "errno", None)
+        lost = number in (None, errno.ENOENT) and not os.path.exists(place)
+        if not lost and number not in _DISK_FAILURES and not _DISK_TEXTS.search(reason):
+            raise
+        raise DiskError(
+            f"can't write to {folder} ({getattr(error, 'strerror', None) or reason}); "
+            f"{_free_space(place)}; what was saved before is whole, and the same command goes on "
+            "from it once that is mended"
+        ) from error
+
+
+def _free_space(folder: Path) -> str:
+    existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    try:
+        return f"{shutil.disk_usage(existing).free / 1e6:,.1f} MB are free on its disk"
+    except OSError as error:
+        return f"its disk can't be read either ({error.strerror})"
+
+
 def partial_path(path: Path) -> Path:
     """Path for a file while it is incomplete: hidden, beside it, unique to this process."""
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -67,14 +122,16 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         path: the file; its folder is created if needed.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
-    try:
-        yield partial
-        _flush_to_disk(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with disk_failures_told(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            _flush_to_disk(partial)
+            os.replace(partial, path)
+        finally:
+            with suppress(OSError):  # what went wrong before is what is told
+                partial.unlink(missing_ok=True)
 
 
 def root_folder() -> Path:
@@ -115,15 +172,16 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
     folder or the new one, at worst set aside as `former_folder`, which the next call puts back.
     For one process alone.
     """
-    restore_folder(path)
     writing = unfinished_folder(path)
-    shutil.rmtree(writing, ignore_errors=True)
-    writing.mkdir(parents=True)
-    try:
-        yield writing
-        publish_folder(path)
-    finally:
+    with disk_failures_told(path.parent):
+        restore_folder(path)
         shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir(parents=True)
+        try:
+            yield writing
+            publish_folder(path)
+        finally:
+            shutil.rmtree(writing, ignore_errors=True)
 
 
 def publish_folder(path: Path) -> None:
@@ -206,12 +264,13 @@ def folder_lock(folder: Path) -> None:
 
 
 def release_locks() -> None:
-    """Gives back every lock that this process holds."""
+    """Gives back every lock that this process holds, where its disk still lets it."""
     for path, lock in list(_held.items()):
         if lock["process"] == os.getpid():  # not in a fork of the holder
             del _held[path]
-            if path.is_file() and path.read_text(encoding="utf-8") == json.dumps(lock):
-                path.unlink(missing_ok=True)
+            with suppress(OSError):
+                if path.is_file() and path.read_text(encoding="utf-8") == json.dumps(lock):
+                    path.unlink(missing_ok=True)
 
 
 atexit.register(release_locks)

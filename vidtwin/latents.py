@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
-from einops import pack, unpack
+from einops import pack, rearrange, unpack
 
 from vidtwin.config import AutoencoderConfig
 
@@ -76,6 +76,41 @@ class VidTwinLatents:
         shapes = [getattr(like, name).shape[1:] for name in packed]
         return replace(like, **dict(zip(packed, unpack(flat, shapes, "b *"), strict=True)))
 
+    def to_vector(self) -> torch.Tensor:
+        """(B, N): the dynamics alone, see `dynamics_vector`; `from_vector` is the inverse."""
+        return dynamics_vector(self.dynamics_x, self.dynamics_y)
+
+    def from_vector(self, vector: torch.Tensor) -> VidTwinLatents:
+        """The inverse of `to_vector`: this structure with the vector's dynamics.
+
+        Args:
+            vector: (B, N); the structure may be of one clip, which then serves all.
+        Raises:
+            ValueError: if N is another than these latents' dynamics have.
+        """
+        x, y = self.dynamics_x, self.dynamics_y
+        _, channels, frames, columns = x.shape
+        rows, both = y.shape[-1], min(columns, y.shape[-1])
+        size = frames * channels * (columns + rows)
+        if vector.ndim != 2 or vector.shape[1] != size:
+            raise ValueError(
+                f"expected a vector of shape (B, {size}), the dynamics of these latents, got "
+                f"{tuple(vector.shape)}"
+            )
+        per_frame = rearrange(vector, "b (t v) -> b t v", t=frames)
+        counts = [2 * channels * both, channels * (columns - both), channels * (rows - both)]
+        joint, more_x, more_y = (
+            rearrange(part, "b t (n c) -> b c t n", c=channels * (1 if index else 2))
+            for index, part in enumerate(per_frame.split(counts, dim=-1))
+        )
+        start_x, start_y = joint.chunk(2, dim=1)
+        structure = self.structure
+        if len(structure) == 1:
+            structure = structure.expand(len(vector), *structure.shape[1:])
+        return VidTwinLatents(
+            structure, torch.cat((start_x, more_x), -1), torch.cat((start_y, more_y), -1)
+        )
+
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> VidTwinLatents:
@@ -117,6 +152,25 @@ class VidTwinLatents:
     def with_structure(self, other: VidTwinLatents) -> VidTwinLatents:
         """These dynamics under another clip's structure (the paper's cross-reenactment)."""
         return self.taking(other, ["structure"])
+
+
+def dynamics_vector(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """(B, N): both dynamics, in the order that robot learners take them.
+
+    Frame after frame, in a frame position after position, at a position the channels of `x`, then
+    those of `y`: both concatenated on the channel axis, then (B, T, position, channel). 1,792
+    values at the released size. Where the grid isn't square, the positions that only the longer
+    axis has come last in their frame.
+
+    Args:
+        x, y: (B, C_d, T, w'), (B, C_d, T, h').
+    Source: the flattened dynamics of CoWVLA (arXiv 2603.03195), as LeRobot policies wrap them.
+    """
+    both = min(x.shape[-1], y.shape[-1])
+    joint = torch.cat((x[..., :both], y[..., :both]), dim=1)
+    parts = (joint, x[..., both:], y[..., both:])
+    frames = [rearrange(part, "b c t n -> b t (n c)") for part in parts]
+    return rearrange(torch.cat(frames, dim=-1), "b t v -> b (t v)")
 
 
 @dataclass(frozen=True)

@@ -110,8 +110,8 @@ def blockiness(video: Tensor, patch_size: tuple[int, int]) -> Tensor:
                 f"blockiness needs patches of 2 pixels or more, two along a frame of "
                 f"{tuple(frames.shape[-2:])}, got patches of {tuple(patch_size)}"
             )
-        for border, means_of in means.items():
-            means_of.append(steps[..., across == border].flatten(1).mean(1))
+        for kind, means_of in means.items():
+            means_of.append(steps[..., across == kind].flatten(1).mean(1))
     border, inside = (torch.stack(means[kind]).mean(0) + FLAT for kind in (True, False))
     return border / inside
 
@@ -253,7 +253,8 @@ def _build_lpips(net: str) -> nn.Module:
             f"LPIPS needs torchvision's weights {filename}, which could not be loaded "
             f"({str(error) or type(error).__name__}): put "
             f"https://download.pytorch.org/models/{filename} into {folder} "
-            "(TORCH_HOME moves that folder), or set loss.perceptual_weight=0"
+            "(TORCH_HOME moves that folder), or do without it: loss.perceptual_weight=0 of a "
+            "training, lpips=null of evaluate.py, --lpips none of reconstruct.py"
         ) from error
 
 

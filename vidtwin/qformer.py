@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import nn
 
 from vidtwin.config import AutoencoderConfig
+from vidtwin.query_transformer import QueryTransformer
 
 
 class QFormer(nn.Module):
@@ -19,37 +20,25 @@ class QFormer(nn.Module):
     Args:
         config: of the autoencoder; the `query_*` keywords are this module's.
         num_queries: learned queries of each sequence.
-    Source: BLIP-2 (arXiv 2301.12597) in transformers' implementation; VidTwin, Sec. 3.2.
+    Source: BLIP-2 (arXiv 2301.12597); VidTwin, Sec. 3.2.
     """
 
     def __init__(self, config: AutoencoderConfig, num_queries: int) -> None:
-        from transformers import Blip2QFormerConfig, Blip2QFormerModel  # slow to import
-
         super().__init__()
         self.queries = nn.Parameter(torch.randn(num_queries, config.query_hidden_size))
-        former = Blip2QFormerConfig(
+        self.qformer = QueryTransformer(
             hidden_size=config.query_hidden_size,
-            num_hidden_layers=config.query_layers,
-            num_attention_heads=config.query_heads,
+            token_size=config.hidden_size,
+            num_layers=config.query_layers,
+            num_heads=config.query_heads,
             intermediate_size=config.query_intermediate_size,
-            encoder_hidden_size=config.hidden_size,
-            cross_attention_frequency=2,
-            hidden_act="gelu",
-            layer_norm_eps=1e-12,
-            hidden_dropout_prob=config.query_dropout,
-            attention_probs_dropout_prob=config.query_dropout,
-            # True would add a second feed-forward to every layer that queries never pass through.
-            use_qformer_text_input=False,
+            dropout=config.query_dropout,
         )
-        # transformers uses SDPA where its version supports it for this model.
-        self.qformer = Blip2QFormerModel(former)
 
     def find(self, tokens: torch.Tensor) -> torch.Tensor:
         """(b, N, D) to what the queries of each sequence found, (b, queries, q)."""
         queries = self.queries.expand(tokens.shape[0], -1, -1)
-        found: torch.Tensor = self.qformer(
-            query_embeds=queries, encoder_hidden_states=tokens
-        ).last_hidden_state
+        found: torch.Tensor = self.qformer(queries, tokens)
         return found
 
 
@@ -89,7 +78,7 @@ class JointQFormer(QFormer):
 
 
 class SpatialQFormer(QFormer):
-    """Per frame, w' + h' queries attend to the positions, instead of means over rows and columns."""
+    """Per frame, w' + h' queries attend to the positions: no means over rows and columns."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         height, width = config.dynamics_grid

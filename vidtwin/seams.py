@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vidtwin.config import AutoencoderConfig
 
-__all__ = ["check_seams", "seam_options"]
+__all__ = ["check_mending", "check_seams", "seam_options"]
 
 OPTIONS = ("patch_overlap", "refinement_channels", "refinement_layers", "refinement_stride")
 
@@ -32,4 +32,14 @@ def check_seams(config: AutoencoderConfig) -> None:
     if height % stride or width % stride:
         raise ValueError(
             f"`refinement_stride` must divide the patch's sides {height} x {width}, got {stride}"
+        )
+
+
+def check_mending(wanted: bool, init_from: str | None, config: AutoencoderConfig) -> None:
+    """Raises ValueError if new parts are wanted on top of no weights, or there are none."""
+    parts = config.patch_overlap or config.refinement_channels
+    if wanted and not (init_from and parts):
+        raise ValueError(
+            "mend_seams=true adds new parts to weights without them: set init_from (got "
+            f"{init_from}), and model.patch_overlap=true or model.refinement_channels"
         )

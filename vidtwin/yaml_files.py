@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -46,13 +46,6 @@ class YamlError(ValueError):
 
 class _Loader(yaml.SafeLoader):
     """The safe loader, which makes plain values alone, with bounds and the core schema."""
-
-    yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {}
-    yaml_constructors: ClassVar[dict[str, Any]] = {
-        tag: constructor
-        for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
-        if tag is None or tag.rpartition(":")[2] in ("null", "bool", "str", "seq", "map")
-    }
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -111,6 +104,13 @@ class _Dumper(yaml.SafeDumper):
     """Quotes the strings that a reader of YAML 1.1 or 1.2 would take for something else."""
 
 
+# Set here, as the stubs of PyYAML take them for attributes of instances.
+_Loader.yaml_implicit_resolvers = {}
+_Loader.yaml_constructors = {
+    tag: constructor
+    for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in ("null", "bool", "str", "seq", "map")
+}
 for _tag, (_pattern, _first) in CORE_SCHEMA.items():
     for _kind in (_Loader, _Dumper):
         _kind.add_implicit_resolver(
@@ -135,8 +135,9 @@ def load_yaml(text: str) -> Any:
     """
     if len(text) > MAX_CHARACTERS:
         raise YamlError(f"{len(text):,} characters, expected at most {MAX_CHARACTERS:,}")
-    loader = _Loader(text)
+    loader = None
     try:
+        loader = _Loader(text)
         return loader.get_single_data()
     except yaml.YAMLError as error:
         raise YamlError(" ".join(str(error).split())) from error
@@ -145,7 +146,8 @@ def load_yaml(text: str) -> Any:
     except (RecursionError, TypeError, ValueError, KeyError) as error:  # such as !!bool maybe
         raise YamlError(f"not plain values: {error}") from error
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        if loader is not None:
+            loader.dispose()  # type: ignore[no-untyped-call]
 
 
 def read_yaml_file(path: Path) -> dict[str, Any]:

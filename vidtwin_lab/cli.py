@@ -11,6 +11,7 @@ options are the script's own. For several processes: `accelerate launch -m vidtw
 
 from __future__ import annotations
 
+import importlib
 import runpy
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,18 @@ COMMANDS = {
     "train-diffusion": "train a diffusion transformer",
     "train-language": "train a text encoder",
 }
+# Not scripts: of the command itself.
+OTHERS = {
+    "doctor": "what would go wrong here, and with a config, before hours are spent",
+    "plot": "curves and samples of runs",
+    "studio": "a page in the browser: prompts, swaps, comparisons, runs",
+    "completion": "a script that completes commands, for bash or zsh",
+}
+MODULES = {
+    "doctor": "vidtwin_lab.doctor.command",
+    "plot": "vidtwin_lab.studio.plot",
+    "studio": "vidtwin_lab.studio.command",
+}
 _COMPLETION = """\
 [ -n "$ZSH_VERSION" ] && autoload -U +X compinit bashcompinit && compinit && bashcompinit
 _vidtwin() {{
@@ -48,14 +61,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     name, rest = (words[0], words[1:]) if words else ("--help", [])
     if name in ("-h", "--help"):
-        about = "".join(f"    {command:20}{told}\n" for command, told in COMMANDS.items())
+        about = "".join(
+            f"    {command:20}{told}\n" for command, told in (COMMANDS | OTHERS).items()
+        )
         print(f"{__doc__}\nCommands, each with its own --help:\n{about}", end="")
     elif name == "--version":
         print(f"vidtwin {metadata.version('vidtwin')}")
     elif name == "completion":
         print(completion(), end="")
+    elif name in MODULES:
+        from vidtwin_lab import runtime
+
+        runtime.configure_logging()
+        module = importlib.import_module(MODULES[name])
+        runtime.run_main(lambda: module.main(rest))
     elif name not in COMMANDS:
-        near = nearest_name(name, COMMANDS)
+        near = nearest_name(name, COMMANDS | OTHERS)
         print(f"error: unknown command {name!r}; the nearest is {near!r}", file=sys.stderr)
         sys.exit(2)
     else:
@@ -69,7 +90,7 @@ def completion() -> str:
     configs = root_folder() / "configs"
     names = sorted(str(path.relative_to(configs)) for path in configs.rglob("*.yaml"))
     return _COMPLETION.format(
-        commands=" ".join([*COMMANDS, "completion", "--help", "--version"]),
+        commands=" ".join([*COMMANDS, *OTHERS, "--help", "--version"]),
         configs=" ".join(names),
     )
 

@@ -50,12 +50,13 @@ def test_what_can_not_be_read_is_left_out_of_the_sizes(tmp_path) -> None:
 
 
 def test_what_does_not_fit_is_still_refused(tmp_path) -> None:
+    config = ("train_diffusion", "--config", ROOT / "configs/diffusion/shapes_debug.yaml")
     words = ("autoencoder=configs/ae/official.yaml", "--dry-run")
-    told = run("train_diffusion", "data.height=99", *words, folder=tmp_path).refused()
+    told = run(*config, "data.height=99", *words, folder=tmp_path).refused()
     assert "data.height=99 differs from model.height=224" in told
-    told = run("train_diffusion", "model.structure_patch_size=2", *words, folder=tmp_path).refused()
+    told = run(*config, "model.structure_patch_size=2", *words, folder=tmp_path).refused()
     assert "`structure_patch_size`=2 must divide" in told
-    told = run("train_diffusion", words[0], folder=tmp_path).refused()
+    told = run(*config, words[0], folder=tmp_path).refused()
     assert "which only --dry-run takes" in told
 
 

@@ -202,6 +202,9 @@ def test_class_folders_without_captions(write_clips, autoencoder, tmp_path):
     short = Path(held_out[0].path)
     write_clips(tmp_path / "short", [12, 2])
     shutil.copy(tmp_path / "short" / "clip01.mp4", short)
+    told = encode(*options, "--dry-run").done()
+    assert f"0 of {6 - len(held_out)} files looked at can't be used" in told
+    assert f"1 of {len(held_out)} files looked at can't be used; {short}: too short: 2" in told
     out = encode(*options).done()
     train = 6 - len(held_out)
     assert f"train: {train} clips, {train} encodings, 0 captions" in out
@@ -211,6 +214,12 @@ def test_class_folders_without_captions(write_clips, autoencoder, tmp_path):
     (skipped,) = LatentCache(tmp_path / "cache" / "validation").manifest["skipped"]
     assert skipped["path"] == str(short)
     assert "data.short=repeat_last" in skipped["reason"]
+    # The cure that the message names takes what is there, and encodes the short clip alone.
+    before = contents(tmp_path / "cache" / "train" / "shards")
+    out = encode(*options, "data.short=repeat_last").done()
+    assert f"validation: {len(held_out)} clips" in out
+    assert contents(tmp_path / "cache" / "train" / "shards") == before
+    LatentCache(tmp_path / "cache" / "validation")
 
 
 class TestBadInput:

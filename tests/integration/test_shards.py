@@ -120,7 +120,9 @@ def test_two_processes_equal_one(shards, tmp_path):
 
 
 def test_a_cache_of_shards_holds_what_one_of_the_files_does(autoencoder, clips, shards, tmp_path):
-    options = (f"autoencoder={autoencoder}", "batch_size=4", "num_workers=0", "parts=[train]")
+    (tmp_path / "empty.yaml").touch()
+    options = ("--config", tmp_path / "empty.yaml", f"autoencoder={autoencoder}",
+               "batch_size=4", "num_workers=0", "parts=[train]")  # fmt: skip
     sources = {
         "files": ("data.source=folder", f"data.path={clips}", "data.max_bad_fraction=0.2"),
         "shards": ("data.source=shards", f"data.path={shards}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 
 import pytest
@@ -18,6 +19,7 @@ from script_runs import (
 )
 
 import vidtwin.data
+import vidtwin.losses
 from vidtwin import VidTwinAutoencoder
 
 CONFIGS = sorted((ROOT / "configs" / "ae").glob("*.yaml"))
@@ -148,7 +150,8 @@ def poison(monkeypatch, bad_steps):
 
 def test_a_step_that_is_not_finite_changes_no_weight(monkeypatch, tmp_path):
     options = ("--config", DEBUG, "validation_samples=0", "log_every=1", "save_every=1",
-               "keep_checkpoints=null", "loss.discriminator_start=0")  # fmt: skip
+               "keep_checkpoints=null", "loss.discriminator_start=0",
+               "max_skipped_share=0.2")  # fmt: skip
     poison(monkeypatch, {3})
     train(*options, "steps=5", "optimizer.warmup_steps=0",
           "discriminator_optimizer.warmup_steps=0", f"output={tmp_path}").done()  # fmt: skip
@@ -157,10 +160,39 @@ def test_a_step_that_is_not_finite_changes_no_weight(monkeypatch, tmp_path):
         before, after, later = (
             weights(checkpoints / f"step_00000000{step}" / name) for step in (3, 4, 5)
         )
-        kept = [k for k in before if "running_" not in k and "num_batches" not in k]
-        assert all(torch.equal(before[key], after[key]) for key in kept)
-        assert not all(torch.equal(after[key], later[key]) for key in kept)
+        # The discriminator's running statistics as well.
+        assert all(torch.equal(before[key], after[key]) for key in before)
+        assert not all(torch.equal(after[key], later[key]) for key in before)
     assert [r["nonfinite_steps"] for r in records(tmp_path)] == [0, 0, 0, 1, 1]
+
+
+def test_a_discriminator_step_that_is_not_finite_changes_no_statistic(monkeypatch, tmp_path):
+    original = vidtwin.losses.AutoencoderLoss.discriminator_loss
+
+    def loss(self, discriminator, video, reconstruction, step, **options):
+        video = video * float("nan") if step == 3 else video
+        return original(self, discriminator, video, reconstruction, step, **options)
+
+    monkeypatch.setattr(vidtwin.losses.AutoencoderLoss, "discriminator_loss", loss)
+    train("--config", DEBUG, "validation_samples=0", "log_every=1", "save_every=1", "steps=5",
+          "keep_checkpoints=null", "loss.discriminator_start=0", "loss.lecam_weight=0.1",
+          "optimizer.warmup_steps=0", "discriminator_optimizer.warmup_steps=0",
+          f"output={tmp_path}", "max_skipped_share=0.2").done()  # fmt: skip
+    rows = records(tmp_path)
+    assert rows[3]["discriminator/total"] == "nan"
+    assert all(math.isfinite(row["discriminator/total"]) for row in (*rows[:3], rows[4]))
+    for step in (4, 5):
+        model = weights(tmp_path / "checkpoints" / f"step_00000000{step}" / "model_1.safetensors")
+        assert all(value.isfinite().all() for value in model.values())
+
+
+def test_a_run_that_skips_more_than_its_share_ends_with_an_error(monkeypatch, tmp_path):
+    options = ("--config", DEBUG, "validation_samples=0", "steps=6", f"output={tmp_path}")
+    poison(monkeypatch, {1, 3, 5})
+    assert "3 of the run's 6 steps had a loss or gradient" in train(*options).refused()
+    assert (tmp_path / "checkpoints" / "step_000000006").is_dir()
+    assert "3 of the run's 6 steps" in train(*options).refused()
+    train(*options, "max_skipped_share=0.5").done()
 
 
 def test_too_many_bad_steps_stop_the_run(monkeypatch, tmp_path):

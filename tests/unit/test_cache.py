@@ -559,6 +559,7 @@ class TestRefuses:
         cache.check(autoencoder_config=replace(SIZES, patch_overlap=True, refinement_channels=8))
         # A cache from before a key was there.
         del cache.manifest["autoencoder_config"]["structure_frame"]
+        del cache.manifest["autoencoder_config"]["structure_extractor"]  # made before it
         cache.check(autoencoder_config=SIZES)
         with pytest.raises(ValueError, match="digest 0123456789abcdef in the cache, now f"):
             cache.check("f")

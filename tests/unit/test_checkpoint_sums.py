@@ -147,7 +147,9 @@ def test_a_run_folder_keeps_no_litter_of_killed_writers(tmp_path):
                  "pipeline/.transformer.writing"):  # fmt: skip
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / ".config.yaml.77.partial").touch()
+    (tmp_path / "videos" / "validation").mkdir(parents=True)
+    (tmp_path / "videos" / "validation" / ".first.mp4.77.partial").touch()
     RunFolder(tmp_path).claim(EMAConfig())
     assert sorted(path.name for path in tmp_path.rglob("*")) == [
-        *("autoencoder", "checkpoints", "config.yaml", "pipeline"),
+        *("autoencoder", "checkpoints", "config.yaml", "pipeline", "validation", "videos"),
     ]

@@ -14,7 +14,8 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch.testing import assert_close
 
 from diffusion import VidTwinPipeline
-from diffusion.schedulers import build_scheduler, is_flow, scheduler_names
+from diffusion.scheduler_names import is_flow, scheduler_names
+from diffusion.schedulers import build_scheduler
 from vidtwin_lab.runtime import mean_over_processes
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

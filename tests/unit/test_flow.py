@@ -13,8 +13,9 @@ from torch.testing import assert_close
 
 from diffusion import FlowConfig, FlowObjective, LevelConfig
 from diffusion.conditions import ClassCondition, Conditions, TextCondition
-from diffusion.config import PREDICTIONS, GuidanceScales
+from diffusion.config import GuidanceScales
 from diffusion.flow import NUM_UNIFORMS, Levels, draw_uniforms, quantile
+from diffusion.flow_config import PREDICTIONS
 from diffusion.guidance import guidance_terms, guided_prediction
 from diffusion.schedulers import LatentSolver, build_sampling_scheduler, sampling_prediction
 from vidtwin import VidTwinLatents

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(path for path in ROOT.glob("*.py") if path.stem != "setup")
 LIBRARIES = ("vidtwin", "diffusion")
-LAB = ("runtime", "language", "evaluation", "studio", "cli")
+LAB = ("runtime", "language", "evaluation", "studio", "doctor", "cli")
 SOURCES = sorted(
     path for package in (*LIBRARIES, "vidtwin_lab") for path in (ROOT / package).rglob("*.py")
 )
@@ -22,7 +22,7 @@ ALL = (
 )
 # Each may import those before it, never those behind it.
 ORDER = ("vidtwin", "diffusion", "vidtwin_lab")
-LAB_ORDER = {"runtime": 0, "evaluation": 1, "language": 2, "studio": 3, "cli": 3}
+LAB_ORDER = {"runtime": 0, "evaluation": 1, "language": 2, "studio": 3, "doctor": 3, "cli": 4}
 NOT_IN_LIBRARIES = {"accelerate", "wandb", "gradio", "argparse"}
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from diffusion.latent_sources import EncodedClips, encode_clips
+from diffusion.latent_sources import CachedLatents, EncodedClips, encode_clips
 from vidtwin import DataConfig, VidTwinAutoencoder
 
 BF16 = partial(torch.autocast, "cpu", torch.bfloat16)
@@ -75,3 +77,29 @@ def test_encoding_with_and_without_a_cache_is_of_one_precision(autoencoder) -> N
         assert value.dtype == torch.float32
         assert not torch.equal(value, getattr(exact, name))
         torch.testing.assert_close(value, getattr(exact, name), rtol=0.1, atol=0.1)
+
+
+def test_a_cache_of_another_place_is_told(autoencoder, tmp_path, monkeypatch, caplog) -> None:
+    """Clips may have moved, so that it is no error; both places are named."""
+
+    class Cache:
+        """As `LatentCache`, of clips in a folder."""
+
+        manifest: Any = {"data": {"source": "folder", "path": str(tmp_path / "here")}}  # noqa: RUF012
+        label_names = ()
+
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def check(self, *_: Any, **__: Any) -> None: ...
+
+    monkeypatch.setattr("diffusion.latent_sources.LatentCache", Cache)
+    monkeypatch.chdir(tmp_path)
+    for path, told in ((None, False), ("here", False), (str(tmp_path / "there"), True)):
+        caplog.clear()
+        source = "shapes" if path is None else "folder"
+        with caplog.at_level(logging.WARNING):
+            CachedLatents("cache", autoencoder, DataConfig(source=source, path=path))
+        assert (
+            f"of the clips in {Path('here').absolute()}, not of those in" in caplog.text
+        ) == told
+        assert (f"data.path={path}" in caplog.text) == told

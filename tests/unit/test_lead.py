@@ -17,9 +17,9 @@ from diffusion import FlowConfig, FlowObjective, LevelConfig
 from diffusion.conditions import Conditions
 from diffusion.config import GuidanceScales
 from diffusion.flow import NUM_UNIFORMS
+from diffusion.inputs import lead_steps
 from diffusion.sampling import LatentSampler
 from diffusion.schedulers import build_sampling_scheduler, build_scheduler
-from diffusion.tracks import lead_steps
 from vidtwin import VidTwinLatents
 
 # Structure of two values, one of each dynamics, all of them correlated.

@@ -81,7 +81,9 @@ def test_actions_lead_from_each_frame_to_the_next(scene: str, draws: None) -> No
     rest = engine.simulate(mjcf, start, motion.controls[2:], motion.gravity[2:], substeps)
     # Contacts forget what their solver started from, hence not bit for bit.
     np.testing.assert_allclose(rest.qpos, whole.qpos[2:], atol=1e-4)
-    still = engine.simulate(mjcf, start, 0 * motion.controls[2:], motion.gravity[:1].repeat(4, 0), substeps)
+    still = engine.simulate(
+        mjcf, start, 0 * motion.controls[2:], motion.gravity[:1].repeat(4, 0), substeps
+    )
     assert np.abs(still.qvel[1] - whole.qvel[3]).max() > 1e-3
 
 
@@ -153,5 +155,5 @@ def test_a_missing_package_and_renderer_are_named(monkeypatch: pytest.MonkeyPatc
     if importlib.util.find_spec("mujoco"):
         end_engine()
         monkeypatch.setenv("MUJOCO_GL", "disable")
-        with pytest.raises(ValueError, match="finds no renderer .*tried disable.*MUJOCO_GL"):
+        with pytest.raises(ValueError, match=r"finds no renderer .*tried disable.*MUJOCO_GL"):
             make()

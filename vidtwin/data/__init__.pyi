@@ -9,6 +9,7 @@ from vidtwin.data.dataset import (
     noise_seed_for,
 )
 from vidtwin.data.file_dataset import FileDataset
+from vidtwin.data.lerobot.config import LeRobotOptions
 from vidtwin.data.loading import (
     GlobalBatchSampler,
     VideoLoader,
@@ -17,6 +18,7 @@ from vidtwin.data.loading import (
     iterate_variants,
 )
 from vidtwin.data.registry import SourceOptions, register_source
+from vidtwin.data.synthetic.physics.config import PhysicsOptions
 from vidtwin.data.synthetic.shapes.config import ShapesOptions
 from vidtwin.data.synthetic.sprites.config import SpritesOptions
 
@@ -27,6 +29,8 @@ __all__ = [
     "Factors",
     "FileDataset",
     "GlobalBatchSampler",
+    "LeRobotOptions",
+    "PhysicsOptions",
     "ShapesOptions",
     "SkippedFile",
     "SourceOptions",

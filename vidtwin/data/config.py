@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 # A source registers itself when its module is imported: a new one needs a line here.
 import vidtwin.data.file_sources
+import vidtwin.data.lerobot.config
 import vidtwin.data.shards.config
 import vidtwin.data.synthetic.physics.config
 import vidtwin.data.synthetic.shapes.config

@@ -310,7 +310,7 @@ def factor_labels(dataset: VideoDataset) -> Factors:
     if not factors.all:
         raise ValueError(
             f"data.source={dataset.config.source} has no labels of content or motion here; take "
-            "shapes, physics, sprites or classes, or a list and name its columns in data.content_factors "
-            "and data.motion_factors"
+            "shapes, physics, sprites or classes, or a list and name its columns in "
+            "data.content_factors and data.motion_factors"
         )
     return factors

@@ -16,7 +16,7 @@ import torch
 from vidtwin.data.bad_files import UnusableVideo
 from vidtwin.data.clips import Clip, ClipList, split_clips
 from vidtwin.data.config import DataConfig
-from vidtwin.data.dataset import Draws, Factors, VideoDataset
+from vidtwin.data.dataset import Draws, Factors, VideoDataset, draws_for
 from vidtwin.data.file_sources import LIST_SOURCES, find_clips
 from vidtwin.data.frames import fit_frame, frames_by_stride, frames_by_time, frames_repeating_last
 from vidtwin.data.readers import Limits, VideoInfo, read_clip, read_video_info
@@ -71,6 +71,24 @@ class FileDataset(VideoDataset):
         """What is known about a clip's video; raises UnusableVideo for a file that is none."""
         path, fetch = self.clips[index].path, self.fetch(index)
         return read_video_info(path, timeout=self.config.timeout, limits=self.limits, fetch=fetch)
+
+    def describe_unusable(self, most: int) -> str:
+        """One line of how many files can't give their clip, and what is wrong with the first.
+
+        Reads packets and first frames, so damage further on is not seen.
+
+        Args:
+            most: files that are looked at, spread evenly.
+        """
+        places = np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).round().astype(int))
+        found = []
+        for index in places.tolist():
+            try:
+                self.choose_frames(self.info(index), draws_for(self.config.seed, 0, index))
+            except UnusableVideo as error:
+                found.append(str(error))
+        told = [f"{len(found)} of {len(places):,} files looked at can't be used", *found[:3]]
+        return "; ".join(told)
 
     def version(self, index: int) -> object:
         """What changes when a clip's file is exchanged under the same name."""

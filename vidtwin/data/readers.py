@@ -26,14 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidtwin.data.bad_files import UnusableVideo
-from vidtwin.data.pyav_reader import (
-    INDEXED_FORMATS,
-    Deadline,
-    FrameListIsWrong,
-    Limits,
-    PyavReader,
-    VideoInfo,
-)
+from vidtwin.data.limits import Deadline, Limits
+from vidtwin.data.pyav_reader import INDEXED_FORMATS, FrameListIsWrong, PyavReader, VideoInfo
 
 __all__ = [
     "Limits",

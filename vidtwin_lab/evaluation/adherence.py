@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from diffusion import VidTwinPipeline
 from diffusion.guiders import build_guider
-from diffusion.tracks import lead_steps
+from diffusion.inputs import lead_steps
 from vidtwin import VidTwinAutoencoder
 from vidtwin.data.synthetic.shapes import MovingShapes, ShapesAttributes, ShapesClip, ShapesConfig
 from vidtwin.files import shipped_path

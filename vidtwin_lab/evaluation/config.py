@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from diffusion.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, SCHEDULER_NAMES
+from diffusion.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+from diffusion.pipeline_files import check_asked, find_pipeline
+from diffusion.scheduler_names import SCHEDULER_NAMES
 from vidtwin.config import WEIGHT_DTYPES
 from vidtwin.data import DataConfig
 from vidtwin.files import shipped_path
@@ -246,6 +248,19 @@ class VideosConfig:
             raise ValueError(
                 "generated.num_inference_steps must be at least 1 and generated.seed not "
                 f"negative, got {self.num_inference_steps} and {self.seed}"
+            )
+
+    def check_files(self) -> None:
+        """Raises ValueError for what is not there, or can't be asked of it; loads nothing."""
+        if self.data is not None:
+            self.data.check_files()
+        elif self.kind == "pipeline":
+            found = find_pipeline(shipped_path(str(self.path)))
+            if found is not None:
+                check_asked(found, scheduler=self.scheduler)
+        elif not Path(str(self.path)).expanduser().is_dir():
+            raise ValueError(
+                f"generated.path={self.path} is no folder; expected one of {self.kind}"
             )
 
 

@@ -31,7 +31,7 @@ def _kept(shape: tuple[int, ...], values: int) -> NDArray[np.bool_]:
     and pixel, the same for each channel but for a remainder."""
     channels, *lengths = shape
     axes = np.meshgrid(*(np.arange(length) / length for length in lengths), indexing="ij")
-    order = np.argsort(sum(np.square(axis) for axis in axes).ravel(), kind="stable")
+    order = np.argsort(np.square(axes).sum(0).ravel(), kind="stable")
     kept = np.zeros((channels, math.prod(lengths)), bool)
     for channel in range(channels):
         kept[channel, order[: values // channels + (channel < values % channels)]] = True

@@ -86,6 +86,7 @@ class CorpusConfig:
         data: of "captions": the data set, as in `train_ae.py`.
         validation_path: what to validate on; None holds out `validation_fraction` of the
             documents, the same ones always, so that none is ever in both parts.
+        validation_fraction: the share that is held out.
         documents: of "text": each "line" is one; or they are divided by "blank" lines; or begin
             at a "heading" as WikiText has them ("= Title ="); or each "file" is one. A cell of a
             CSV file, a caption and a row of a data set is one always.
@@ -183,6 +184,10 @@ class LanguageModelConfig:
 
     Args:
         family: "gpt2" is causal, the others bidirectional; the layers of "albert" share weights.
+        hidden_size: width of the layers, a multiple of `num_heads`.
+        num_layers: number of them.
+        num_heads: attention heads of each.
+        intermediate_size: width of the feed-forward part of each.
         embedding_size: width of the embeddings of "albert" (None: 128, as published) and "electra"
             (None: hidden_size); the other families' is hidden_size.
         max_positions: most tokens of a sample.

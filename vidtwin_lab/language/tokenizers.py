@@ -36,7 +36,7 @@ def train_tokenizer(
     if config.keep_words and kind != "wordpiece":
         raise ValueError(f"tokenizer.keep_words=true is for kind=wordpiece, got {kind}")
     if kind == "wordpiece":
-        kept = {}
+        kept: dict[str, Any] = {}
         if config.keep_words:
             texts = list(texts)
             kept["known_words"] = _words_of(texts, config)

@@ -1,3 +1,9 @@
+from vidtwin_lab.runtime.arguments import (
+    ArgumentParser,
+    RenamedOption,
+    parse_arguments,
+    read_config,
+)
 from vidtwin_lab.runtime.checkpoints import (
     CheckpointFolder,
     DamagedCheckpointError,
@@ -5,9 +11,7 @@ from vidtwin_lab.runtime.checkpoints import (
     find_checkpoint,
 )
 from vidtwin_lab.runtime.command import (
-    RenamedOption,
     configure_logging,
-    parse_arguments,
     read_training_config,
     refuse_several_processes,
     run_main,
@@ -47,10 +51,12 @@ from vidtwin_lab.runtime.run_config import (
     RunConfig,
     check_precision,
 )
+from vidtwin_lab.runtime.sample_arguments import guidance_of, parse_sample_arguments
 from vidtwin_lab.runtime.sample_folder import SampleFolder, new_sample_folder
 from vidtwin_lab.runtime.sharding import start_accelerator
 from vidtwin_lab.runtime.trackers import Trackers, build_trackers
 from vidtwin_lab.runtime.training import (
+    BufferGuard,
     NonFiniteGuard,
     StepTimer,
     build_ema,
@@ -64,6 +70,8 @@ from vidtwin_lab.runtime.training import (
 
 __all__ = [
     "TRACKERS",
+    "ArgumentParser",
+    "BufferGuard",
     "CheckpointFolder",
     "ConfigError",
     "DamagedCheckpointError",
@@ -93,6 +101,7 @@ __all__ = [
     "flatten",
     "format_config",
     "gather_rows",
+    "guidance_of",
     "learning_rate_at",
     "learning_rate_schedule",
     "load_config",
@@ -101,7 +110,9 @@ __all__ = [
     "memory_gib",
     "new_sample_folder",
     "parse_arguments",
+    "parse_sample_arguments",
     "progress_bar",
+    "read_config",
     "read_training_config",
     "read_yaml",
     "refuse_several_processes",

@@ -11,24 +11,35 @@ import pickle
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidtwin.files import (
     damaged_file,
+    disk_failures_told,
     folder_sums,
     publish_folder,
     remove_leftovers,
     unfinished_folder,
     write_json,
 )
-from vidtwin_lab.runtime.config import ConfigError, config_to_dict, flatten, read_yaml, save_config
+from vidtwin_lab.runtime.accelerate_state import (
+    check_random_state,
+    weights_only,
+    without_wrappers,
+)
+from vidtwin_lab.runtime.config import (
+    ConfigError,
+    config_to_dict,
+    flatten,
+    load_config,
+    read_yaml,
+    save_config,
+)
 from vidtwin_lab.runtime.run_config import CHANGEABLE, FIXED
 
 if TYPE_CHECKING:
-    import torch
     from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
@@ -36,6 +47,7 @@ logger = logging.getLogger(__name__)
 _NAME = re.compile(r"\.?(step_\d{9,})(\.old)?")
 _PROGRESS = "progress.json"
 _CONFIG = "config.yaml"
+_PENDING = "validation_pending"
 _DAMAGED = ".damaged"
 
 
@@ -61,36 +73,50 @@ class CheckpointFolder:
         self.keep = keep
         self.config: Any = None  # saved in each checkpoint once the run has one
 
-    def save(self, accelerator: Accelerator, step: int) -> Path:
+    def save(self, accelerator: Accelerator, step: int, *, validated: bool = True) -> Path:
         """Write a checkpoint; to be called by every process at the same step.
 
         Saved are the prepared models (safetensors, without the names that DDP or compile add),
         optimizers, the objects given to `register_for_checkpointing`, the random state of every
         process, and the run's config.
 
+        Args:
+            step: the steps that are done.
+            validated: whether the validation that follows this step, if any, is done as well.
         Returns:
             Path: the finished checkpoint.
+        Raises:
+            DiskError: it could not be written; those before it are as they were.
         """
         final = self.path / f"step_{step:09d}"
-        writing = unfinished_folder(final)
+        with disk_failures_told(self.path):
+            try:
+                self._write(accelerator, final, {} if validated else {_PENDING: True})
+            except BaseException:
+                if accelerator.is_main_process:
+                    shutil.rmtree(unfinished_folder(final), ignore_errors=True)
+                raise
+        return final
+
+    def _write(self, accelerator: Accelerator, final: Path, notes: Mapping[str, Any]) -> None:
+        writing, step = unfinished_folder(final), _step_in(final.name)
         if accelerator.is_main_process:
             self.clean()
             writing.mkdir(parents=True)
         accelerator.wait_for_everyone()
-        with _without_wrappers(accelerator):
+        with without_wrappers(accelerator):
             accelerator.save_state(str(writing))
         if accelerator.is_main_process:
             if self.config is not None:
                 save_config(self.config, writing / _CONFIG)
             record = {"step": step, "num_processes": accelerator.num_processes}
-            record |= {"files": folder_sums(writing)}
+            record |= {**notes, "files": folder_sums(writing)}
             write_json(writing / _PROGRESS, record | {"sha256": _record_digest(record)})
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             publish_folder(final)
             self._rotate()
         accelerator.wait_for_everyone()
-        return final
 
     def load(self, accelerator: Accelerator, path: str | Path) -> int:
         """Put back everything that `save` wrote; unpickles nothing but tensors and numbers.
@@ -124,10 +150,10 @@ class CheckpointFolder:
                 accelerator.num_processes,
             )
         try:
-            with _without_wrappers(accelerator), _weights_only():
+            with without_wrappers(accelerator), weights_only():
                 # Whole states of all processes need not lie on the device at one time.
                 accelerator.load_state(str(path), map_location="cpu")
-                _check_random_state(path / f"random_states_{rank}.pkl")
+                check_random_state(path / f"random_states_{rank}.pkl")
         except (EOFError, pickle.UnpicklingError, SafetensorError) as error:
             # Only of a checkpoint without sums.
             reason = " ".join(str(error).split())
@@ -207,6 +233,13 @@ class CheckpointFolder:
                 found[name[1]] = entry
         return [found[name] for name in sorted(found, key=_step_in)]
 
+    def validation_pending(self, step: int) -> bool:
+        """Whether this run's checkpoint of a step was saved before the step's validation."""
+        newest = self.latest()
+        if newest is None or step_of(newest) != step:
+            return False
+        return bool(_read_record(newest).get(_PENDING))
+
     def latest(self) -> Path | None:
         """The newest finished checkpoint, or None."""
         checkpoints = self.all()
@@ -266,9 +299,10 @@ class RunFolder:
         """
         # A run that has no checkpoint yet has nothing that another config could spoil.
         if self.config_path.exists() and self.checkpoints.latest() is not None:
-            differences = _differences(
-                flatten(read_yaml(self.config_path)), flatten(config_to_dict(config)), changeable
-            )
+            # Loaded, so that a key which did not exist when the run began has its default.
+            begun = load_config(type(config), self.config_path)
+            saved, current = (flatten(config_to_dict(each)) for each in (begun, config))
+            differences = _differences(saved, current, changeable)
             if differences:
                 raise ConfigError(
                     f"run folder {self.path} belongs to a run with another config: "
@@ -276,7 +310,8 @@ class RunFolder:
                 )
         # One process writes; the others can only meet the old file or the new one.
         if os.environ.get("RANK", "0") == "0":
-            for folder in (self.path, self.checkpoints.path, self.path / "pipeline"):
+            below = [path for path in self.path.rglob("*") if path.is_dir()]
+            for folder in (self.path, *below):
                 remove_leftovers(folder)
             save_config(config, self.config_path)
         self.checkpoints.config = config
@@ -366,76 +401,3 @@ def _differences(
         elif saved[key] != current[key]:
             lines.append(f"{key} was {saved[key]!r}, now {current[key]!r}")
     return lines
-
-
-@contextmanager
-def _without_wrappers(accelerator: Accelerator) -> Iterator[None]:
-    """Save and load models under their own names, without `module.` and `_orig_mod.`.
-
-    So a checkpoint goes on with another number of processes, with and without compile.
-    """
-
-    from vidtwin_lab.runtime import sharding  # with torch, which commands do not wait for
-
-    def unwrap(model: torch.nn.Module) -> torch.nn.Module:
-        model = accelerator.unwrap_model(model, keep_torch_compile=False)
-        return getattr(model, "_orig_mod", model)  # compiled before it was prepared
-
-    def before_saving(models: list[Any], weights: list[Any], _folder: str) -> None:
-        for index in range(len(weights)):
-            weights[index] = sharding.whole_state(unwrap(models[index]))
-
-    def before_loading(models: list[Any], _folder: str) -> None:
-        for index, model in enumerate(map(unwrap, models)):
-            models[index] = model
-            if sharding.is_sharded(model):
-                models[index] = sharding.empty_model(model)
-                loaded.append((model, models[index]))
-
-    loaded: list[tuple[torch.nn.Module, torch.nn.Module]] = []
-    handles = (
-        accelerator.register_save_state_pre_hook(before_saving),
-        accelerator.register_load_state_pre_hook(before_loading),
-    )
-    try:
-        yield
-        for model, source in loaded:
-            sharding.take_weights(model, source)
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _weights_only() -> Iterator[None]:
-    """Force `weights_only=True` on every torch.load inside.
-
-    accelerate loads the objects of `register_for_checkpointing` with weights_only=False, which
-    runs whatever code a checkpoint holds; this switch of torch overrules the call.
-    """
-    switches = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
-    before = {name: os.environ.get(name) for name in switches}
-    os.environ.update(switches)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _check_random_state(file: Path) -> None:
-    """Say so where accelerate, which hides its failure, did not restore the random state."""
-    import torch
-    from accelerate.utils.other import load as load_tensors
-
-    if not file.is_file():
-        logger.warning("no random state of this process in %s", file.parent)
-        return
-    saved = load_tensors(file, weights_only=True)
-    if not torch.equal(saved["torch_manual_seed"], torch.get_rng_state()):
-        raise ValueError(f"the random state in {file} could not be restored")
-    if torch.cuda.is_available() != ("torch_cuda_manual_seed" in saved):
-        logger.warning("%s was written on another kind of device", file.parent)

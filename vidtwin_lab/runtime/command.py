@@ -1,84 +1,44 @@
-"""The command line that the training scripts share, and how they end."""
+"""How a script begins, and how it ends."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
+import re
 import sys
+import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
 
 from vidtwin.files import release_locks
+from vidtwin_lab.runtime.arguments import parse_arguments, read_config
 from vidtwin_lab.runtime.checkpoints import find_checkpoint
-from vidtwin_lab.runtime.config import load_config
 from vidtwin_lab.runtime.run_config import NonFiniteError, RunConfigType
 from vidtwin_lab.runtime.signals import terminated_as_interrupted
 
-
-class RenamedOption(argparse.Action):
-    """An option that has another name now; whoever uses the old one is told."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, now: str) -> None:
-        super().__init__(option_strings, dest, nargs="?", help=argparse.SUPPRESS)
-        self.now = now
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        parser.error(f"{self.option_strings[0]} is now {self.now}")
-
-
-def parse_arguments(
-    description: str,
-    argv: Sequence[str] | None = None,
-    extend: Callable[[argparse.ArgumentParser], None] | None = None,
-    training: bool = True,
-) -> argparse.Namespace:
-    """The arguments of a script with a config: config, overrides, dry_run, overfit, resume.
-
-    Args:
-        description: what the script does, for `--help`.
-        argv: arguments without the program's name; None takes those of the process.
-        extend: adds the script's own options to the parser.
-        training: False for a script that trains nothing, and has no overfit and resume.
-    """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config", metavar="FILE", help="YAML file; without it, the defaults")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="override of the config, outer.inner=..."
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved config and sizes, then exit"
-    )
-    if training:
-        parser.add_argument(
-            "--overfit",
-            type=_positive,
-            metavar="N",
-            help="train and validate on the first N samples",
-        )
-        parser.add_argument(
-            "--resume", metavar="PATH", help="checkpoint, or run folder whose latest is taken"
-        )
-    if extend is not None:
-        extend(parser)
-    # Intermixed, so that overrides may stand before, between and after the options.
-    arguments = parser.parse_intermixed_args(argv)
-    for override in arguments.overrides:
-        if "=" not in override:
-            parser.error(f"expected key=value, got {override!r}")
-    return arguments
+# Characters of an error's message: it may quote a file.
+LONGEST_LINE = 2000
 
 
 def read_training_config(
-    description: str, config_class: type[RunConfigType]
+    description: str, config_class: type[RunConfigType], starters: Sequence[str]
 ) -> tuple[RunConfigType, argparse.Namespace]:
-    """Config and arguments of a training script, from its command line."""
+    """Config and arguments of a training script, from its command line.
+
+    Args:
+        description, starters: of `parse_arguments`.
+        config_class: of the script.
+    """
     configure_logging()
-    arguments = parse_arguments(description)
-    given = [f"overfit={arguments.overfit}"] if arguments.overfit else []
-    config = load_config(config_class, arguments.config, [*arguments.overrides, *given])
+    arguments = parse_arguments(description, starters=starters)
+    if arguments.overfit:
+        arguments.overrides.append(f"overfit={arguments.overfit}")
+    config = read_config(config_class, arguments)
     config.optimizer.check_steps(config.steps)
     config.check_files(arguments.dry_run)
     if arguments.resume:
@@ -96,8 +56,15 @@ def configure_logging() -> None:
             logging.getLogger(package).setLevel(logging.INFO)
 
 
-def run_main(main: Callable[[], int | None], *expected: type[Exception]) -> NoReturn:
+def run_main(
+    main: Callable[[], int | None],
+    *expected: type[Exception],
+    flags: Mapping[str, str] | None = None,
+) -> NoReturn:
     """Run a script's main and end the process; an error of the user's input takes one line.
+
+    Where a script has flags instead of keys, an error that names `a_keyword` names --a-keyword,
+    or what `flags` say of it.
 
     ValueError, OSError, NonFiniteError and the `expected` errors print `error: ...` and exit
     with 2; VIDTWIN_TRACEBACK=1 shows where they came from. Ctrl-C exits with 130, SIGTERM with
@@ -116,15 +83,38 @@ def run_main(main: Callable[[], int | None], *expected: type[Exception]) -> NoRe
     except refusals as error:
         if os.environ.get("VIDTWIN_TRACEBACK", "0") not in ("", "0"):
             traceback.print_exc()
-        rank = os.environ.get("RANK", "0")
-        where = "" if rank == "0" else f"[rank {rank}] "
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        message = " ".join(lines) or type(error).__name__
-        print(f"{where}error: {message}", file=sys.stderr)
+        _refuse(error, flags)
         sys.exit(2)
     finally:
         release_locks()
     sys.exit(code or 0)
+
+
+def _refuse(error: Exception, flags: Mapping[str, str] | None) -> None:
+    """Says in one line why nothing is done, and tells the launcher of several processes.
+
+    Before the processes of a run have met, all of them find the same: one of each machine says it.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    message = " ".join(lines) or type(error).__name__
+    if flags is not None:
+        message = re.sub(
+            r"`(\w+)`", lambda m: flags.get(m[1]) or f"--{m[1].replace('_', '-')}", message
+        )
+    message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+    if len(message) > LONGEST_LINE:
+        half = LONGEST_LINE // 2
+        message = f"{message[:half]} [...] {message[-half:]}"
+    rank = os.environ.get("RANK", "0")
+    distributed = sys.modules.get("torch.distributed")
+    met = distributed is not None and distributed.is_initialized()
+    if met or os.environ.get("LOCAL_RANK", "0") == "0":
+        where = "" if rank == "0" else f"[rank {rank}] "
+        print(f"{where}error: {message}", file=sys.stderr)
+    # torchrun, which accelerate launch uses too, ends with what it finds in this file.
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        told = {"message": f"error: {message}", "extraInfo": {"timestamp": str(int(time.time()))}}
+        Path(file).write_text(json.dumps({"message": told}), encoding="utf-8")
 
 
 def refuse_several_processes(script: str) -> None:
@@ -162,10 +152,3 @@ def _join_over_cpus() -> None:
     found = torch.accelerator.current_accelerator(check_available=True)
     if found is None or found.type == "mps":  # which has no collectives
         os.environ["ACCELERATE_USE_CPU"] = "true"
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of samples >= 1, got {number}")
-    return number

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
@@ -52,6 +52,7 @@ class TrainingRun(Generic[RunConfigType]):
         model: the prepared model, to be called in training.
         optimizer, ema, guard: of the model; `ema` is None where it is turned off.
         start_step: steps that were done when the run was resumed.
+        validation_pending: whether the validation after the last of them is still to come.
         trackers: its logs.
         mean: averages a tensor over all processes.
     """
@@ -72,11 +73,18 @@ class TrainingRun(Generic[RunConfigType]):
         lock_folders(self.accelerator, self.folder.path)
         self.folder.claim(config, [key for key in (*CHANGEABLE, *changeable) if key not in fixed])
         self._stop_request = StopRequest()
-        self.guard = NonFiniteGuard(config.max_nonfinite_steps, self._stop_request)
+        self._guards: list[NonFiniteGuard] = []
+        self.guard = self.new_guard(self._stop_request)
         self.mean = mean_over_processes(self.accelerator)
         self.start_step = 0
         self._schedules: list[tuple[torch.optim.Optimizer, Callable[[int], float]]] = []
         torch.manual_seed(config.seed)
+
+    def new_guard(self, stop_request: StopRequest | None = None) -> NonFiniteGuard:
+        """A guard with the config's limits, which also hold for the whole run."""
+        limits = (self.config.max_nonfinite_steps, self.config.max_skipped_share)
+        self._guards.append(NonFiniteGuard(*limits, stop_request))
+        return self._guards[-1]
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -146,6 +154,7 @@ class TrainingRun(Generic[RunConfigType]):
         self.accelerator.register_for_checkpointing(states)
         refuse = self.config.damaged_checkpoints == "refuse"
         self.start_step = resume(self.accelerator, self.folder, path, refuse)
+        self.validation_pending = self.folder.checkpoints.validation_pending(self.start_step)
         if "ema" in states.absent:  # turned on since: it begins with the weights of now
             self.ema = states.optional["ema"] = build_ema(self.unwrapped, self.config.ema)
         self.trackers = build_trackers(
@@ -155,6 +164,7 @@ class TrainingRun(Generic[RunConfigType]):
             self.folder,
             self.config,
             start_step=self.start_step,
+            validation_pending=self.validation_pending,
             video_writer=video_writer,
         )
 
@@ -163,6 +173,7 @@ class TrainingRun(Generic[RunConfigType]):
 
         Raises:
             InterruptedRunError: after a step with its checkpoint, if a process was told to stop.
+            NonFiniteError: after the last step, if more than their share of all were skipped.
         """
         self._timer = StepTimer()
         hidden = not self.accelerator.is_main_process
@@ -177,14 +188,19 @@ class TrainingRun(Generic[RunConfigType]):
                 for optimizer, schedule in self._schedules:
                     set_learning_rate(optimizer, schedule(step))
                 yield step, batch
-                if self.guard.stop and step + 1 < self.config.steps:
-                    self._bar.close()
-                    self.trackers.finish()
-                    saved = self.folder.checkpoints.latest()
-                    done = f"saved {saved}; the same command goes on from there"
-                    raise InterruptedRunError(self.guard.stop, done)
+                if self.guard.stop:
+                    raise self._stopped()
         self._bar.close()
         self.trackers.finish()
+        for guard in self._guards:
+            guard.check_whole_run(self.config.steps)
+
+    def _stopped(self) -> InterruptedRunError:
+        self._bar.close()
+        self.trackers.finish()
+        saved = self.folder.checkpoints.latest()
+        done = f"saved {saved}; the same command goes on from there"
+        return InterruptedRunError(self.guard.stop, done)
 
     def clip_gradients(self) -> Tensor:
         """Norm of the model's gradients before they are clipped as the config says."""
@@ -200,16 +216,41 @@ class TrainingRun(Generic[RunConfigType]):
         """Context of the unwrapped model with its averaged weights; see `ema_weights`."""
         return ema_weights(self.ema, self.unwrapped)
 
+    @contextmanager
+    def validation(self, step: int) -> Iterator[Any]:
+        """Context of the validation after a step, with the averaged model; see `averaged`.
+
+        Where one process trains, a signal ends it: the run saves, and validates when it goes on.
+        Several processes wait for each other in it, and none may leave.
+        """
+        interruption: InterruptedRunError | None = None
+        with self.averaged() as model:
+            # Not while the weights are exchanged: half of them would be saved.
+            self._stop_request.at_once = self.accelerator.num_processes == 1
+            try:
+                yield model
+            except InterruptedRunError as error:
+                interruption = error
+            finally:
+                self._stop_request.at_once = False
+        if interruption is not None:
+            self.guard.stop = interruption.number
+            self.save(step)
+            raise self._stopped() from interruption
+
     def due(self, step: int, every: int) -> bool:
         """Whether something that happens every so many steps follows this step."""
         done = step + 1
         return done == self.config.steps or done % every == 0
 
+    def validates(self, step: int) -> bool:
+        """Whether a validation follows this step now; a run that was told to stop does it later."""
+        return self.due(step, self.config.validate_every) and not self.guard.stop
+
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Counts a step, and logs its values, averaged over processes, if it is time to.
 
-        Saves a checkpoint where the run was told to stop: validation might outlast the patience
-        of who told it.
+        Saves a checkpoint where the run was told to stop.
         """
         self._timer.step(self.config.batch_size)
         self._bar.update()
@@ -229,7 +270,8 @@ class TrainingRun(Generic[RunConfigType]):
 
     def save(self, step: int) -> None:
         """Writes a checkpoint; to be called by every process."""
-        self.folder.checkpoints.save(self.accelerator, step + 1)
+        pending = self.guard.stop and self.due(step, self.config.validate_every)
+        self.folder.checkpoints.save(self.accelerator, step + 1, validated=not pending)
 
     def export(self, name: str, files: Callable[[Any], Any] = lambda model: model) -> None:
         """Writes `name`/ and, with an average, `name`_ema/ for from_pretrained.

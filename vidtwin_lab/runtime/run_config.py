@@ -37,6 +37,7 @@ CHANGEABLE = (
     "compile",
     "mixed_precision",
     "max_nonfinite_steps",
+    "max_skipped_share",
     "*optimizer.learning_rate",
     "*optimizer.fused",
     "*max_grad_norm",
@@ -78,6 +79,13 @@ class OptimizerConfig:
         betas, epsilon: of AdamW; Muon's momentum is 0.95.
         fused: update by AdamW's fused kernel, where the device has one.
         decay_norms_and_biases: let weight decay act on vectors too, as the released code does.
+        learning_rate: the highest of the schedule.
+        weight_decay: decoupled from the gradient, times the learning rate.
+        schedule: "warmup_cosine", which falls to 0, or one of diffusers': "linear", "cosine",
+            "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup".
+        warmup_steps: in which the learning rate rises in a line.
+        warmup_start: learning rate that the rise begins with, of "warmup_cosine" alone.
+        max_grad_norm: longer gradients are scaled down to it; None clips none.
     """
 
     name: str = "adamw"
@@ -135,6 +143,12 @@ class EMAConfig:
         stds: lengths of the averages of kind "power", relative to the run; the first is exported.
         snapshot_every: steps after which each of them is written to OUTPUT/ema_snapshots, with as
             many bytes as the model in float32.
+        enabled: keep an average at all.
+        decay: the largest share of the average that a step leaves as it is.
+        min_decay: the smallest.
+        update_after_step: copy the weights up to this step, and average from there on.
+        warmup: let the decay grow as 1 - (1 + n)^-power.
+        power: of that growth; 2/3 suits long runs, 3/4 short ones.
     """
 
     enabled: bool = True
@@ -185,6 +199,8 @@ class RunConfig:
         damaged_checkpoints: "skip" goes on from the checkpoint before a damaged one, with a
             warning; "refuse" stops.
         max_nonfinite_steps: steps in a row without a finite loss and gradient that stop the run.
+        max_skipped_share: share of such steps, of the last 100 and of the whole run, that is not
+            too much; a run with more stops, or ends with an error.
         tracker: "none", "tensorboard" or "wandb"; metrics.jsonl is written in any case.
         project: the tracker's project.
         collective_timeout_minutes: how long processes wait for each other before the run fails;
@@ -210,6 +226,7 @@ class RunConfig:
     keep_checkpoints: int | None = 3
     damaged_checkpoints: str = "skip"
     max_nonfinite_steps: int = 10
+    max_skipped_share: float = 0.1
     tracker: str = "none"
     project: str = "vidtwin"
     collective_timeout_minutes: float = 60.0
@@ -231,6 +248,8 @@ class RunConfig:
         require(
             on_damage in ("skip", "refuse"), "damaged_checkpoints", '"skip" or "refuse"', on_damage
         )
+        share = self.max_skipped_share
+        require(0 <= share <= 1, "max_skipped_share", "in [0, 1]", share)
         check_precision(self.mixed_precision)
         minutes = self.collective_timeout_minutes
         require(

@@ -18,17 +18,23 @@ class InterruptedRunError(KeyboardInterrupt):
     def __init__(self, number: int, done: str = "") -> None:
         name = "interrupted" if number == signal.SIGINT else "terminated"
         super().__init__(f"{name}: {done}" if done else name)
+        self.number = number
         self.exit_code = 128 + number
 
 
 class StopRequest:
-    """The first signal that came since `listening`; 0 for none."""
+    """The first signal that came since `listening`; 0 for none.
+
+    Attributes:
+        at_once: whether it is raised where the program is, not only noted.
+    """
 
     def __init__(self) -> None:
         self.number = 0
+        self.at_once = False
 
     def _note(self, number: int) -> None:
-        if self.number:  # told twice: at once
+        if self.number or self.at_once:  # told twice: at once
             raise InterruptedRunError(number)
         self.number = number
 

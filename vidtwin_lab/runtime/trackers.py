@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from vidtwin.files import written_whole
+from vidtwin.files import disk_failures_told, written_whole
 from vidtwin_lab.runtime.checkpoints import RunFolder
 from vidtwin_lab.runtime.config import config_to_dict, flatten, format_config
 from vidtwin_lab.runtime.run_config import TRACKERS
@@ -48,10 +49,11 @@ class Trackers:
         self._accelerator = accelerator
         self._tracker = tracker
         self._write_video = video_writer
-        self._videos = run_folder.path / "videos"
-        self._file = None
+        self._path, self._videos = run_folder.log, run_folder.path / "videos"
+        self._file: FileIO | None = None
         if accelerator.is_main_process:
-            self._file = run_folder.log.open("a", encoding="utf-8")
+            # Unbuffered: of a line that a full disk refuses nothing is tried again at the end.
+            self._file = self._path.open("ab", buffering=0)
 
     def log(self, values: Mapping[str, Tensor | float | int | str], step: int) -> None:
         """Log values under their names; a tensor must hold one number."""
@@ -59,8 +61,8 @@ class Trackers:
             return
         plain = {name: _plain(value) for name, value in values.items()}
         line = {"step": step, **{name: _jsonable(value) for name, value in plain.items()}}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        with disk_failures_told(self._path.parent):
+            self._file.write((json.dumps(line, allow_nan=False) + "\n").encode())
         if self._tracker is not None:
             self._tracker.log(plain, step=step)
 
@@ -89,8 +91,9 @@ class Trackers:
         safe = "/".join(re.sub(r"[^\w.-]+", "_", part) for part in name.split("/"))
         suffix = "gif" if self._write_video is None else "mp4"
         path = self._videos / f"{safe}_{step:09d}.{suffix}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        (self._write_video or _write_gif)(path, frames, fps)
+        with disk_failures_told(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (self._write_video or _write_gif)(path, frames, fps)
         try:
             self._show(name, path, frames, step)
         except Exception as error:  # whatever a foreign tracker raises must not end the run
@@ -126,6 +129,7 @@ def build_trackers(
     config: Any,
     *,
     start_step: int | None = None,
+    validation_pending: bool = False,
     video_writer: VideoWriter | None = None,
 ) -> Trackers:
     """The logs of a run; every process calls it.
@@ -135,6 +139,7 @@ def build_trackers(
         project: the tracker's name for runs of this kind.
         config: the run's resolved config, shown with it.
         start_step: the step a resumed run goes on from; what was logged after it is dropped.
+        validation_pending: the validation of that step is still to come, and is dropped as well.
         video_writer: writes (path.mp4, frames, fps); without it videos become gif files.
     Raises:
         ValueError: unknown name, or a tracker that can't start; says how to go on.
@@ -142,7 +147,7 @@ def build_trackers(
     if name not in TRACKERS:
         raise ValueError(f"tracker must be one of {', '.join(TRACKERS)}; got {name!r}")
     if accelerator.is_main_process:
-        _trim(run_folder.log, start_step)
+        _trim(run_folder.log, start_step, validation_pending)
     tracker: GeneralTracker | None = None
     if name == "tensorboard":
         tracker = TensorBoardTracker(project, run_folder.path / "tensorboard")
@@ -182,7 +187,8 @@ def _wandb_tracker(project: str, run_folder: RunFolder, main: bool) -> WandBTrac
     # starts a wandb run, so it does not matter that the others may not see the file yet.
     file = run_folder.path / "wandb_id.txt"
     if main and not file.exists():
-        file.write_text(secrets.token_hex(4), encoding="utf-8")
+        with written_whole(file) as partial:
+            partial.write_text(secrets.token_hex(4), encoding="utf-8")
     identifier = file.read_text(encoding="utf-8").strip() if file.exists() else None
     return WandBTracker(
         project,
@@ -193,15 +199,26 @@ def _wandb_tracker(project: str, run_folder: RunFolder, main: bool) -> WandBTrac
     )
 
 
-def _trim(log: Path, start_step: int | None) -> None:
-    """Drop a last line cut by a kill, and the lines after `start_step`."""
+def _trim(log: Path, start_step: int | None, validation_pending: bool) -> None:
+    """Drop a last line cut by a kill, and the lines of what is still to come."""
     if not log.exists():
         return
     lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     if start_step is not None:
-        lines = [line for line in lines if json.loads(line)["step"] <= start_step]
+        records = ((line, json.loads(line)) for line in lines)
+        lines = [
+            line
+            for line, record in records
+            if record["step"] < start_step
+            or (
+                record["step"] == start_step
+                and not (
+                    validation_pending and any(key.startswith("validation/") for key in record)
+                )
+            )
+        ]
     with written_whole(log) as partial:
         partial.write_text("".join(lines), encoding="utf-8")
 

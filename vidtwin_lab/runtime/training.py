@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +29,8 @@ from vidtwin_lab.runtime.run_config import (
     require,
 )
 from vidtwin_lab.runtime.signals import SIGNALS, StopRequest
+
+logger = logging.getLogger(__name__)
 
 
 def seed_step(seed: int, rank: int, step: int) -> None:
@@ -223,15 +227,25 @@ def ema_weights(ema: EMAModel | PowerEMA | None, model: sharding.Model) -> Itera
 class NonFiniteGuard:
     """Counts the steps whose loss or gradient is not finite, and stops a run that has too many.
 
+    Too many are `max_consecutive` in a row, or more than `max_share` of the last 100 or of all.
     Its reduction also carries whether some process was told to stop: `stop` is the number of a
     signal, the same on all of them after `ok`, and 0 for none.
 
     Register it with `accelerator.register_for_checkpointing` to keep its counts.
     """
 
-    def __init__(self, max_consecutive: int = 10, stop_request: StopRequest | None = None) -> None:
+    WINDOW = 100  # steps
+
+    def __init__(
+        self,
+        max_consecutive: int = 10,
+        max_share: float = 0.1,
+        stop_request: StopRequest | None = None,
+    ) -> None:
         require(max_consecutive >= 1, "max_consecutive", ">= 1", max_consecutive)
-        self.max_consecutive = max_consecutive
+        require(0 <= max_share <= 1, "max_share", "in [0, 1]", max_share)
+        self.max_consecutive, self.max_share = max_consecutive, max_share
+        self._recent: deque[int] = deque(maxlen=self.WINDOW)  # 1 for a step that was skipped
         self.stop_request = stop_request
         self.stop = 0
         self.total = 0
@@ -241,7 +255,8 @@ class NonFiniteGuard:
         """Whether all values are finite on all processes, the same answer on each of them.
 
         Raises:
-            NonFiniteError: at the `max_consecutive`-th bad step in a row.
+            NonFiniteError: at the `max_consecutive`-th bad step in a row, or if too many of the
+                last 100 were bad.
         """
         device = accelerator.device
         finite = [torch.isfinite(torch.as_tensor(v)).all().to(device) for v in values]
@@ -252,25 +267,61 @@ class NonFiniteGuard:
         self.stop = max(
             number if count else 0 for number, count in zip(SIGNALS, stops, strict=True)
         )
+        self._recent.append(int(not_finite > 0))
         if not_finite == 0:
             self.consecutive = 0
             return True
         self.total += 1
         self.consecutive += 1
         if self.consecutive >= self.max_consecutive:
-            raise NonFiniteError(
-                f"{self.consecutive} steps in a row had a loss or gradient that is not finite "
-                f"({self.total} in all); lower the learning rate, lower max_grad_norm, or train "
-                "in fp32"
-            )
+            raise NonFiniteError(self._told(f"{self.consecutive} steps in a row"))
+        if (skipped := sum(self._recent)) > self.max_share * self.WINDOW:
+            raise NonFiniteError(self._told(f"{skipped} of the last {self.WINDOW} steps"))
         return False
 
-    def state_dict(self) -> dict[str, int]:
-        return {"total": self.total, "consecutive": self.consecutive}
+    def check_whole_run(self, steps: int) -> None:
+        """Warns of skipped steps at the end of a run of so many.
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+        Raises:
+            NonFiniteError: if they are more than `max_share`.
+        """
+        told = self._told(f"{self.total} of the run's {steps:,} steps")
+        if self.total > self.max_share * steps:
+            raise NonFiniteError(f"{told}; its weights are saved, but are not what was asked for")
+        if self.total:
+            logger.warning("%s", told)
+
+    def _told(self, steps: str) -> str:
+        return (
+            f"{steps} had a loss or gradient that is not finite and changed nothing "
+            f"({self.total} in all); lower the learning rate, lower max_grad_norm, or train in fp32"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"total": self.total, "consecutive": self.consecutive}
+        return state | ({"recent": list(self._recent)} if any(self._recent) else {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.total = state["total"]
         self.consecutive = state["consecutive"]
+        self._recent = deque(state.get("recent", ()), maxlen=self.WINDOW)
+
+
+class BufferGuard:
+    """Keeps buffers, such as running statistics, for a step that turns out to be skipped."""
+
+    def __init__(self, buffers: Iterable[Tensor]) -> None:
+        self._buffers = list(buffers)
+        self._kept: list[Tensor] = []
+
+    def keep(self) -> None:
+        """Notes the values of now."""
+        self._kept = [buffer.clone() for buffer in self._buffers]
+
+    def put_back(self) -> None:
+        """Gives the buffers the values that were kept."""
+        for buffer, kept in zip(self._buffers, self._kept, strict=True):
+            buffer.copy_(kept)
 
 
 class StepTimer:

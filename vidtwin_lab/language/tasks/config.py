@@ -193,6 +193,10 @@ class FinetuneConfig:
         dropout: of the head; the text encoder has its own.
         warmup_fraction: of the steps; null for optimizer.warmup_steps.
         mixed_precision: "no" or "bf16"; null leaves it to `accelerate launch`.
+        log_every: in steps.
+        tracker: "none", "tensorboard" or "wandb".
+        project: the tracker's project.
+        optimizer: of the head and the text encoder.
     """
 
     RENAMED_KEYS: ClassVar[dict[str, str]] = {"reader": "text_encoder"}

@@ -99,7 +99,7 @@ class Engine:
 
     def __init__(self) -> None:
         # A file, since nobody reads a pipe of warnings.
-        self.errors = tempfile.TemporaryFile()
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         # A session of its own: a signal to the training's group must not end it before its step.
         self.process = subprocess.Popen(
             [sys.executable, __file__],

@@ -96,12 +96,11 @@ def _rim(half: float) -> str:
     """A low rim around a square table."""
     gray = 'rgba=".3 .3 .32 1"'
     long, thick, high = half + 0.04, 0.03, 0.05
+    sides = [(long, thick, 0, half), (long, thick, 0, -half)]
+    sides += [(thick, long, half, 0), (thick, long, -half, 0)]
     return "".join(
         f'<geom type="box" size="{sx} {sy} {high}" pos="{x} {y} {high}" {SEEN} {gray}/>'
-        for sx, sy, x, y in (
-            (long, thick, 0, half), (long, thick, 0, -half),
-            (thick, long, half, 0), (thick, long, -half, 0),
-        )  # fmt: skip
+        for sx, sy, x, y in sides
     )
 
 
@@ -215,7 +214,7 @@ class Arm(Scene):
 
     name = "arm"
     action_names = ("shoulder torque", "elbow torque")
-    joints = {"shoulder": "turn", "elbow": "hinge"}
+    joints: ClassVar = {"shoulder": "turn", "elbow": "hinge"}
     distance = 2.8
 
     def draw_body(self, rng: np.random.Generator) -> Body:
@@ -229,13 +228,14 @@ class Arm(Scene):
     def world(self, body: Body, look: Look) -> tuple[str, str]:
         upper, lower = body["upper"], body["lower"]
         first, second = _color(look.color), _color(look.second)
+        hinge = 'type="hinge" axis="0 0 1" armature=".02"'
         mass = f'type="capsule" size=".05" mass=".3" contype="0" conaffinity="0" {HIDDEN}'
         bodies = (
-            f'<body pos="0 0 .12"><joint name="shoulder" type="hinge" axis="0 0 1" damping=".7" armature=".02"/>'
+            f'<body pos="0 0 .12"><joint name="shoulder" {hinge} damping=".7"/>'
             f'<geom fromto="0 0 0 {upper} 0 0" {mass}/>{_link(look, f"{upper} 0 0", 0.09, first)}'
             f'<geom type="cylinder" size=".12 .08" {SEEN} rgba=".25 .25 .27 1"/>'
-            f'<body pos="{upper} 0 .06"><joint name="elbow" type="hinge" axis="0 0 1" damping=".2" '
-            f'armature=".02" limited="true" range="-2.5 2.5"/>'
+            f'<body pos="{upper} 0 .06"><joint name="elbow" {hinge} damping=".2" '
+            f'limited="true" range="-2.5 2.5"/>'
             f'<geom fromto="0 0 0 {lower} 0 0" {mass}/>'
             f"{_link(look, f'{lower} 0 0', 0.08, _color(look.color, 0.8))}"
             f'<geom type="sphere" size="{0.14 * look.thickness}" pos="{lower} 0 .05" '
@@ -255,7 +255,7 @@ class Pusher(Scene):
 
     name = "pusher"
     action_names = ("force to the right", "force away")
-    joints = {
+    joints: ClassVar = {
         "ball x": "slide",
         "ball y": "slide",
         "object x": "slide",
@@ -317,7 +317,7 @@ class Runner(Scene):
 
     name = "runner"
     action_names = ("back hip", "back knee", "front hip", "front knee")
-    joints = {
+    joints: ClassVar = {
         "x": "slide",
         "z": "slide",
         "pitch": "hinge",
@@ -341,9 +341,7 @@ class Runner(Scene):
         hip, legs = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 1.5) * np.pi
         knee = rng.uniform(0.2, 0.8) * np.pi * (-1, 1)[rng.integers(2)]
         phases = np.array([hip, hip + knee, hip + legs, hip + legs + knee])
-        stride = rng.uniform(0.4, 0.9) * np.sin(
-            2 * np.pi * rng.uniform(0.8, 1.8) * times + phases
-        )
+        stride = rng.uniform(0.4, 0.9) * np.sin(2 * np.pi * rng.uniform(0.8, 1.8) * times + phases)
         actions = np.clip(stride + 0.3 * smooth_controls(rng, frames, 4, fps), -1, 1)
         controls = self.rest + self.reach * actions
         qpos = np.array([rng.uniform(-0.3, 0.3), 0.0, 0.0, *controls[0]])
@@ -395,7 +393,7 @@ class Bodies(Scene):
 
     name = "bodies"
     action_names = ("tilt to the right", "tilt away")
-    joints = {"first": "free", "second": "free"}
+    joints: ClassVar = {"first": "free", "second": "free"}
     elevation = -48.0
     distance = 3.0
     threshold = 0.2

@@ -1,0 +1,78 @@
+"""What robot learners run: the fine-tuning recipe, evaluate.py actions, the example."""
+
+from __future__ import annotations
+
+import csv
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from lerobot_folders import version_3
+from script_runs import ROOT, read_json, run
+
+DEBUG = ("evaluate", "actions", "--config", "configs/evaluation/actions_debug.yaml")
+
+
+@pytest.fixture(scope="module")
+def tiny(build_autoencoder, tmp_path_factory) -> Path:
+    """A new autoencoder: what it makes is noise, but its latents do depend on the clip."""
+    pytest.importorskip("mujoco", reason="MuJoCo is not installed")
+    folder = tmp_path_factory.mktemp("autoencoder")
+    build_autoencoder(height=32, width=32, jitter=0.2).save_pretrained(folder)
+    return folder
+
+
+def test_the_recipe_describes_itself_and_learns_from_lerobot_data(tmp_path):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    recipe = ("train_ae", "--config", "configs/ae/robot_finetune.yaml")
+    told = run(*recipe, "init_from=null", "--dry-run").done()
+    assert "kl_weight: 1.0e-06" in told
+    assert "source: lerobot" in told
+    assert "8,064 latent values per clip" in told
+    root = version_3(tmp_path / "robot")
+    told = run(*recipe, f"data.path={root}").refused()
+    assert "no checkpoint file at vidtwin_structure" in told
+    run(
+        *("train_ae", "--config", "configs/ae/robot_finetune_debug.yaml", "steps=3"),
+        *("data.source=lerobot", f"data.path={root}", "data.fps=10", "validation_samples=0"),
+        f"output={tmp_path / 'run'}",
+    ).done()
+    assert (tmp_path / "run" / "autoencoder" / "config.json").is_file()
+
+
+def test_actions_are_probed_beside_baselines_of_the_same_size(tiny, tmp_path):
+    run(*DEBUG, f"autoencoder={tiny}", f"output={tmp_path}").done()
+    report = read_json(tmp_path / "actions.json")
+    found, sizes = report["found"], report["protocol"]["features"]
+    assert sizes["dynamics"] == 2 * 8 * 8  # both axes, 8 frames, 2 channels of 4
+    assert all(sizes[name] <= sizes["dynamics"] for name in ("pixels", "latent actions"))
+    for probes in found["probes"].values():
+        for kind in ("linear", "network"):
+            for looks in ("seen", "unseen"):
+                assert set(probes[kind][looks]) == {"actions", "positions", "velocities"}
+                assert len(probes[kind][looks]["velocities"]["each"]) == 2
+    for looks in ("seen", "unseen"):
+        swaps = found["swaps"][looks]
+        assert swaps["motion_of_b"]["n"] == swaps["look_of_a"]["n"] == 4
+    with (tmp_path / "actions.csv").open() as file:
+        kinds = [row["measurement"] for row in csv.DictReader(file)]
+    assert kinds == ["probe"] * 6 * 2 * 2 * 3 + ["swap"] * 8
+    assert (tmp_path / "actions.png").stat().st_size > 10_000
+
+
+def test_what_has_no_actions_is_refused(tiny, tmp_path):
+    words = (f"autoencoder={tiny}", f"output={tmp_path / 'out'}")
+    told = run(*DEBUG, *words, "data.source=shapes").refused()
+    assert "data.source=shapes has no actions" in told
+    told = run(*DEBUG, *words, "data.physics.scenes=[arm,pusher]").refused()
+    assert "set data.physics.scenes=[arm]" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_example_runs(tiny, tmp_path, monkeypatch, capsys):
+    words = ("--autoencoder", tiny, "--clips", 10, "--output", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["robot_actions.py", *map(str, words)])
+    runpy.run_path(str(ROOT / "examples" / "robot_actions.py"), run_name="__main__")
+    assert "R² of the joints' velocities on 2 clips" in capsys.readouterr().out
+    assert (tmp_path / "look_motion_swap.mp4").stat().st_size > 500

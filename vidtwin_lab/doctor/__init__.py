@@ -1,0 +1,1 @@
+"""`vidtwin doctor`: what would go wrong, before hours are spent."""

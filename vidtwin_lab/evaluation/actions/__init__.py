@@ -1,0 +1,1 @@
+"""What a latent knows of the actions behind a video: probes, baselines, swaps."""

@@ -1,0 +1,180 @@
+"""Ridge regression and a small network from a feature to actions and states, and their R².
+
+    R² = 1 - sum of squared errors / sum of squared deviations from the mean of the test clips
+
+for each number that is probed, over all frames and test clips; the mean over the numbers is
+reported. Its interval is a bootstrap over test clips.
+
+Axes: N clips, D values of a feature, K numbers of a target, all frames of a clip together in T' K.
+Source: linear probes (Alain and Bengio, arXiv 1610.01644).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vidtwin_lab.evaluation.actions.config import ProbesConfig
+from vidtwin_lab.evaluation.statistics import resampling_counts
+
+__all__ = ["Probed", "probe", "r_squared"]
+
+Array = NDArray[Any]
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Probed:
+    """What a probe says of test clips.
+
+    Args:
+        predictions: set of test clips -> target -> (N, T', K).
+        chosen: the penalty, or the step of the network.
+    """
+
+    predictions: list[dict[str, Array]]
+    chosen: float
+
+
+def probe(
+    features: Sequence[Array],
+    targets: Mapping[str, Array],
+    config: ProbesConfig,
+    kind: str,
+    seed: int,
+) -> Probed:
+    """Fits a probe to the training clips and applies it to the others.
+
+    Args:
+        features: (N, D) of the training clips, then of each set of test clips.
+        targets: name -> (N, T', K) of the training clips.
+        config: how to train.
+        kind: "linear" or "network".
+        seed: of the validation part and of the network.
+    """
+    inputs = [torch.from_numpy(each).double() for each in features]
+    mean, spread = inputs[0].mean(0), inputs[0].std(0)
+    # A value that never changes says nothing; divided by its spread it would be noise.
+    used = spread > 1e-6 * spread.max()
+    inputs = [((each - mean) / spread.clamp_min(1e-300))[:, used] for each in inputs]
+    flat = torch.cat([torch.from_numpy(each).double().flatten(1) for each in targets.values()], 1)
+    center, scale = flat.mean(0), flat.std(0).clamp_min(1e-8)
+    wanted = (flat - center) / scale
+    order = torch.from_numpy(np.random.default_rng([seed, 7]).permutation(len(flat)))
+    count = max(1, round(config.validation_fraction * len(flat)))
+    parts = order[count:], order[:count]
+    fit = _ridge if kind == "linear" else _network
+    outputs, chosen = fit(inputs, wanted, parts, config, seed)
+    predictions = []
+    for output in outputs:
+        values, start, found = output * scale + center, 0, {}
+        for name, target in targets.items():
+            size = int(np.prod(target.shape[1:]))
+            part = values[:, start : start + size]
+            found[name] = part.reshape(-1, *target.shape[1:]).numpy()
+            start += size
+        predictions.append(found)
+    return Probed(predictions, chosen)
+
+
+def _ridge(
+    inputs: Sequence[Tensor],
+    wanted: Tensor,
+    parts: tuple[Tensor, Tensor],
+    config: ProbesConfig,
+    seed: int,
+) -> tuple[list[Tensor], float]:
+    """Outputs for every set of test clips, by the penalty that is best on the validation part."""
+    train, validation = parts
+
+    def weights(clips: Tensor, penalties: Sequence[float]) -> list[Tensor]:
+        own = inputs[0][clips]
+        values, vectors = torch.linalg.eigh(own.T @ own)
+        products = vectors.T @ (own.T @ wanted[clips])
+        return [
+            vectors @ (products / (values + penalty * len(clips))[:, None]) for penalty in penalties
+        ]
+
+    errors = [
+        float((inputs[0][validation] @ each - wanted[validation]).square().mean())
+        for each in weights(train, config.penalties)
+    ]
+    penalty = config.penalties[int(np.argmin(errors))]
+    (final,) = weights(torch.arange(len(wanted)), [penalty])
+    return [each @ final for each in inputs[1:]], penalty
+
+
+def _network(
+    inputs: Sequence[Tensor],
+    wanted: Tensor,
+    parts: tuple[Tensor, Tensor],
+    config: ProbesConfig,
+    seed: int,
+) -> tuple[list[Tensor], float]:
+    """The same by a network of one hidden layer, at its best step on the validation part."""
+    train, validation = parts
+    plain, answers = [each.float() for each in inputs], wanted.float()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = nn.Sequential(
+            nn.Linear(plain[0].shape[1], config.hidden_size),
+            nn.GELU(),
+            nn.Linear(config.hidden_size, wanted.shape[1]),
+        )
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    rng = np.random.default_rng([seed, 8])
+    best, chosen, outputs = float("inf"), 0, []
+    every = max(1, config.steps // 20)
+    for step in range(1, config.steps + 1):
+        batch = train[torch.from_numpy(rng.integers(len(train), size=config.batch_size))]
+        loss = (network(plain[0][batch]) - answers[batch]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % every == 0 or step == config.steps:
+            with torch.no_grad():
+                error = float((network(plain[0][validation]) - answers[validation]).square().mean())
+                if error < best:
+                    best, chosen = error, step
+                    outputs = [network(each).double() for each in plain[1:]]
+    return outputs, float(chosen)
+
+
+def r_squared(predicted: Array, true: Array, seed: int = 0) -> dict[str, Any]:
+    """Mean R² over the K numbers of a target, with its interval, and each number's R² and error.
+
+    Args:
+        predicted, true: (N, T', K).
+    Returns:
+        dict: value, low, high, n; "each", R² of every number; "rmse", their errors in the units
+        of the target.
+    """
+    error = np.square(predicted - true).sum(1)  # (N, K)
+    sums, squares = true.sum(1), np.square(true).sum(1)
+    frames = true.shape[1]
+
+    def score(counts: Array) -> Array:
+        """(R, K) for clips that are drawn so often, (R, N)."""
+        total = counts.sum(1, keepdims=True) * frames
+        spread = counts @ squares - np.square(counts @ sums) / total
+        return 1 - (counts @ error) / np.maximum(spread, 1e-12)
+
+    each = score(np.ones((1, len(true))))[0]
+    drawn = score(resampling_counts(len(true), RESAMPLES, seed, 0)).mean(1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return {
+        "value": float(each.mean()),
+        "low": float(low),
+        "high": float(high),
+        "n": len(true),
+        "each": each.tolist(),
+        "rmse": np.sqrt(error.mean(0) / frames).tolist(),
+    }

@@ -1,0 +1,1 @@
+"""Looking at things in a browser: the studio's page, and curves of runs."""
