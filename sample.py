@@ -169,11 +169,8 @@ def sampling_options(arguments: argparse.Namespace, pipeline: VidTwinPipeline) -
         if options[name] is None:
             options[name] = pipeline.config[name]
     options |= {name: getattr(arguments, name) for name in shared}
-    whole = arguments.structure_from is None and arguments.dynamics_from is None
-    lead = arguments.structure_lead
-    lead = pipeline.config["structure_lead"] if lead is None and whole else lead
-    if lead:
-        options["structure_lead"] = lead
+    if arguments.structure_lead is not None:
+        options["structure_lead"] = arguments.structure_lead
     if arguments.guider is not None:
         text = " ".join(arguments.guider)
         options["guider"] = build_guider(text, options.pop("guidance_scale"))
@@ -256,6 +253,8 @@ def describe(
     shown = dict(options)
     if arguments.guider is not None:
         shown["guider"] = " ".join(arguments.guider)
+    if (lead := pipeline.config["structure_lead"]) and not {"structure", "dynamics"} & {*options}:
+        shown.setdefault("structure_lead", lead)
     if arguments.continue_from is not None:
         shown["continue_frames"] = arguments.continue_frames
     tensors = ("structure", "dynamics", "first_frame", "last_frame", "prefix")

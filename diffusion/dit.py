@@ -127,8 +127,8 @@ class TwinDiT(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
             )  # with the mark which frames are given
             counts = (structure, dynamics, dynamics)
             self.given = nn.ModuleList(nn.Linear(count, width, bias=False) for count in counts)
-            for layer in self.given:
-                nn.init.zeros_(layer.weight)
+            for weight in self.given.parameters():
+                nn.init.zeros_(weight)
 
     @torch.no_grad()
     def initialize(self) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import math
 import operator
 from collections.abc import Iterable, Sequence, Sized
 from typing import Any
 
 __all__ = [
     "check_count",
+    "check_lead",
     "check_seed",
     "class_indices",
     "common_length",
@@ -116,30 +116,30 @@ def common_length(**given: Sized | None) -> int:
     return count
 
 
+def check_lead(structure_lead: float, num_inference_steps: int) -> None:
+    """Raises ValueError for a lead out of [-1, 1], or one of less than half a solver step."""
+    if not -1 <= structure_lead <= 1:  # not a number is neither
+        raise ValueError(
+            f"`structure_lead` must lie in [-1, 1] (1: the structure first, then the dynamics; 0: "
+            f"both together), got {structure_lead}"
+        )
+    if structure_lead and not lead_steps(structure_lead, num_inference_steps)[1]:
+        raise ValueError(
+            f"`structure_lead`={structure_lead} is less than half of one of the "
+            f"{num_inference_steps} solver steps; take more steps, or leave it out"
+        )
+
+
 def lead_steps(structure_lead: float, num_inference_steps: int) -> tuple[int, int]:
     """(steps of each latent, steps by which the dynamics start after the structure).
 
     Args:
         structure_lead: share of a latent's schedule, -1 to 1; below 0 the dynamics lead.
         num_inference_steps: of both together.
-    Raises:
-        ValueError: for a lead out of range, or one of less than half a step.
     """
-    if not -1 <= structure_lead <= 1:  # not a number is neither
-        raise ValueError(
-            f"`structure_lead` must lie in [-1, 1] (1: the structure first, then the dynamics; 0: "
-            f"both together), got {structure_lead}"
-        )
-    if structure_lead == 0:
-        return num_inference_steps, 0
     own = max(round(num_inference_steps / (1 + abs(structure_lead))), -(-num_inference_steps // 2))
     delay = num_inference_steps - own
-    if not delay:
-        raise ValueError(
-            f"`structure_lead`={structure_lead} is less than half of one of the "
-            f"{num_inference_steps} solver steps; take more steps, or leave it out"
-        )
-    return own, int(math.copysign(delay, structure_lead))
+    return own, delay if structure_lead > 0 else -delay
 
 
 def seed_list(seed: int | Sequence[int], batch_size: int) -> list[int]:

@@ -25,7 +25,7 @@ from diffusion.dit import TwinDiT
 from diffusion.given_frames import GivenFrames
 from diffusion.guidance import check_negative
 from diffusion.guiders import check_guider, refuse_scales
-from diffusion.inputs import check_count, class_indices, common_length, lead_steps, prompt_list
+from diffusion.inputs import check_count, check_lead, class_indices, common_length, prompt_list
 from diffusion.latent_stats import LatentStats
 from diffusion.long_video import join_windows, latent_windows, scale_motion
 from diffusion.pipeline_files import check_parts, check_scheduler, check_trained_with, load_parts
@@ -136,7 +136,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             given_guidance_scale=given_guidance_scale,
             structure_lead=structure_lead,
         )
-        lead_steps(structure_lead, 1000)
+        check_lead(structure_lead, 1000)
         GuidanceScales(text=guidance_scale, given=given_guidance_scale)
         self._interrupt = False
         self._num_timesteps = 0
@@ -343,7 +343,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             structure_lead=lead,
             guider=guider,
             going_on=partial(going_on, self) if takes_frames else None,
-            known=frames and frames.latents,
+            known=frames.latents if frames else None,
             known_frames=frames.num_known if frames else 0,
         ).sample(starts, batch_size)
         starts = starts[: len(windows)]

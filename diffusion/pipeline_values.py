@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion.given_frames import GivenFrames, filled_video, given_video, known_dynamics
-from diffusion.inputs import check_count, lead_steps
+from diffusion.inputs import check_count, check_lead
 from diffusion.long_video import window_starts
 from diffusion.sampling import AfterStep
 from vidtwin import VidTwinLatents
@@ -88,9 +88,10 @@ def lead_of(pipeline: Any, asked: float | None, steps: int, given_names: frozens
                 "so there is one latent to sample and none to lead; leave it out"
             )
         return 0.0
-    lead = float(pipeline.config["structure_lead"] if asked is None else asked)
-    lead_steps(lead, steps)
-    return lead
+    if asked is None:  # of few steps it may be none
+        return float(pipeline.config["structure_lead"])
+    check_lead(asked, steps)
+    return asked
 
 
 def starts_of(

@@ -17,7 +17,7 @@ from diffusion import FlowConfig, FlowObjective, LevelConfig
 from diffusion.conditions import Conditions
 from diffusion.config import GuidanceScales
 from diffusion.flow import NUM_UNIFORMS
-from diffusion.inputs import lead_steps
+from diffusion.inputs import check_lead, lead_steps
 from diffusion.sampling import LatentSampler
 from diffusion.schedulers import build_sampling_scheduler, build_scheduler
 from vidtwin import VidTwinLatents
@@ -161,7 +161,7 @@ def test_training_draws_the_levels_of_sampling() -> None:
 )  # fmt: skip
 def test_leads_that_can_not_be(lead, steps, reason) -> None:
     with pytest.raises(ValueError, match=reason):
-        lead_steps(lead, steps)
+        check_lead(lead, steps)
 
 
 def test_the_pipeline(build_pipeline) -> None:
@@ -176,6 +176,7 @@ def test_the_pipeline(build_pipeline) -> None:
     own = build_pipeline(structure_lead=0.5)
     made = own("a star", num_frames=12, **options).latents
     assert all(torch.equal(one, getattr(led, name)) for name, one in made.items())
+    own("a star", **options | {"num_inference_steps": 1})  # too few to lead by
     own(structure=plain, **options)  # its own lead is of what it samples whole
     with pytest.raises(ValueError, match="none to lead"):
         own(structure=plain, structure_lead=0.5, **options)

@@ -11,6 +11,7 @@ from diffusion.config import (
     GuidanceScales,
 )
 from diffusion.guiders import parse_guider
+from diffusion.inputs import check_lead
 from vidtwin.config import LPIPS_NETS, AutoencoderConfig
 from vidtwin.data import DataConfig, ShapesOptions
 from vidtwin.data.synthetic.shapes import SPLITS, WORDINGS
@@ -99,6 +100,8 @@ class AdherenceConfig:
         GuidanceScales.check("given_guidance_scale", self.given_guidance_scale)
         if self.guider is not None:
             parse_guider(self.guider)
+        if self.structure_lead is not None:
+            check_lead(self.structure_lead, self.steps)
         for name in ("structure_lead", "guider"):
             if getattr(self, name) is not None and self.mode != "prompt":
                 raise ValueError(f"`{name}` is for mode=prompt, got mode={self.mode}")

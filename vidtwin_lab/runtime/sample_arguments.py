@@ -9,7 +9,7 @@ from typing import Any
 
 from diffusion.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, GuidanceScales
 from diffusion.guiders import GUIDER_NAMES, parse_guider, refuse_scales
-from diffusion.inputs import lead_steps
+from diffusion.inputs import check_lead
 from diffusion.scheduler_names import SCHEDULER_NAMES
 from vidtwin_lab.runtime.arguments import ArgumentParser, RenamedOption
 from vidtwin_lab.runtime.sample_folder import new_sample_folder
@@ -88,7 +88,7 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--fps must be a positive number, got {arguments.fps}")
     guidance_of(arguments)
     if arguments.structure_lead is not None:
-        lead_steps(arguments.structure_lead, arguments.steps or NUM_INFERENCE_STEPS)
+        check_lead(arguments.structure_lead, arguments.steps or NUM_INFERENCE_STEPS)
     if arguments.continue_from and arguments.first_frame:
         raise ValueError("--first-frame is the first of --continue; give one of them")
 

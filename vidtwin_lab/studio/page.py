@@ -28,8 +28,8 @@ EXAMPLES = (
     "a green square turning",
 )
 # One job at a time: the models are shared, and two jobs would each take twice as long.
-ONE_JOB = {"concurrency_limit": 1, "concurrency_id": "job", "api_visibility": "private"}
-AT_ONCE = {"queue": False, "api_visibility": "private"}
+ONE_JOB: Any = {"concurrency_limit": 1, "concurrency_id": "job", "api_visibility": "private"}
+AT_ONCE: Any = {"queue": False, "api_visibility": "private"}
 HEIGHT = 300  # of a video on the page, pixels
 LIVE_SECONDS = 5
 MAX_PROMPTS = 6
