@@ -23,6 +23,7 @@ from vidtwin.config import (
     LossConfig,
 )
 from vidtwin.data import DataConfig, TooManyBadFiles
+from vidtwin.files import shipped_path
 from vidtwin.seams import check_mending
 from vidtwin_lab import runtime
 
@@ -82,12 +83,12 @@ class TrainConfig(runtime.RunConfig):
         super().check_files(dry_run)
         encoder = self.loss.alignment.encoder
         if encoder is not None and not Path(encoder, "config.json").is_file():
-            raise ValueError(
-                f"loss.alignment.encoder: no image encoder in {encoder}, it has no config.json"
-            )
-        if not dry_run:
-            self.data.check_files()
-        if self.init_from is not None and not Path(self.init_from).exists():
+            told = f"no image encoder in {encoder}, it has no config.json"
+            raise ValueError(f"loss.alignment.encoder: {told}")
+        if dry_run:
+            return
+        self.data.check_files()
+        if self.init_from is not None and not shipped_path(self.init_from).exists():
             raise ValueError(
                 f"init_from: no checkpoint file at {self.init_from}, and no folder of a model"
             )
@@ -132,9 +133,8 @@ def train(config: TrainConfig, resume: str | None) -> None:
     run = runtime.TrainingRun(config, DATA_MAY_CHANGE, fixed)
     accelerator = run.accelerator
     dataset, held_out = build_dataset(config.data), held_out_clips(run)
-    models = (config.model, config.discriminator, config.loss)
-    weights = (config.init_from, config.freeze_encoder, config.mend_seams)
-    model, discriminator, objective = build_models(*models, *weights)
+    how = (config.model, config.discriminator, config.loss, config.init_from)
+    model, discriminator, objective = build_models(*how, config.freeze_encoder, config.mend_seams)
     run.prepare(model, objective)
     adversary = None
     if config.loss.discriminator_weight > 0:

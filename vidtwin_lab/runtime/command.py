@@ -48,12 +48,30 @@ def read_training_config(
 
 def configure_logging() -> None:
     """Warnings of every process, and what our own packages tell on the main one, to stderr."""
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.addFilter(_FirstTime())
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", handlers=[handler])
     # The oldest diffusers we support does not know the new name of this argument.
     warnings.filterwarnings("ignore", message=".*`torch_dtype` is deprecated")
     if os.environ.get("RANK", "0") == "0":
         for package in ("vidtwin", "diffusion", "vidtwin_lab"):
             logging.getLogger(package).setLevel(logging.INFO)
+
+
+class _FirstTime(logging.Filter):
+    """Drops a warning about data that was told before: each part of a data set is listed anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith("vidtwin.data."):
+            return True
+        message = record.getMessage()
+        again = message in self.told
+        self.told.add(message)
+        return not again
 
 
 def run_main(
