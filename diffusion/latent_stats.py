@@ -49,7 +49,7 @@ class LatentStats(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
         if structure_channels < 1 or dynamics_channels < 1:
             raise ValueError(
                 "`structure_channels` and `dynamics_channels` must be at least 1, got "
-                f"{structure_channels} and {dynamics_channels}"
+                f"{structure_channels} and {dynamics_channels}; a transformer needs both latents"
             )
         for name in VidTwinLatents.names:
             channels = structure_channels if name == "structure" else dynamics_channels

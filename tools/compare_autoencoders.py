@@ -5,7 +5,8 @@
 
 Every seed of all variants is trained (train_ae.py) before the next seed; the figures are those of
 its last validation: held-out clips, averaged weights. With `diffusion.config` a transformer is
-trained on the latents of each too (train_diffusion.py), and its held-out loss stands in the table.
+trained on the latents of each too (train_diffusion.py), and its held-out loss stands in the table:
+on latents scaled to a deviation of 1, and of autoencoders that keep different things of a clip.
 Stop it at any time: the same command goes on, and keeps what is finished. The table, as
 compare_autoencoders.md, .json and .csv, is written anew after each run.
 """
@@ -28,7 +29,12 @@ ROOT = Path(__file__).resolve().parents[1]
 NAME = "compare_autoencoders"
 # 97.5 % quantiles of Student's t: degrees of freedom -> quantile.
 T_QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306}
-MEASURES = {"psnr": "PSNR", "ssim": "SSIM", "diffusion_loss": "held-out loss of the transformer"}
+MEASURES = {
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "loss_structure": "transformer's loss of the structure",
+    "loss_dynamics": "of the dynamics",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,12 +136,13 @@ def collect(config: CompareConfig, jobs: Jobs) -> dict[str, dict[str, dict[int, 
     for variant in config.variants:
         for seed in config.seeds:
             run = f"{variant.name}_seed{seed}"
-            values = {}
+            values: dict[str, float] = {}
             if jobs.record(f"train/{run}").get("finished"):
                 measured = last_validation(output / "train" / run)
                 values |= {name: measured[name] for name in ("psnr", "ssim")}
             if jobs.record(f"diffusion/{run}").get("finished"):
-                values["diffusion_loss"] = last_validation(output / "diffusion" / run)["loss"]
+                losses = last_validation(output / "diffusion" / run)
+                values |= {f"loss_{name}": losses[name] for name in ("structure", "dynamics")}
             for name, value in values.items():
                 found.setdefault(name, {}).setdefault(variant.name, {})[seed] = value
     return found

@@ -48,9 +48,10 @@ class StructureAlignment(nn.Module):
         self.config = config
         encoder, self.mean, self.std, self.size = read_encoder(str(config.encoder))
         self._encoder = (encoder,)  # in a tuple it is no submodule
-        channels, queries, *self.grid = structure_shape
-        width = self.targets(torch.zeros(1, 3, 1, *self.size)).shape[1]
-        self.projection = nn.Conv2d(channels * queries, width, 3, padding=1)
+        channels, queries, height, width = structure_shape
+        self.grid = height, width
+        features = self.targets(torch.zeros(1, 3, 1, *self.size)).shape[1]
+        self.projection = nn.Conv2d(channels * queries, features, 3, padding=1)
 
     def forward(
         self,
@@ -90,7 +91,7 @@ class StructureAlignment(nn.Module):
         features = as_grid(found, self.size, getattr(encoder.config, "patch_size", 1))
         found = spatial_norm(features.float())
         found = reduce(found, "(b t) d h w -> b d h w", "mean", t=count)
-        return functional.adaptive_avg_pool2d(found, tuple(self.grid))
+        return functional.adaptive_avg_pool2d(found, self.grid)
 
 
 def as_grid(features: Tensor, size: tuple[int, int], patch: int) -> Tensor:

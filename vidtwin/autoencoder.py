@@ -306,7 +306,7 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
             frame = self.sizes.structure_frame
             if frame is not None and structure_from.shape[2] > frame:
                 structure_from = structure_from[:, :, frame : frame + 1]
-            self._check_video(structure_from, self.structure_encoder.temporal.any_frames)
+            self._check_video(structure_from, bool(self.structure_encoder.temporal.any_frames))
             moments = self.structure_encoder(self.features(structure_from))
             structure = DiagonalGaussian.from_moments(moments).mode()
         x, y = self.sizes.dynamics_x_shape, self.sizes.dynamics_y_shape

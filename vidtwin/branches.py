@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -101,7 +100,7 @@ class DynamicsEncoder(nn.Module):
             nn.Conv2d(width, width, 3, stride=2, padding=1)
             for _ in range(config.dynamics_downsamples)
         )
-        self.extractor: Any = DYNAMICS_EXTRACTORS[config.dynamics_extractor](config)
+        self.extractor = DYNAMICS_EXTRACTORS[config.dynamics_extractor](config)
         # One convolution serves both planes, so x and y speak the same code.
         channels = 2 * config.dynamics_channels
         self.to_moments = nn.Conv2d(self.extractor.width, channels, 3, padding=1)
@@ -226,7 +225,8 @@ def latent_noise(config: AutoencoderConfig, std: float, seeds: Sequence[int]) ->
         seeds: one per sample, which the noise alone depends on.
     Source: l-DeTok (arXiv 2507.15856) and SSVAE, which trains the decoder at a variance of 0.005.
     """
-    own = [np.random.default_rng([int(s), LATENT_NOISE_STREAM]).integers(2**63) for s in seeds]
+    streams = [np.random.default_rng([int(s), LATENT_NOISE_STREAM]) for s in seeds]
+    own = [int(stream.integers(2**63)) for stream in streams]
     return draw_noise(config, own).map(lambda noise: noise * std)
 
 

@@ -5,7 +5,7 @@ Axes: B batch, C channels, T frames, H W pixels, N values of the dynamics.
 
 from __future__ import annotations
 
-from os import PathLike
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -43,7 +43,7 @@ def export_program(autoencoder: VidTwinAutoencoder) -> torch.export.ExportedProg
         )
 
 
-def export_onnx(autoencoder: VidTwinAutoencoder, path: str | PathLike[str]) -> None:
+def export_onnx(autoencoder: VidTwinAutoencoder, path: str | Path) -> None:
     """Writes the encoder of dynamics as ONNX: input "video", output "vector", any batch size.
 
     Needs the packages onnx and onnxscript (the extra "onnx").

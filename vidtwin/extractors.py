@@ -10,6 +10,9 @@ after downsampling.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from einops import rearrange, reduce
 from torch import nn
@@ -58,12 +61,13 @@ class MeanExtractor(nn.Module):
         return columns, rows
 
 
-STRUCTURE_EXTRACTORS: dict[str, type[nn.Module]] = {
+Build = Callable[[AutoencoderConfig], Any]
+STRUCTURE_EXTRACTORS: dict[str, Build] = {
     "qformer": TemporalQFormer,
     "joint_qformer": JointQFormer,
     "convolution": ConvolutionExtractor,
 }
-DYNAMICS_EXTRACTORS: dict[str, type[nn.Module]] = {
+DYNAMICS_EXTRACTORS: dict[str, Build] = {
     "mean": MeanExtractor,
     "qformer": SpatialQFormer,
 }

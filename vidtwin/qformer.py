@@ -78,7 +78,10 @@ class JointQFormer(QFormer):
 
 
 class SpatialQFormer(QFormer):
-    """Per frame, w' + h' queries attend to the positions: no means over rows and columns."""
+    """Per frame, w' + h' queries attend to all positions, instead of a mean of each row and column.
+
+    The decoder spreads what they found over columns and rows as it does with means.
+    """
 
     def __init__(self, config: AutoencoderConfig) -> None:
         height, width = config.dynamics_grid

@@ -45,8 +45,10 @@ def test_actions_are_probed_beside_baselines_of_the_same_size(tiny, tmp_path):
     run(*DEBUG, f"autoencoder={tiny}", f"output={tmp_path}").done()
     report = read_json(tmp_path / "actions.json")
     found, sizes = report["found"], report["protocol"]["features"]
-    assert sizes["dynamics"] == 2 * 8 * 8  # both axes, 8 frames, 2 channels of 4
-    assert all(sizes[name] <= sizes["dynamics"] for name in ("pixels", "latent actions"))
+    assert sizes["dynamics"] == [8, 2 * 2 * 4]  # 8 frames; both axes, 2 channels of 4
+    assert sizes["pixels"] == sizes["frame differences"] == sizes["dynamics"]
+    assert sizes["latent actions"] == [8, 8 * 16 // 7]
+    assert sizes["structure"][0] == 1
     for probes in found["probes"].values():
         for kind in ("linear", "network"):
             for looks in ("seen", "unseen"):

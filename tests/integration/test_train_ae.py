@@ -36,7 +36,9 @@ def test_every_config_describes_itself(config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["official", "paper", "small", "shapes"])
+@pytest.mark.parametrize(
+    "name", ["official", "paper", "small", "shapes", "ablations/no_disentanglement"]
+)
 def test_every_debug_config_trains_validates_and_saves(name, tmp_path):
     train("--config", f"configs/ae/{name}_debug.yaml", f"output={tmp_path}").done()
     logged = records(tmp_path)

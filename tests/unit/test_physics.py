@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,30 @@ def test_mixed_scenes_have_columns_for_all_and_workers_draw_the_same(draws: None
         assert torch.equal(batches[0][name], batches[1][name])
     with pytest.raises(ValueError, match=r"data\.physics\.scenes=\[arm\]"):
         data.factor_classes()
+
+
+def test_an_interrupted_clip_leaves_nothing_behind(
+    draws: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next clip is its own, after an interrupt, a dead process, and among threads."""
+    data = make()
+    expected = [data[index]["video"] for index in range(4)]
+
+    def interrupted(self: engine.Engine) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.Engine, "_header", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            data[0]
+    assert torch.equal(data[1]["video"], expected[1])
+    running = engine._ENGINES[os.getpid()].process
+    running.kill()
+    running.wait()
+    assert torch.equal(data[2]["video"], expected[2])
+    with ThreadPoolExecutor(4) as threads:
+        videos = list(threads.map(lambda index: data[index]["video"], range(4)))
+    assert all(map(torch.equal, videos, expected))
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Clips that are drawn, not read: moving shapes and sprites."""
+"""Clips that are drawn, not read: moving shapes, sprites and simulated bodies."""

@@ -19,7 +19,15 @@ from vidtwin import VidTwinAutoencoder
 from vidtwin.data import VideoDataset
 from vidtwin_lab.evaluation.report import Processes, batches_of
 
-__all__ = ["THUMBNAIL", "ActionClips", "collect", "pixel_features", "targets_of", "thumbnails"]
+__all__ = [
+    "THUMBNAIL",
+    "ActionClips",
+    "collect",
+    "dynamics_by_frame",
+    "pixel_features",
+    "targets_of",
+    "thumbnails",
+]
 
 THUMBNAIL = 32  # pixels, of the frames that networks are trained on
 COARSE = 16  # pixels, of the frames whose principal components are probed
@@ -95,50 +103,45 @@ def collect(
 
 
 def targets_of(clips: ActionClips, state_names: Sequence[str]) -> dict[str, Array]:
-    """Name -> (N, T', K) of what is probed: actions, positions and velocities.
+    """Name -> (N, T - 1, K) of what is probed: actions, positions and velocities.
 
-    An action acts from its frame to the next, so that of the last frame has no effect that is seen.
+    An action acts from its frame to the next, so that of the last frame has no effect that is seen:
+    the last frame is left out.
     """
     moving = [name.endswith(VELOCITY) for name in state_names]
     found = {
-        "actions": clips.actions[:, :-1],
+        "actions": clips.actions,
         "positions": clips.states[..., [not each for each in moving]],
         "velocities": clips.states[..., moving],
     }
-    return {name: target for name, target in found.items() if target.shape[-1]}
+    return {name: target[:, :-1] for name, target in found.items() if target.shape[-1]}
 
 
-def _coarse(clips: ActionClips) -> Tensor:
-    """(N, T, 3, 16, 16) in [-1, 1]."""
-    size = THUMBNAIL // COARSE
-    frames = torch.from_numpy(clips.frames).float() / 127.5 - 1
-    return reduce(frames, "n t c (h x) (w y) -> n t c h w", "mean", x=size, y=size)
+def dynamics_by_frame(clips: ActionClips, dynamics_frames: int) -> Array:
+    """(N, T, D): the vector is frame after frame; one that covers several frames is repeated."""
+    by_frame = rearrange(clips.dynamics, "n (t d) -> n t d", t=dynamics_frames)
+    return np.repeat(by_frame, clips.frames.shape[1] // dynamics_frames, axis=1)
 
 
 def pixel_features(
     train: ActionClips, others: Sequence[ActionClips], size: int
 ) -> dict[str, list[Array]]:
-    """Features of pixels as large as the dynamics: of the training clips, then of the others.
+    """(N, T, size) features of each frame's pixels, of the training clips, then of the others.
 
-    "pixels" are principal components of the clips at 16 x 16, "frame differences" those of the
-    differences from frame to frame. There are at most as many as training clips.
-
-    Args:
-        size: N, of the dynamics.
+    "pixels" are principal components of the frames at 16 x 16, "frame differences" those of what
+    changes from a frame to the next.
     """
-    coarse = [_coarse(clips) for clips in (train, *others)]
-    views = {
-        "pixels": [frames.flatten(1) for frames in coarse],
-        "frame differences": [frames.diff(dim=1).flatten(1) for frames in coarse],
-    }
+    sets = []
+    for clips in (train, *others):
+        frames = torch.from_numpy(clips.frames).float() / 127.5 - 1
+        scale = THUMBNAIL // COARSE
+        sets.append(reduce(frames, "n t c (h y) (w x) -> n t (c h w)", "mean", y=scale, x=scale))
+    changes = [torch.cat((each.diff(dim=1), 0 * each[:, :1]), dim=1) for each in sets]
     found = {}
-    for name, (own, *rest) in views.items():
-        mean = own.mean(0)
-        # The components from the products of clips: there are fewer clips than pixels.
-        values, vectors = torch.linalg.eigh(((own - mean) @ (own - mean).T).double())
-        used = values.flip(0) > 1e-6 * values[-1]
-        kept = vectors.flip(1)[:, used][:, :size].float()
-        axes = (own - mean).T @ kept
-        axes = axes / axes.norm(dim=0)
-        found[name] = [((each - mean) @ axes).numpy() for each in (own, *rest)]
+    for name, (own, *rest) in {"pixels": sets, "frame differences": changes}.items():
+        rows = rearrange(own, "n t d -> (n t) d").double()
+        mean = rows.mean(0)
+        axes = torch.linalg.eigh((rows - mean).T @ (rows - mean)).eigenvectors
+        axes = axes.flip(1)[:, :size].float()  # the strongest first
+        found[name] = [((each - mean.float()) @ axes).numpy() for each in (own, *rest)]
     return found

@@ -17,20 +17,22 @@ class ProbesConfig:
     """How the probes are trained.
 
     Args:
-        penalties: of the ridge regression, to choose from, relative to the number of clips.
+        context: frames before and after a frame whose features a probe is given too.
+        penalties: of the ridge regression, to choose from, relative to the number of frames.
         validation_fraction: share of the training clips on which the penalty, and the step at
             which the small network is best, are chosen.
         hidden_size, steps, batch_size, learning_rate, weight_decay: of the small network, one
             hidden layer.
     """
 
-    penalties: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    context: int = 1
+    penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     validation_fraction: float = 0.2
     hidden_size: int = 256
-    steps: int = 1500
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.1
+    steps: int = 3000
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
         if not self.penalties or min(self.penalties) <= 0 or math.inf in self.penalties:
@@ -41,7 +43,7 @@ class ProbesConfig:
             raise ValueError(
                 f"probes.validation_fraction must be in (0, 1), got {self.validation_fraction}"
             )
-        check_least(self, "probes.", hidden_size=1, steps=1, batch_size=1)
+        check_least(self, "probes.", context=0, hidden_size=1, steps=1, batch_size=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,16 +69,17 @@ class LatentActions(nn.Module):
 
     @torch.no_grad()
     def features(self, clips: ActionClips) -> Array:
-        """(N, (T - 1) Z): the latent actions of each clip, one after another."""
+        """(N, T, Z): the latent action from each frame to the next, zeros at the last one."""
         rows = []
         for clip in clips.frames:
             frames = _scaled(clip)
-            rows.append(self.encode(frames[:-1], frames[1:]).flatten().numpy())
+            actions = self.encode(frames[:-1], frames[1:])
+            rows.append(torch.cat((actions, 0 * actions[:1])).numpy())
         return np.stack(rows)
 
 
 class StateJudge(nn.Module):
-    """Reads the positions of a state off a single frame."""
+    """Reads the positions of a state off a single frame; `mean` and `spread` are theirs, (P,)."""
 
     def __init__(self, values: int, channels: int) -> None:
         super().__init__()
@@ -90,8 +91,7 @@ class StateJudge(nn.Module):
             nn.GELU(),
             nn.Linear(8 * channels, values),
         )
-        self.mean = nn.Buffer(torch.zeros(values))
-        self.spread = nn.Buffer(torch.ones(values))
+        self.mean, self.spread = torch.zeros(values), torch.ones(values)
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B, 3, 32, 32) to (B, P), standardised."""

@@ -1,11 +1,14 @@
 """Ridge regression and a small network from a feature to actions and states, and their R².
 
+A probe is one function for all frames: it is given a feature at a frame and at some before and
+after it, and which frame of the clip it is.
+
     R² = 1 - sum of squared errors / sum of squared deviations from the mean of the test clips
 
 for each number that is probed, over all frames and test clips; the mean over the numbers is
 reported. Its interval is a bootstrap over test clips.
 
-Axes: N clips, D values of a feature, K numbers of a target, all frames of a clip together in T' K.
+Axes: N clips, T frames, D values of a feature at a frame, K numbers of a target.
 Source: linear probes (Alain and Bengio, arXiv 1610.01644).
 """
 
@@ -34,7 +37,7 @@ class Probed:
     """What a probe says of test clips.
 
     Args:
-        predictions: set of test clips -> target -> (N, T', K).
+        predictions: set of test clips -> target -> (N, T - 1, K).
         chosen: the penalty, or the step of the network.
     """
 
@@ -52,35 +55,47 @@ def probe(
     """Fits a probe to the training clips and applies it to the others.
 
     Args:
-        features: (N, D) of the training clips, then of each set of test clips.
-        targets: name -> (N, T', K) of the training clips.
+        features: (N, T, D) of the training clips, then of each set of test clips; (N, 1, D) for
+            what is of a whole clip.
+        targets: name -> (N, T - 1, K) of the training clips.
         config: how to train.
         kind: "linear" or "network".
         seed: of the validation part and of the network.
     """
-    inputs = [torch.from_numpy(each).double() for each in features]
-    mean, spread = inputs[0].mean(0), inputs[0].std(0)
+    count, frames = next(iter(targets.values())).shape[:2]
+    inputs = [_windows(each, frames, config.context) for each in features]
+    mean, spread = inputs[0].mean((0, 1)), inputs[0].std((0, 1))
     # A value that never changes says nothing; divided by its spread it would be noise.
     used = spread > 1e-6 * spread.max()
-    inputs = [((each - mean) / spread.clamp_min(1e-300))[:, used] for each in inputs]
-    flat = torch.cat([torch.from_numpy(each).double().flatten(1) for each in targets.values()], 1)
-    center, scale = flat.mean(0), flat.std(0).clamp_min(1e-8)
-    wanted = (flat - center) / scale
-    order = torch.from_numpy(np.random.default_rng([seed, 7]).permutation(len(flat)))
-    count = max(1, round(config.validation_fraction * len(flat)))
-    parts = order[count:], order[:count]
+    inputs = [((each - mean) / spread.clamp_min(1e-12))[..., used] for each in inputs]
+    wanted = torch.cat([torch.from_numpy(each).float() for each in targets.values()], -1)
+    center, scale = wanted.mean((0, 1)), wanted.std((0, 1)).clamp_min(1e-8)
+    wanted = (wanted - center) / scale
+    order = torch.from_numpy(np.random.default_rng([seed, 7]).permutation(count))
+    held_out = max(1, round(config.validation_fraction * count))
+    parts = order[held_out:], order[:held_out]  # whole clips
     fit = _ridge if kind == "linear" else _network
     outputs, chosen = fit(inputs, wanted, parts, config, seed)
+    sizes = [target.shape[-1] for target in targets.values()]
     predictions = []
     for output in outputs:
-        values, start, found = output * scale + center, 0, {}
-        for name, target in targets.items():
-            size = int(np.prod(target.shape[1:]))
-            part = values[:, start : start + size]
-            found[name] = part.reshape(-1, *target.shape[1:]).numpy()
-            start += size
-        predictions.append(found)
+        values = (output * scale + center).split(sizes, dim=-1)
+        predictions.append(dict(zip(targets, (each.numpy() for each in values), strict=True)))
     return Probed(predictions, chosen)
+
+
+def _windows(feature: Array, frames: int, context: int) -> Tensor:
+    """(N, frames, D'): the feature at each frame and around it, and which frame it is."""
+    values = torch.from_numpy(feature).float()
+    if values.shape[1] == 1:
+        parts = [values.expand(-1, frames, -1)]
+    else:
+        places = torch.arange(frames)
+        last = values.shape[1] - 1
+        parts = [
+            values[:, (places + shift).clamp(0, last)] for shift in range(-context, context + 1)
+        ]
+    return torch.cat([*parts, torch.eye(frames).expand(len(values), -1, -1)], dim=-1)
 
 
 def _ridge(
@@ -94,11 +109,12 @@ def _ridge(
     train, validation = parts
 
     def weights(clips: Tensor, penalties: Sequence[float]) -> list[Tensor]:
-        own = inputs[0][clips]
-        values, vectors = torch.linalg.eigh(own.T @ own)
-        products = vectors.T @ (own.T @ wanted[clips])
+        rows, answers = inputs[0][clips].flatten(0, 1).double(), wanted[clips].flatten(0, 1)
+        values, vectors = torch.linalg.eigh(rows.T @ rows)
+        products = vectors.T @ (rows.T @ answers.double())
         return [
-            vectors @ (products / (values + penalty * len(clips))[:, None]) for penalty in penalties
+            (vectors @ (products / (values + penalty * len(rows))[:, None])).float()
+            for penalty in penalties
         ]
 
     errors = [
@@ -119,13 +135,13 @@ def _network(
 ) -> tuple[list[Tensor], float]:
     """The same by a network of one hidden layer, at its best step on the validation part."""
     train, validation = parts
-    plain, answers = [each.float() for each in inputs], wanted.float()
+    rows, answers = inputs[0][train].flatten(0, 1), wanted[train].flatten(0, 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = nn.Sequential(
-            nn.Linear(plain[0].shape[1], config.hidden_size),
+            nn.Linear(rows.shape[1], config.hidden_size),
             nn.GELU(),
-            nn.Linear(config.hidden_size, wanted.shape[1]),
+            nn.Linear(config.hidden_size, wanted.shape[-1]),
         )
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
@@ -134,17 +150,17 @@ def _network(
     best, chosen, outputs = float("inf"), 0, []
     every = max(1, config.steps // 20)
     for step in range(1, config.steps + 1):
-        batch = train[torch.from_numpy(rng.integers(len(train), size=config.batch_size))]
-        loss = (network(plain[0][batch]) - answers[batch]).square().mean()
+        batch = torch.from_numpy(rng.integers(len(rows), size=config.batch_size))
+        loss = (network(rows[batch]) - answers[batch]).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if step % every == 0 or step == config.steps:
             with torch.no_grad():
-                error = float((network(plain[0][validation]) - answers[validation]).square().mean())
-                if error < best:
-                    best, chosen = error, step
-                    outputs = [network(each).double() for each in plain[1:]]
+                gap = network(inputs[0][validation]) - wanted[validation]
+                if float(gap.square().mean()) < best:
+                    best, chosen = float(gap.square().mean()), step
+                    outputs = [network(each) for each in inputs[1:]]
     return outputs, float(chosen)
 
 

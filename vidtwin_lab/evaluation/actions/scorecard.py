@@ -18,6 +18,7 @@ from vidtwin.data.synthetic.physics import PhysicsDataset
 from vidtwin_lab.evaluation.actions.clips import (
     ActionClips,
     collect,
+    dynamics_by_frame,
     pixel_features,
     targets_of,
     thumbnails,
@@ -163,14 +164,23 @@ def _collect(
 
 
 def _features(subject: Subject, train: ActionClips, tests: Sequence[ActionClips]) -> Features:
-    """Name of a feature -> its values of the training clips, then of each set of test clips."""
+    """Feature -> (N, T, D) of the training clips, then of each set of test clips.
+
+    The structure, which is of a whole clip, is (N, 1, D).
+    """
     config, sets = subject.config, (train, *tests)
-    size = train.dynamics.shape[1]
+    size, frames = train.dynamics.shape[1], train.frames.shape[1]
+    dynamics_frames = subject.model.sizes.dynamics_x_shape[1]
+    dynamics = [dynamics_by_frame(clips, dynamics_frames) for clips in sets]
+    structure = [clips.structure[:, None] for clips in sets]
     found: Features = {
-        "dynamics": [clips.dynamics for clips in sets],
-        "structure": [clips.structure for clips in sets],
-        "both": [np.concatenate([clips.dynamics, clips.structure], axis=1) for clips in sets],
-        **pixel_features(train, tests, size),
+        "dynamics": dynamics,
+        "structure": structure,
+        "both": [
+            np.concatenate([one, np.repeat(other, frames, axis=1)], axis=-1)
+            for one, other in zip(dynamics, structure, strict=True)
+        ],
+        **pixel_features(train, tests, size // frames),
     }
     baseline = train_latent_actions(train, size, config.networks, config.seed)
     found["latent actions"] = [baseline.features(clips) for clips in sets]
@@ -198,6 +208,7 @@ def _probe_all(
 
 def _twins(train: np.ndarray, seen: np.ndarray, unseen: np.ndarray) -> dict[str, Any]:
     """How often the nearest clip in seen looks to one in an unseen look is the same motion."""
+    train, seen, unseen = (each.reshape(len(each), -1) for each in (train, seen, unseen))
     spread = np.maximum(train.std(0), 1e-6 * train.std(0).max())
     gallery, queries = seen / spread, unseen / spread
     squares = np.square(gallery).sum(1) - 2 * queries @ gallery.T  # (queries, gallery)
@@ -220,7 +231,8 @@ def _train_judge(subject: Subject, train: ActionClips) -> StateJudge:
         states=np.concatenate(states),
     )
     positions = targets_of(clips, getattr(unseen, "state_names", ()))["positions"]
-    return train_judge(clips.frames, positions, subject.config.networks, subject.config.seed)
+    seen = clips.frames[:, : positions.shape[1]]
+    return train_judge(seen, positions, subject.config.networks, subject.config.seed)
 
 
 def _probe_rows(probes: Found) -> list[Any]:
@@ -251,7 +263,7 @@ def _protocol(subject: Subject, features: Features, processes: Processes) -> Fou
             "train": f"the first {config.train_clips}",
             "test": f"the next {config.test_clips}; in every set of looks the same motions",
         },
-        "features": {name: each[0].shape[1] for name, each in features.items()},
+        "features": {name: list(each[0].shape[1:]) for name, each in features.items()},
         "targets": {
             "actions": list(getattr(subject.first, "action_names", ())),
             "states": list(getattr(subject.first, "state_names", ())),

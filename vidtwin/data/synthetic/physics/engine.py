@@ -11,14 +11,16 @@ Axes: T frames, H W pixels.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
@@ -80,18 +82,25 @@ def simulate(
         ValueError: if MuJoCo or a renderer is missing, or the scene can't be used.
     """
     camera, height, width = view or (None, 0, 0)
-    return _engine().ask(
-        {
-            "mjcf": mjcf,
-            "qpos": start[0].tolist(),
-            "qvel": start[1].tolist(),
-            "controls": controls.tolist(),
-            "gravity": gravity.tolist(),
-            "substeps": substeps,
-            "camera": None if camera is None else vars(camera),
-            "size": [height, width],
-        }
-    )
+    request = {
+        "mjcf": mjcf,
+        "qpos": start[0].tolist(),
+        "qvel": start[1].tolist(),
+        "controls": controls.tolist(),
+        "gravity": gravity.tolist(),
+        "substeps": substeps,
+        "camera": None if camera is None else vars(camera),
+        "size": [height, width],
+    }
+    with _LOCK:  # threads of a process share its engine
+        engine = _engine()
+        try:
+            return engine.ask(request)
+        except BaseException:
+            # Half an answer may be left in the pipe: the next one must not begin with it.
+            engine.process.kill()
+            engine.close()
+            raise
 
 
 class Engine:
@@ -107,6 +116,7 @@ class Engine:
             stdout=subprocess.PIPE,
             stderr=self.errors,
             start_new_session=True,
+            cwd=tempfile.gettempdir(),  # where MuJoCo may leave its log
             # Few pixels: threads of the software renderer would only cost.
             env={"LP_NUM_THREADS": "0", **os.environ},
         )
@@ -116,38 +126,52 @@ class Engine:
 
     def ask(self, request: Mapping[str, Any]) -> Recording:
         """The answer to a request."""
-        try:
+        with contextlib.suppress(BrokenPipeError):  # the reason is found where the answer lacks
             self.stdin.write(json.dumps(request).encode() + b"\n")
             self.stdin.flush()
-        except BrokenPipeError:
-            pass  # the reason is found where the answer is missing
         shapes = self._header()["shapes"]
         arrays: dict[str, Any] = {"video": None}
         for name, shape in shapes.items():
             count = int(np.prod(shape)) * np.dtype(ARRAYS[name]).itemsize
             data = self.stdout.read(count)
+            if len(data) < count:
+                self._ended()
             arrays[name] = np.frombuffer(data, ARRAYS[name]).reshape(shape).copy()
         return Recording(**arrays)
 
     def _header(self) -> dict[str, Any]:
         line = self.stdout.readline()
         if not line:
-            code = self.process.wait()
-            self.errors.seek(0)
-            last = self.errors.read().decode(errors="replace").strip().splitlines()[-1:]
-            raise ValueError(f"the process that draws physics ended with {code}: {''.join(last)}")
+            self._ended()
         header: dict[str, Any] = json.loads(line)
         if "error" in header:
             raise ValueError(header["error"])
         return header
 
+    def _ended(self) -> NoReturn:
+        code = self.process.wait()
+        self.errors.seek(0)
+        last = self.errors.read().decode(errors="replace").strip().splitlines()[-1:]
+        raise ValueError(f"the process that draws physics ended with {code}: {''.join(last)}")
+
     def close(self) -> None:
         """Ends the process."""
-        self.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.stdin.close()
         self.process.wait()
 
 
 _ENGINES: dict[int, Engine] = {}  # by process: a forked worker starts its own
+_LOCK = threading.Lock()
+
+
+def _new_lock() -> None:
+    global _LOCK
+    _LOCK = threading.Lock()  # another thread of the parent may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)
 
 
 def _engine() -> Engine:

@@ -96,8 +96,8 @@ def _rim(half: float) -> str:
     """A low rim around a square table."""
     gray = 'rgba=".3 .3 .32 1"'
     long, thick, high = half + 0.04, 0.03, 0.05
-    sides = [(long, thick, 0, half), (long, thick, 0, -half)]
-    sides += [(thick, long, half, 0), (thick, long, -half, 0)]
+    sides = [(long, thick, 0.0, half), (long, thick, 0.0, -half)]
+    sides += [(thick, long, half, 0.0), (thick, long, -half, 0.0)]
     return "".join(
         f'<geom type="box" size="{sx} {sy} {high}" pos="{x} {y} {high}" {SEEN} {gray}/>'
         for sx, sy, x, y in sides
