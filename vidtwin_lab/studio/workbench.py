@@ -316,8 +316,9 @@ class Workbench:
     ) -> Made:
         frames = to_uint8(2 * out.videos[0] - 1)
         target, fps = self._new_folder("sample"), fps_of(pipeline)
-        window = pipeline.autoencoder.sizes.video_shape[1:]
-        windows = latent_windows(out.latents, window_starts(len(frames), window[0]), window)
+        sizes = pipeline.autoencoder.sizes
+        starts = window_starts(len(frames), sizes.num_frames)
+        windows = latent_windows(out.latents, starts, sizes)
         latents = save_windows(target / "sample.latents.safetensors", windows, {"fps": repr(fps)})
         sheet = contact_sheet(
             {request.prompt or f"seed {request.seed}": frames}, target / "sheet.png"
