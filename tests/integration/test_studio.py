@@ -241,7 +241,7 @@ def test_a_bad_upload_is_a_message(page: Any, tmp_path: Path, kind: str) -> None
         page.wait_for_timeout(2 * SECOND)
         page.locator("#inside-button").click()
     message.first.wait_for()
-    said = {"not a video": "clip.mp4", "too large": "size", "no suffix of a video": "video"}
+    said = {"not a video": "not playable", "too large": "size", "no suffix of a video": "video"}
     assert said[kind] in message.first.inner_text()
     screenshot(page, f"refused_{kind.split()[0]}")
     # The page still works.
