@@ -53,6 +53,8 @@ def configure_logging() -> None:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", handlers=[handler])
     # The oldest diffusers we support does not know the new name of this argument.
     warnings.filterwarnings("ignore", message=".*`torch_dtype` is deprecated")
+    # Until `init_sync_buffers` is there, as the warning itself says.
+    warnings.filterwarnings("ignore", message=".*`broadcast_buffers` is deprecated")
     if os.environ.get("RANK", "0") == "0":
         for package in ("vidtwin", "diffusion", "vidtwin_lab"):
             logging.getLogger(package).setLevel(logging.INFO)
