@@ -13,7 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from vidtwin.files import release_locks
 from vidtwin_lab.runtime.arguments import parse_arguments, read_config
@@ -48,7 +48,7 @@ def read_training_config(
 
 def configure_logging() -> None:
     """Warnings of every process, and what our own packages tell on the main one, to stderr."""
-    handler = logging.StreamHandler()
+    handler = _BesideBars()
     handler.addFilter(_FirstTime())
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", handlers=[handler])
     # The oldest diffusers we support does not know the new name of this argument.
@@ -58,6 +58,17 @@ def configure_logging() -> None:
     if os.environ.get("RANK", "0") == "0":
         for package in ("vidtwin", "diffusion", "vidtwin_lab"):
             logging.getLogger(package).setLevel(logging.INFO)
+
+
+class _BesideBars(logging.StreamHandler[TextIO]):
+    """Writes to stderr on lines of its own: progress bars are drawn again below."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if (bars := sys.modules.get("tqdm")) is None:
+            super().emit(record)
+            return
+        with bars.tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
 
 
 class _FirstTime(logging.Filter):
@@ -130,6 +141,9 @@ def _refuse(error: Exception, flags: Mapping[str, str] | None) -> None:
     met = distributed is not None and distributed.is_initialized()
     if met or os.environ.get("LOCAL_RANK", "0") == "0":
         where = "" if rank == "0" else f"[rank {rank}] "
+        bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
+        for bar in list(getattr(bars, "_instances", ())):
+            bar.close()  # the error stands on the last line, not behind a bar
         print(f"{where}error: {message}", file=sys.stderr)
     # torchrun, which accelerate launch uses too, ends with what it finds in this file.
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
