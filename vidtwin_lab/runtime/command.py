@@ -13,13 +13,18 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from vidtwin.files import release_locks
 from vidtwin_lab.runtime.arguments import parse_arguments, read_config
 from vidtwin_lab.runtime.checkpoints import find_checkpoint
 from vidtwin_lab.runtime.run_config import NonFiniteError, RunConfigType
 from vidtwin_lab.runtime.signals import terminated_as_interrupted
+
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:  # Python 3.10 has no name for what it writes to
+    _StreamHandler = logging.StreamHandler
 
 # Characters of an error's message: it may quote a file.
 LONGEST_LINE = 2000
@@ -60,7 +65,7 @@ def configure_logging() -> None:
             logging.getLogger(package).setLevel(logging.INFO)
 
 
-class _BesideBars(logging.StreamHandler[TextIO]):
+class _BesideBars(_StreamHandler):
     """Writes to stderr on lines of its own: progress bars are drawn again below."""
 
     def emit(self, record: logging.LogRecord) -> None:
