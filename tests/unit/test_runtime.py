@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal
 import numpy
 import pytest
 import torch
+import tqdm
 from accelerate import Accelerator
 from diffusers.optimization import SchedulerType
 from torch import nn
@@ -325,6 +326,23 @@ def test_a_warning_about_data_is_told_once(monkeypatch, capsys):
         "WARNING vidtwin_lab.runtime: label 1", "WARNING vidtwin_lab.runtime: label 1",
         "WARNING vidtwin_lab.runtime: label 2",
     ]  # fmt: skip
+
+
+def test_messages_stand_on_lines_of_their_own(monkeypatch, capsys):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    configure_logging()
+
+    def main() -> None:
+        for _ in tqdm.tqdm(range(4), desc="bar"):
+            logging.getLogger("vidtwin.data").warning("skipped")
+            raise ValueError("no")
+
+    with pytest.raises(SystemExit):
+        run_main(main)
+    lines = [line.strip() for line in re.split("[\r\n]", capsys.readouterr().err)]
+    told = [line for line in lines if line]
+    assert "WARNING vidtwin.data: skipped" in told
+    assert told[-1] == "error: no"
 
 
 def test_a_script_that_needs_a_config_names_some():
