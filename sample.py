@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             flag = name.removesuffix("_from") if name == "continue_from" else name
             raise ValueError(f"--{flag.replace('_', '-')} {path} is not a file")
 
+    from diffusion.given_clips import given_clips
     from vidtwin.media import contact_sheet
 
     accelerator = runtime.start_accelerator(cpu=arguments.device == "cpu")
@@ -75,11 +76,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     pipeline = load_pipeline(arguments, accelerator)
     requests = plan(arguments, pipeline, prompts)
     options = sampling_options(arguments, pipeline)
+    clips, kept = given_clips(pipeline.autoencoder, options)
     fps = arguments.fps or pipeline.config["fps"] or DEFAULT_FPS
     # Whole batches are shared out, so a sample's batch does not depend on the processes either.
     size = arguments.batch_size
     planned = [requests[start : start + size] for start in range(0, len(requests), size)]
-    made_by = describe(arguments, pipeline, options, fps)
+    made_by = describe(arguments, pipeline, options, fps) | kept
     rows, batches = folder.begin(accelerator, made_by, planned)
     began = time.perf_counter()
     try:
@@ -93,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = sorted(runtime.gather_rows(accelerator, rows), key=lambda row: int(row["index"]))
     if accelerator.is_main_process:
         first = rows[:SHEET_ROWS]
-        shown = {f"{r['index']}  {r['asked']}": folder.thumbnails(r["index"]) for r in first}
+        shown = {} if arguments.num_frames else clips  # of other lengths
+        shown |= {f"{r['index']}  {r['asked']}": folder.thumbnails(r["index"]) for r in first}
         sheet = contact_sheet(shown, folder.path / "sheet.png")
         made_by |= {"seconds": round(seconds, 3), "processes": accelerator.num_processes}
         folder.finish(made_by, rows)
@@ -138,12 +141,11 @@ def plan(
     """Every video that is asked for, by its index."""
     labels = pipeline.class_indices(arguments.class_label)
     count = common_length(prompt=prompts, class_label=labels)
-    each = arguments.num_videos or 1
-    number = arguments.num_samples or count * each
+    number = arguments.num_samples or count * (arguments.num_videos or 1)
     check_seed("--seed", arguments.seed, number)
 
     def request(index: int) -> Request:
-        place = index % count if arguments.num_samples else index // each
+        place = index % count if arguments.num_samples else index // (number // count)
         return Request(
             index=index,
             seed=arguments.seed + index,

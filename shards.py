@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from vidtwin.data import DataConfig
+from vidtwin.files import folder_lock
 from vidtwin_lab import runtime
 
 
@@ -56,6 +57,7 @@ def main() -> None:
     """Reads the command line, then packs videos or makes an index."""
     runtime.configure_logging()
     arguments = runtime.parse_arguments(__doc__ or "", training=False)
+    runtime.refuse_several_processes("shards.py")
     config = runtime.read_config(ShardsConfig, arguments)
     if config.index is not None:
         from vidtwin.data.shards.scan import make_index
@@ -86,6 +88,7 @@ def pack(config: ShardsConfig, dry_run: bool) -> None:
         print(runtime.format_config(config))
         print(f"{output}: {len(dataset):,} videos in {len(writer.bounds):,} shards")
         return
+    folder_lock(output)
     missing = writer.start()
     done = len(writer.bounds) - len(missing)
     if done:

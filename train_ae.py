@@ -23,6 +23,8 @@ from vidtwin.config import (
     LossConfig,
 )
 from vidtwin.data import DataConfig, TooManyBadFiles
+from vidtwin.files import shipped_path
+from vidtwin.seams import check_mending
 from vidtwin_lab import runtime
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class TrainConfig(runtime.RunConfig):
     Args:
         init_from: weights to start from: a saved autoencoder's folder, or a released
             .ckpt/.safetensors (its discriminator comes along if it is there).
+        mend_seams: add the model's parts against seams, new, to weights that have none.
         branch_dropout: how often a clip is decoded without structure or without dynamics.
         frame_shuffle: how often a clip's structure is encoded from shuffled frames.
         latent_noise: standard deviation of noise that is added to the latents before they are
@@ -53,6 +56,7 @@ class TrainConfig(runtime.RunConfig):
     output: str = "outputs/autoencoder"
     project: str = "vidtwin-autoencoder"
     init_from: str | None = None
+    mend_seams: bool = False
     branch_dropout: BranchDropout = BranchDropout()
     frame_shuffle: FrameShuffle = FrameShuffle()
     latent_noise: float = 0.0
@@ -71,21 +75,20 @@ class TrainConfig(runtime.RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_mending(self.mend_seams, self.init_from, self.model)
         if not 0 <= self.latent_noise < math.inf:
-            raise ValueError(
-                f"`latent_noise` must be finite and not negative, got {self.latent_noise}"
-            )
+            raise ValueError(f"`latent_noise` must be finite, 0 or more, got {self.latent_noise}")
 
     def check_files(self, dry_run: bool = False) -> None:
         super().check_files(dry_run)
         encoder = self.loss.alignment.encoder
         if encoder is not None and not Path(encoder, "config.json").is_file():
-            raise ValueError(
-                f"loss.alignment.encoder: no image encoder in {encoder}, it has no config.json"
-            )
-        if not dry_run:
-            self.data.check_files()
-        if self.init_from is not None and not Path(self.init_from).exists():
+            told = f"no image encoder in {encoder}, it has no config.json"
+            raise ValueError(f"loss.alignment.encoder: {told}")
+        if dry_run:
+            return
+        self.data.check_files()
+        if self.init_from is not None and not shipped_path(self.init_from).exists():
             raise ValueError(
                 f"init_from: no checkpoint file at {self.init_from}, and no folder of a model"
             )
@@ -130,8 +133,8 @@ def train(config: TrainConfig, resume: str | None) -> None:
     run = runtime.TrainingRun(config, DATA_MAY_CHANGE, fixed)
     accelerator = run.accelerator
     dataset, held_out = build_dataset(config.data), held_out_clips(run)
-    models = (config.model, config.discriminator, config.loss)
-    model, discriminator, objective = build_models(*models, config.init_from, config.freeze_encoder)
+    how = (config.model, config.discriminator, config.loss, config.init_from)
+    model, discriminator, objective = build_models(*how, config.freeze_encoder, config.mend_seams)
     run.prepare(model, objective)
     adversary = None
     if config.loss.discriminator_weight > 0:

@@ -40,6 +40,7 @@ from vidtwin import (
     draw_noise,
     noise_seed_for,
 )
+from vidtwin.seams import seam_options
 
 # Each open shard holds three file descriptors, of which a process commonly has 1,024.
 MAX_OPEN_SHARDS = 128
@@ -167,11 +168,11 @@ class LatentCache(Dataset[dict[str, Any]]):
         """
         found = []
         if autoencoder_config is not None:
-            asked = plain(autoencoder_config)
-            # What an older cache does not name was no choice then: it has today's default.
-            defaults = restricted(plain(AutoencoderConfig()), asked)
-            saved = {**defaults, **self.manifest["autoencoder_config"]}
-            found += differences(saved, asked, "autoencoder.")
+            now = AutoencoderConfig.from_dict(plain(autoencoder_config))
+            known = (plain(config) for config in (self.autoencoder_config, now))
+            # A cache older than a key has its default; seams are mended by the decoder alone.
+            saved, current = (config | seam_options(AutoencoderConfig()) for config in known)
+            found += differences(saved, current, "autoencoder.")
         saved_digest = self.manifest["autoencoder_digest"]
         if autoencoder_digest is not None and autoencoder_digest != saved_digest:
             found.append(

@@ -6,6 +6,7 @@ A command reads and checks its configuration with this module before anything he
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -294,8 +295,9 @@ class GuidanceScales:
     @staticmethod
     def check(keyword: str, value: float | None) -> None:
         """Raises ValueError for a scale that guidance can't have; None stands for another's."""
-        if value is not None and not 1.0 <= value < math.inf:
-            raise ValueError(f"`{keyword}` must be at least 1.0 (which is off), got {value}")
+        number = isinstance(value, numbers.Real) and 1.0 <= value < math.inf
+        if value is not None and not number:
+            raise ValueError(f"`{keyword}` must be at least 1.0 (which is off), got {value!r}")
 
     @staticmethod
     def from_keywords(

@@ -14,6 +14,7 @@ __all__ = [
     "class_indices",
     "common_length",
     "lead_steps",
+    "negative_list",
     "prompt_list",
     "seed_list",
 ]
@@ -63,6 +64,16 @@ def prompt_list(prompt: str | Sequence[str] | None, name: str = "prompt") -> lis
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"`{name}` must be a text that says something, got {text!r}")
     return prompts
+
+
+def negative_list(prompt: str | Sequence[str] | None) -> list[str] | None:
+    """The negative prompts as a list; None where they say nothing, as "" and [""] do.
+
+    Raises:
+        ValueError: if some of them are empty.
+    """
+    says_nothing = not prompt or (isinstance(prompt, Sequence) and not any(prompt))
+    return None if says_nothing else prompt_list(prompt, "negative_prompt")
 
 
 def class_indices(

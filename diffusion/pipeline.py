@@ -25,7 +25,14 @@ from diffusion.dit import TwinDiT
 from diffusion.given_frames import GivenFrames
 from diffusion.guidance import check_negative
 from diffusion.guiders import check_guider, refuse_scales
-from diffusion.inputs import check_count, check_lead, class_indices, common_length, prompt_list
+from diffusion.inputs import (
+    check_count,
+    check_lead,
+    class_indices,
+    common_length,
+    negative_list,
+    prompt_list,
+)
 from diffusion.latent_stats import LatentStats
 from diffusion.long_video import join_windows, latent_windows, scale_motion
 from diffusion.pipeline_files import check_parts, check_scheduler, check_trained_with, load_parts
@@ -299,7 +306,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         starts = starts_of(self, num_frames, overlap_frames, dynamics is not None)
         asked: dict[str, Any] = {
             "prompt": prompt_list(prompt),
-            "negative_prompt": prompt_list(negative_prompt or None, "negative_prompt"),
+            "negative_prompt": negative_list(negative_prompt),
             "class_labels": self.class_indices(class_labels),
         }
         if class_guidance_scale is not None and asked["class_labels"] is None:

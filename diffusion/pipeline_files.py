@@ -138,7 +138,7 @@ def check_asked(
         check_trained_with("text", text_size, num_classes)
     if class_labels is not None:
         check_trained_with("classes", num_classes, text_size)
-        class_indices(class_labels, num_classes, index.get("class_names"))
+        class_indices(class_labels, int(num_classes or 0), index.get("class_names"))
 
 
 def check_trained_with(condition: str, size: int | None, others: int | None) -> None:
@@ -247,6 +247,13 @@ def load_parts(
     for option in ("custom_pipeline", "trust_remote_code"):
         if options.get(option):
             raise ValueError(f"a pipeline is loaded without foreign code; drop `{option}`")
+    for option in ("dtype", "torch_dtype"):
+        given = options.get(option)
+        for one in given.values() if isinstance(given, dict) else [given]:
+            if not (one is None or isinstance(one, torch.dtype)):
+                raise ValueError(
+                    f"`{option}` must be a dtype of torch, such as torch.bfloat16, got {one!r}"
+                )
     if "dtype" not in options:
         options = {"torch_dtype": torch.float32} | options
     options = options | {"use_safetensors": True}

@@ -368,8 +368,14 @@ def generators_of(
             raise ValueError("give `seed` or `generator`, got both")
         if isinstance(generator, torch.Generator):
             return generator
-        check_length("generator", len(generator), batch_size)
-        return list(generator)
+        given = list(generator) if isinstance(generator, Sequence) else [generator]
+        if not all(isinstance(one, torch.Generator) for one in given):
+            raise ValueError(
+                f"`generator` must be a torch.Generator, or one for each video, got {generator!r}; "
+                "a number is a `seed`"
+            )
+        check_length("generator", len(given), batch_size)
+        return given
     if seed is None:
         seed = torch.randint(2**62, (batch_size,)).tolist()
     return [torch.Generator().manual_seed(one) for one in seed_list(seed, batch_size)]

@@ -5,6 +5,7 @@ Axes: B batch, L text tokens, D width.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import inspect
 import logging
@@ -100,6 +101,9 @@ class TextEncoder:
         self._from_below = layer % (depth + 1)
         self._first_position, limit = position_table(model)
         self.max_length = self._checked_length(max_length, limit)
+        # Of a tokenizer that was trained on the captions of a small grammar (`keep_words`).
+        words = tokenizer.init_kwargs.get("known_words") if tokenizer.is_fast else None
+        self._known_words, self._told_words = frozenset(words or ()), False
 
     @classmethod
     def from_pretrained(
@@ -281,7 +285,28 @@ class TextEncoder:
             "the tokenizer has no special token to stand for an empty prompt; give a prompt"
         )
 
+    def _warn_of_unread(self, prompt: str) -> None:
+        """Names the words that no caption of the training had, where the tokenizer knows them."""
+        backend, known = self.tokenizer.backend_tokenizer, sorted(self._known_words)
+        plain = prompt if backend.normalizer is None else backend.normalizer.normalize_str(prompt)
+        words = dict.fromkeys(word for word, _ in backend.pre_tokenizer.pre_tokenize_str(plain))
+        unread = [word for word in words if word.isalnum() and word not in self._known_words]
+        if not unread:
+            return
+        near = {word: difflib.get_close_matches(word, known, n=1, cutoff=0.7) for word in unread}
+        told = [f"{word} ({near[word][0]}?)" if near[word] else word for word in unread]
+        can = "" if self._told_words else f"; the words it can read: {', '.join(known)}"
+        self._told_words = True
+        logger.warning(
+            "the prompt %r has words that no caption of the training had, read by guess: %s%s",
+            prompt,
+            ", ".join(told),
+            can,
+        )
+
     def _warn_of_unknown(self, prompt: str, row: list[int], special: Sequence[int]) -> None:
+        if self._known_words:
+            return self._warn_of_unread(prompt)
         unknown = self.tokenizer.unk_token_id
         plain = [token for token, added in zip(row, special, strict=True) if not added]
         count = plain.count(unknown) if unknown is not None else 0

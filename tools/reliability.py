@@ -27,6 +27,7 @@ import importlib
 import json
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 import time
@@ -120,37 +121,47 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random")
     parser.add_argument("--folder", type=Path, help="where files are written meanwhile")
     arguments = parser.parse_args()
-    results = read_results()
     if arguments.page:
-        write_page(results["checks"])
+        write_page(read_results()["checks"])
         return 0
-    failed = []
-    for name in arguments.only:
-        check = CHECKS[name]
-        module, _, function = check.measure.partition(":")
-        measure = getattr(importlib.import_module(f"reliability_checks.{module}"), function)
-        began = time.monotonic()
-        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-            options = Options(
-                quick=arguments.quick,
-                folder=Path(folder),
-                jobs=arguments.jobs,
-                share=arguments.share,
-                seed=arguments.seed,
-            )
-            found = measure(options, *check.arguments)
-        seconds = round(time.monotonic() - began)
-        print(f"{name}: {found['figure']} ({seconds} s)", flush=True)
-        if found["passed"] is False:
-            failed.append(name)
-            print(json.dumps(found, indent=1, default=str))
-        if not arguments.quick and (found["passed"] is not None or name not in results["checks"]):
-            asked = {"seconds": seconds, "seed": arguments.seed, "share": arguments.share}
-            results["checks"][name] = {**found, **asked, **protocol()}
-            write_json(RESULTS, results)
-            write_page(results["checks"])
+    if len(arguments.only) == 1:
+        return measured(arguments.only[0], arguments)
+    # Each in a process of its own: runs are forked from it, and must not inherit another's state.
+    words, only = sys.argv[1:], arguments.only
+    if "--only" in words:
+        first = words.index("--only")
+        words = words[:first] + [word for word in words[first + 1 :] if word not in only]
+    commands = {name: [sys.executable, __file__, *words, "--only", name] for name in only}
+    failed = [name for name, command in commands.items() if subprocess.call(command)]
     print(f"broken: {', '.join(failed)}" if failed else "all promises were kept")
     return bool(failed)
+
+
+def measured(name: str, arguments: argparse.Namespace) -> int:
+    """Measures a check, and writes its figure unless that is quick; 1 if it failed."""
+    check, results = CHECKS[name], read_results()
+    module, _, function = check.measure.partition(":")
+    measure = getattr(importlib.import_module(f"reliability_checks.{module}"), function)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        options = Options(
+            quick=arguments.quick,
+            folder=Path(folder),
+            jobs=arguments.jobs,
+            share=arguments.share,
+            seed=arguments.seed,
+        )
+        found = measure(options, *check.arguments)
+    seconds = round(time.monotonic() - began)
+    print(f"{name}: {found['figure']} ({seconds} s)", flush=True)
+    if found["passed"] is False:
+        print(json.dumps(found, indent=1, default=str))
+    if not arguments.quick and (found["passed"] is not None or name not in results["checks"]):
+        asked = {"seconds": seconds, "seed": arguments.seed, "share": arguments.share}
+        results["checks"][name] = {**found, **asked, **protocol()}
+        write_json(RESULTS, results)
+        write_page(results["checks"])
+    return found["passed"] is False
 
 
 def protocol() -> dict[str, Any]:

@@ -5,6 +5,7 @@ Axes: B batch, C channels, T frames, H W pixels, h w grid, D width.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -35,6 +36,8 @@ from vidtwin.latents import (
     VidTwinPosterior,
     dynamics_vector,
 )
+from vidtwin.refinement import PatchOverlap, Refinement
+from vidtwin.seams import seam_options
 from vidtwin.strict_loading import StrictLoading, load_strictly
 from vidtwin.transformer import PatchEmbedding, PatchHead, SpaceTimeTransformer
 
@@ -96,6 +99,10 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         structure_frame: int | None = None,
         structure_extractor: str = "qformer",
         dynamics_extractor: str = "mean",
+        patch_overlap: bool = False,
+        refinement_channels: int | None = None,
+        refinement_layers: int = 3,
+        refinement_stride: int = 1,
     ) -> None:
         super().__init__()
         config = AutoencoderConfig.from_dict(
@@ -133,6 +140,8 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         self.head = PatchHead(
             config.hidden_size, config.patch_size, config.grid, config.in_channels
         )
+        self.overlap = PatchOverlap(config) if config.patch_overlap else None
+        self.refinement = None if config.refinement_channels is None else Refinement(config)
 
     @property
     def compression_rate(self) -> float:
@@ -161,7 +170,10 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
 
     @property
     def decoder_last_weight(self) -> torch.Tensor:
-        """Weight of the decoder's last Linear, which the adaptive GAN weight is computed from."""
+        """Weight of the decoder's last Linear, which the adaptive GAN weight is computed from.
+
+        Also where parts that mend seams follow, which start at zero.
+        """
         return self.head.linear.weight
 
     def encode(
@@ -225,7 +237,11 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         """
         self._check_latents(latents)
         features = self.decoder_features(latents, part, branch_weights)
-        return self.head(self.decoder(rearrange(features, "b d t h w -> b t (h w) d")))
+        tokens = self.decoder(rearrange(features, "b d t h w -> b t (h w) d"))
+        video = self.head(tokens)
+        for seams in (self.overlap, self.refinement):
+            video = video if seams is None else seams(video, tokens)
+        return video
 
     def decoder_features(
         self,
@@ -380,6 +396,26 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         model = cls(**(config | config_overrides))
         load_strictly(model, weights, path, unknown)
         return model.eval()
+
+    def with_mended_seams(self, **options: Any) -> VidTwinAutoencoder:
+        """This model with new parts that mend the seams between patches; untrained they do nothing.
+
+        Args:
+            options: `patch_overlap`, `refinement_channels` and so on, as in the config.
+        Raises:
+            ValueError: if the model has such parts already.
+        """
+        if self.overlap is not None or self.refinement is not None:
+            raise ValueError(
+                f"the autoencoder has parts that mend seams already, {seam_options(self.sizes)}; "
+                "train them on, without adding others"
+            )
+        sizes = dataclasses.asdict(dataclasses.replace(self.sizes, **options))
+        model = VidTwinAutoencoder(**sizes)
+        torch.nn.Module.to(model, self.device, self.dtype)
+        # All weights are named: the new parts' own, and these.
+        model.load_state_dict(model.state_dict() | self.state_dict(), strict=True)
+        return model.train(self.training)
 
     def _check_video(self, video: torch.Tensor, fewer_frames: bool = False) -> None:
         expected = self.sizes.video_shape

@@ -12,8 +12,10 @@ from vidtwin.autoencoder import VidTwinAutoencoder
 from vidtwin.config import AutoencoderConfig, DiscriminatorConfig, LossConfig
 from vidtwin.convert import read_official_discriminator
 from vidtwin.discriminator import PatchDiscriminator
+from vidtwin.files import shipped_path
 from vidtwin.losses import AutoencoderLoss
 from vidtwin.model_paths import CONFIG_SUFFIXES, find_autoencoder, read_model_section
+from vidtwin.seams import seam_options
 
 __all__ = ["build_models", "describe_models", "load_autoencoder"]
 
@@ -54,6 +56,7 @@ def build_models(
     loss_config: LossConfig,
     init_from: str | None = None,
     freeze_encoder: bool = False,
+    mend_seams: bool = False,
 ) -> tuple[VidTwinAutoencoder, PatchDiscriminator, AutoencoderLoss]:
     """The autoencoder, discriminator and objective to train, in training mode.
 
@@ -64,6 +67,8 @@ def build_models(
         init_from: weights to start from: the folder of a saved autoencoder, or a released
             checkpoint, whose discriminator and log-variance are used too if it has them.
         freeze_encoder: don't train the encoder, see `VidTwinAutoencoder.freeze_encoder`.
+        mend_seams: the weights have neither `patch_overlap` nor a refinement and get the config's,
+            new, see `VidTwinAutoencoder.with_mended_seams`; else they must have what it says.
     Raises:
         ValueError: if the configs don't fit together, or the weights don't fit the configs.
     """
@@ -77,6 +82,8 @@ def build_models(
         discriminator.check_frames(model_config.height, model_config.width)
     objective = AutoencoderLoss(loss_config, structure_shape=model_config.structure_shape)
     sizes = dataclasses.asdict(model_config)
+    if init_from is not None:
+        init_from = str(shipped_path(init_from))
     if init_from is None:
         model = VidTwinAutoencoder(**sizes)
     elif Path(init_from).is_dir():
@@ -85,17 +92,24 @@ def build_models(
             init_from, structure_frame=model_config.structure_frame
         )
     else:
-        model = VidTwinAutoencoder.from_official(init_from, **sizes)
+        released = {name: sizes[name] for name in sizes.keys() - seam_options(model_config).keys()}
+        model = VidTwinAutoencoder.from_official(init_from, **released)
         if loss_config.discriminator_weight > 0:
             _continue_official(init_from, discriminator, objective)
+    if mend_seams:
+        model = model.with_mended_seams(**seam_options(model_config))
     others = [
         f"{name}={getattr(model.sizes, name)}"
         for name, value in sizes.items()
         if getattr(model.sizes, name) != value
     ]
     if others:
+        fresh = model.overlap is model.refinement is None
+        adds = fresh and (model_config.patch_overlap or model_config.refinement_channels)
+        advice = "; mend_seams=true adds new parts to weights without them" if adds else ""
         raise ValueError(
-            f"init_from={init_from} has other sizes than the config's model: {', '.join(others)}"
+            f"init_from={init_from} has other sizes than the config's model: "
+            f"{', '.join(others)}{advice}"
         )
     if freeze_encoder:
         model.freeze_encoder()

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from vidtwin.seams import check_seams
+
 __all__ = [
     "LPIPS_NETS",
     "METRICS",
@@ -74,6 +76,11 @@ class AutoencoderConfig:
         dynamics_extractor: how each frame's dynamics are read off the grid: "mean" over rows and
             over columns, or "qformer", a Q-Former over the positions (Table 3). The `query_*`
             keywords are those of either Q-Former.
+        patch_overlap: whether every token also draws half a patch beyond its own, where its
+            neighbours' drawings are added; of even patches. Off in the released model, as is
+        refinement_channels: width of a convolutional head after the patches; None for none.
+        refinement_layers: its 3 x 3 convolutions.
+        refinement_stride: pixels along a side of the cells that it works on.
 
     Raises:
         ValueError: if sizes do not fit together; the message names the keyword.
@@ -107,6 +114,10 @@ class AutoencoderConfig:
     structure_frame: int | None = None
     structure_extractor: str = "qformer"
     dynamics_extractor: str = "mean"
+    patch_overlap: bool = False
+    refinement_channels: int | None = None
+    refinement_layers: int = 3
+    refinement_stride: int = 1
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AutoencoderConfig:
@@ -129,6 +140,7 @@ class AutoencoderConfig:
                 f"{self.num_frames - 1}, got {frame!r}"
             )
         self._check_extractors()
+        check_seams(self)
 
     def _check_numbers(self) -> None:
         may_be_zero = {"dynamics_channels", "query_dropout"}

@@ -32,6 +32,7 @@ __all__ = [
     "SSIM_WINDOW",
     "FrameMeans",
     "Lpips",
+    "blockiness",
     "mean_measures",
     "measure_reconstructions",
     "psnr",
@@ -42,6 +43,7 @@ __all__ = [
 # PSNR is capped at 100 dB: an identical frame would give infinity, and make the mean of a whole
 # data set infinite. 8-bit rounding alone is 59 dB.
 MINIMUM_MSE = 1e-10
+FLAT = 1e-5  # a difference of neighbouring pixels, of range 1, that nobody sees
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # for values of range 1
 
@@ -84,6 +86,34 @@ def psnr(video: Tensor, reconstruction: Tensor, *, pooled: bool = False) -> Tens
     error = error.mean((1, 2, 3, 4)) if pooled else error.mean((1, 3, 4))  # (B,) or (B, T)
     decibels = -10 * error.clamp_min(MINIMUM_MSE).log10()
     return decibels if pooled else decibels.mean(1)
+
+
+def blockiness(video: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """How much steeper each video is across the borders of patches than elsewhere.
+
+    Args:
+        video: (B, C, T, H, W), in [-1, 1]; clipped to it.
+        patch_size: (rows, columns) of a patch.
+    Returns:
+        (B,), float64: mean absolute difference of neighbouring pixels on two sides of a border over
+            that inside the patches; about 1 where there are no seams. 1 for a flat video.
+    Raises:
+        ValueError: if no border crosses the frames, or patches have no inside.
+    """
+    means: dict[bool, list[Tensor]] = {True: [], False: []}
+    frames = _unit_range(video)
+    for axis, patch in zip((-2, -1), patch_size, strict=True):
+        steps = frames.diff(dim=axis).abs().movedim(axis, -1)
+        across = torch.arange(1, frames.shape[axis], device=frames.device) % patch == 0
+        if across.all() or not across.any():
+            raise ValueError(
+                f"blockiness needs patches of 2 pixels or more, two along a frame of "
+                f"{tuple(frames.shape[-2:])}, got patches of {tuple(patch_size)}"
+            )
+        for kind, means_of in means.items():
+            means_of.append(steps[..., across == kind].flatten(1).mean(1))
+    border, inside = (torch.stack(means[kind]).mean(0) + FLAT for kind in (True, False))
+    return border / inside
 
 
 def ssim(video: Tensor, reconstruction: Tensor) -> Tensor:

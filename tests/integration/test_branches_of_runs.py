@@ -48,9 +48,13 @@ def expected_rate(step: int, rate: float, steps: int) -> Any:
     return pytest.approx(learning_rate_at(step, config, steps), rel=1e-6)
 
 
-def test_more_steps_and_another_rate_hold_from_the_first_step(trained, tmp_path):
+def test_more_steps_and_another_rate_hold_from_the_first_step(trained, tmp_path, caplog):
     script, before = trained
     folder = shutil.copytree(before, tmp_path / "run")
+    for steps in (3, 4):
+        train(script, folder, f"steps={steps}").done()
+        assert f"has done 4 steps, so steps={steps} leaves nothing to train" in caplog.text
+    assert len(records(folder)) == 4
     changes = ("steps=6", "optimizer.learning_rate=0.01")
     if script == "train_ae":
         changes = (*changes, "discriminator_optimizer.learning_rate=0.02")

@@ -14,6 +14,7 @@ AUTOENCODERS = {
     "outputs/official": "configs/ae/official.yaml",
     "outputs/paper": "configs/ae/paper.yaml",
     "outputs/clips_64": "configs/ae/clips_64.yaml",
+    "outputs/default/ae_3_decay/autoencoder_ema": "configs/ae/default_3_decay.yaml",
     "outputs/sprites_paired/autoencoder_ema": "configs/ae/sprites_paired.yaml",
 }
 

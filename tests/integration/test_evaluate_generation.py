@@ -106,6 +106,8 @@ def test_four_files_with_numbers_and_protocol(evaluate, tmp_path) -> None:
     assert list(classes) == CLASSES
     assert {(each["n"], each["n_real"]) for each in classes.values()} == {(3, 4)}
     assert report["found"]["reencoded"][NAME]["change"] != 0
+    seams = report["found"]["blockiness"]
+    assert seams["n"] == SAMPLES and 0 < seams["low"] <= seams["value"]
     protocol = report["protocol"]
     real, generated = protocol["real"], protocol["generated"]
     assert (real["n"], real["resolution"], real["frames"]) == (CLIPS, [HEIGHT, WIDTH], FRAMES)

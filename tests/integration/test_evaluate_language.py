@@ -129,6 +129,14 @@ def test_every_config_describes_itself(config, text_encoders, glue, squad, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_the_text_encoder_of_a_pipeline(glue, tmp_path):
+    """One that reads fewer tokens than a row may have by default."""
+    out = evaluate("glue", "text_encoder.name=checkpoints/shapes", f"data.path={glue}",
+                   "data.tasks=[sst2]", "epochs=1", f"output={tmp_path}").done()  # fmt: skip
+    assert "| checkpoints/shapes | " in out
+    assert report(tmp_path, "glue")["protocol"]["tasks"]["sst2"]["max_length"] == 64
+
+
 def test_what_is_finished_is_kept(text_encoders, glue, tmp_path, monkeypatch):
     options = ("glue", f"text_encoder.name={text_encoders['bert']}", f"data.path={glue}", *QUICK,
                f"output={tmp_path}")  # fmt: skip
@@ -309,7 +317,7 @@ def test_bad_input_is_one_line_and_exit_code_2(text_encoders, glue, squad, tmp_p
          "they do not belong together"),
         (("glue", f"text_encoder.name={tmp_path / 'none'}", f"data.path={glue}"),
          "no text encoder in"),
-        (("glue", text_encoder, f"data.path={glue}", "text_encoder.max_length=999"),
+        (("glue", text_encoder, f"data.path={glue}", "text_encoder.max_length=4"),
          "the text encoder's 160 tokens"),
         (("glue", text_encoder, f"data.path={glue}", "seeds=[0,0]"), "`seeds` must be different"),
         (("glue", text_encoder, f"data.path={glue}", "text_encoder.pooling=frist"),

@@ -26,7 +26,7 @@ def tiny(build_autoencoder, tmp_path_factory) -> Path:
 def test_the_recipe_describes_itself_and_learns_from_lerobot_data(tmp_path):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     recipe = ("train_ae", "--config", "configs/ae/robot_finetune.yaml")
-    told = run(*recipe, "init_from=null", "--dry-run").done()
+    told = run(*recipe, "--dry-run").done()
     assert "kl_weight: 1.0e-06" in told
     assert "source: lerobot" in told
     assert "8,064 latent values per clip" in told
@@ -39,6 +39,15 @@ def test_the_recipe_describes_itself_and_learns_from_lerobot_data(tmp_path):
         f"output={tmp_path / 'run'}",
     ).done()
     assert (tmp_path / "run" / "autoencoder" / "config.json").is_file()
+
+
+def test_training_on_the_arm_starts_from_the_shipped_autoencoder(tiny, tmp_path):
+    """From any folder; `tiny` skips where nothing can be simulated."""
+    words = ("steps=2", "compile=false", "optimizer.warmup_steps=1", "validation_samples=0")
+    config = ("train_ae", "--config", ROOT / "configs/ae/physics_paired.yaml")
+    run(*config, *words, "output=run", folder=tmp_path).done()
+    saved = read_json(tmp_path / "run" / "autoencoder" / "config.json")
+    assert (saved["structure_frame"], saved["hidden_size"]) == (0, 128)
 
 
 def test_actions_are_probed_beside_baselines_of_the_same_size(tiny, tmp_path):

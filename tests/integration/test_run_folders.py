@@ -59,11 +59,16 @@ def test_damage_in_a_run_folder_is_named_and_mended(script, tmp_path):
     assert [record["step"] for record in records(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "encode"])
-def test_the_second_of_two_on_one_folder_is_refused(script, tmp_path):
+@pytest.mark.parametrize("script", [*SCRIPTS, "encode", "sample", "shards"])
+def test_the_second_of_two_on_one_folder_is_refused(script, write_clips, tmp_path):
     folder = tmp_path / ("train" if script == "encode" else "")
     arguments: tuple[str, ...] = ("--config", "configs/encode/shapes_debug.yaml")
     arguments = (*arguments, f"output={tmp_path}", "max_samples=2")
+    if script == "sample":
+        arguments = ("--steps", "1", "--device", "cpu", "--output", str(tmp_path))
+    if script == "shards":
+        clips = write_clips(tmp_path / "clips", [4])
+        arguments = (f"data.path={clips}", f"output={tmp_path}")
     if script in SCRIPTS:
         arguments = options(script, tmp_path)
     command = f"from vidtwin.files import folder_lock as lock; import pathlib, sys; \

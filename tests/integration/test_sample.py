@@ -137,6 +137,18 @@ def test_classes_by_name_and_number(sample, tmp_path) -> None:
     assert "wave" in printed
 
 
+def test_a_given_clip_that_the_autoencoder_can_not_keep_is_told(sample, tmp_path, caplog):
+    """These weights are random: nothing passes through them."""
+    out = tmp_path / "out"
+    sample("--structure-from", "clip.mp4", "--prompt", "a red circle", "--output", out).done()
+    kept = read_json(out / "sample.json")["made_by"]["structure_from_psnr"]
+    assert kept < 21
+    told = f"the clip of --structure-from passes through the pipeline's autoencoder at {kept:.1f}"
+    assert told in caplog.text
+    with Image.open(out / "sheet.png") as sheet:
+        assert 2 * 128 < sheet.height < 3.5 * 128  # the given clip above the sample
+
+
 def test_long_video_at_another_rate(sample, workdir, tmp_path) -> None:
     out = tmp_path / "out"
     sample("--num-frames", 19, "--fps", 60, "--motion-scale", 1.5, "--output", out).done()

@@ -74,6 +74,13 @@ def test_what_it_cannot_do_takes_one_line(clips, shards, tmp_path):
     assert len(sizes) > 2 and max(sizes) < 40_000
 
 
+def test_several_processes_are_refused(clips, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    line = run("shards", f"data.path={clips}", f"output={tmp_path / 'out'}").refused()
+    assert "shards.py is one process, 2 were started" in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_shards_without_an_index_are_refused_until_it_is_made(shards, tmp_path):
     for shard in shards.glob("*.tar"):
         (tmp_path / shard.name).write_bytes(shard.read_bytes())

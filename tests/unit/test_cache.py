@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import shutil
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -554,6 +555,10 @@ class TestRefuses:
         cache = LatentCache(made)
         cache.check("0123456789abcdef", SIZES, {"fps": 8.0})
         cache.check(autoencoder_config=json.loads(json.dumps(vars(SIZES))))
+        # The encoder is the same: a decoder whose seams are mended draws other pictures of it.
+        cache.check(autoencoder_config=replace(SIZES, patch_overlap=True, refinement_channels=8))
+        # A cache from before a key was there.
+        del cache.manifest["autoencoder_config"]["structure_frame"]
         del cache.manifest["autoencoder_config"]["structure_extractor"]  # made before it
         cache.check(autoencoder_config=SIZES)
         with pytest.raises(ValueError, match="digest 0123456789abcdef in the cache, now f"):

@@ -117,6 +117,11 @@ def test_a_fraction_of_a_width_is_cut_off() -> None:
         ({"structure_frame": 16}, r"`structure_frame` must be null or a frame .*, 0 to 15, got 16"),
         ({"structure_frame": -1}, r"`structure_frame` must be null or a frame .*, got -1"),
         ({"structure_frame": 0.0}, r"`structure_frame` must be null or a frame .*, got 0.0"),
+        ({"patch_overlap": True, "patch_size": (1, 7, 7)}, r"`patch_overlap` needs .* got 7 x 7"),
+        ({"refinement_channels": 0}, r"`refinement_channels` must be null .* positive, got 0"),
+        ({"refinement_channels": 8.0}, r"`refinement_channels` must be null .*, got 8.0"),
+        ({"refinement_layers": 1}, r"`refinement_layers` must be at least 2, got 1"),
+        ({"refinement_stride": 3}, r"`refinement_stride` must divide .* 16 x 16, got 3"),
         ({"structure_frame": True}, r"`structure_frame` must be null or a frame .*, got True"),
     ],
 )

@@ -6,9 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vidtwin.data import UnusableVideo, readers
+from vidtwin.media import write_gif
 from vidtwin_lab.doctor import environment
 from vidtwin_lab.doctor.command import main
 from vidtwin_lab.doctor.environment import check_environment
@@ -100,6 +102,23 @@ def test_clips_that_cannot_be_read_are_named(
     assert "3 clips, listed in" in told
     assert "0 of 3 read" in told
     assert "clips/0.mp4" in told
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_every_clip_of_a_small_folder_is_read(
+    bad: int, in_a_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever its place, and though one of the three is held out."""
+    monkeypatch.setattr("vidtwin_lab.doctor.command.check_environment", lambda *_: None)
+    frames = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
+    (in_a_folder / "clips").mkdir()
+    for number in range(3):
+        path = in_a_folder / "clips" / f"{number}.gif"
+        path.write_bytes(b"no video") if number == bad else write_gif(path, frames, 8)
+    assert main(["--config", "ae/clips_64.yaml", "data.path=clips", "--no-steps"]) == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert "2 of 3 read" in told
+    assert f"clips/{bad}.gif" in told
 
 
 def test_the_script_is_told_by_the_config() -> None:

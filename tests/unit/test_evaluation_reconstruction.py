@@ -20,10 +20,11 @@ from vidtwin.data import DataConfig, TooManyBadFiles, build_dataset
 from vidtwin.data.frames import consecutive_windows, frames_by_stride, frames_by_time
 from vidtwin.data.synthetic.shapes import MovingShapes, ShapesConfig
 from vidtwin.media import write_video
-from vidtwin.metrics import mean_measures, measure_reconstructions, psnr, ssim
-from vidtwin_lab.evaluation import Processes, write_report
+from vidtwin.metrics import blockiness, mean_measures, measure_reconstructions, psnr, ssim
+from vidtwin_lab.evaluation import Processes, adherence, write_report
 from vidtwin_lab.evaluation.adherence import measure as measure_adherence
 from vidtwin_lab.evaluation.config import CodecConfig, FeaturesConfig
+from vidtwin_lab.evaluation.cosines import lowest_frequencies
 from vidtwin_lab.evaluation.features import load_features
 from vidtwin_lab.evaluation.measurement_configs import AdherenceConfig, ReconstructionConfig
 from vidtwin_lab.evaluation.reconstruction import describe, measure
@@ -184,6 +185,33 @@ class TestMeasure:
         if known:
             assert at["latents_ahead_by"]["psnr"]["value"] == pytest.approx(np.mean(ahead))
 
+    def test_as_many_lowest_frequencies_stand_beside_it_by_default(self, model) -> None:
+        network, folder = model
+        report = measure(config(folder, codec=None, bits=()), Processes())
+        dataset = build_dataset(config(folder).data_for(network.sizes))
+        video = torch.stack([dataset.get(index)["video"] for index in range(5)])
+        plain = lowest_frequencies(video, network.sizes.numel_per_clip)
+        found = report.found["dct"]
+        assert found["psnr"]["value"] == pytest.approx(psnr(video, plain).mean().item(), rel=1e-6)
+        gaps = [row["psnr"] - row["psnr_dct"] for row in report.rows]
+        assert found["psnr_latents_ahead_by"]["value"] == pytest.approx(np.mean(gaps))
+        assert dict(report.markdown)["PSNR DCT, as many values"].startswith(
+            f"{found['psnr']['value']:.2f} ("
+        )
+        with_codec = measure(config(folder), Processes())
+        assert "PSNR H.264 yuv420p at that size" in dict(with_codec.markdown)
+        assert "dct" not in measure(config(folder, dct=False, codec=None), Processes()).found
+
+    def test_seams_between_patches_are_measured(self, model) -> None:
+        network, folder = model
+        report = measure(config(folder, codec=None, bits=()), Processes())
+        dataset = build_dataset(config(folder).data_for(network.sizes))
+        video = torch.stack([dataset.get(index)["video"] for index in range(5)])
+        made = network(video).reconstruction.detach()
+        for name, frames in (("blockiness", made), ("blockiness_original", video)):
+            expected = blockiness(frames, network.sizes.patch_size[1:])
+            assert report.found[name]["value"] == pytest.approx(expected.mean().item(), rel=1e-4)
+
     def test_rfvd_is_the_distance_of_the_windows_features(self, model) -> None:
         network, folder = model
         settings = config(folder, codec=None, bits=(), features=FEATURES, distance_resamples=20)
@@ -257,6 +285,38 @@ class TestMeasure:
             "reader", "features", "seed", "posterior", "dtype", "checkpoint", "weights_digest",
             "software",
         } <= set(protocol)  # fmt: skip
+
+
+def test_the_lowest_frequencies_of_a_video() -> None:
+    video = torch.rand(
+        2, 3, 4, 6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    assert torch.allclose(lowest_frequencies(video, 3 * 4 * 6 * 8), video, atol=1e-12)
+    means = video.mean((2, 3, 4), keepdim=True).expand_as(video)
+    assert torch.allclose(lowest_frequencies(video, 3), means, atol=1e-12)
+    # One more coefficient is the red channel's slowest wave along the longest axis.
+    more = lowest_frequencies(video, 4) - means
+    assert more[:, 0].abs().max() > 0 and not more[:, 1:].abs().max() > 1e-12
+    assert torch.allclose(more[:, 0], more[:, 0, :1, :1].expand_as(more[:, 0]), atol=1e-12)
+    # A projection: the error falls with every coefficient.
+    errors = [(lowest_frequencies(video, k) - video).square().sum() for k in (3, 30, 200, 500)]
+    assert errors == sorted(errors, reverse=True)
+    with pytest.raises(ValueError, match="`values` must be from 1 to 576, got 577"):
+        lowest_frequencies(video, 577)
+
+
+def test_blockiness_is_one_without_seams() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(2, 3, 4, 64, 48, generator=generator) * 2 - 1
+    assert blockiness(noise, (8, 8)).tolist() == pytest.approx([1, 1], abs=0.03)
+    assert blockiness(torch.zeros_like(noise), (8, 8)).tolist() == [1, 1]
+    blocks = noise[..., ::8, ::8].repeat_interleave(8, -2).repeat_interleave(8, -1)
+    assert (blockiness(blocks, (8, 8)) > 1e4).all()
+    assert (blockiness(blocks[..., 4:, 4:], (8, 8)) < 0.01).all()
+    # The mean of two directions: a seam in one of them still shows.
+    assert (blockiness(noise * 0.1 + blocks, (8, 8)) > 4).all()
+    with pytest.raises(ValueError, match="patches of 2 pixels or more, two along"):
+        blockiness(noise, (64, 8))
 
 
 def test_ssim_agrees_with_torchmetrics() -> None:
@@ -335,9 +395,32 @@ class TestAdherence:
         # A random model shows nothing of what it got.
         assert "adherence.failures.png" in names
 
+    def test_outlines_are_judged_beside_the_pixels(self, model, monkeypatch) -> None:
+        """Of videos that show what was asked for, sizes, speeds and two objects among them."""
+        monkeypatch.setattr(
+            adherence, "make_videos", lambda config, loaded, clips, seeds: [c.video for c in clips]
+        )
+        settings = AdherenceConfig(
+            pipeline=str(model[1]), mode="reconstruction", samples=8, max_objects=2,
+            sized_fraction=0.9, paced_fraction=0.9, wordings="train", split="train", seed=6,
+        )  # fmt: skip
+        network = VidTwinAutoencoder.from_pretrained(model[1])
+        sizes = replace(network.sizes, num_frames=16, height=64, width=64)
+        loaded = adherence.Loaded(None, network)
+        monkeypatch.setattr(network, "sizes", sizes)
+        monkeypatch.setattr(adherence, "load", lambda config, device="cpu": loaded)
+        found = measure_adherence(settings, Processes()).found["outlines"]
+        for name in ("color", "shape", "motion", "background", "size", "speed", "all"):
+            assert found[name]["value"] == 1, name
+        assert found["color"]["n"] == 8 and 0 < found["size"]["n"] <= 8
+        assert found["each_object_of_two"]["all"]["value"] == 1
+        assert found["each_object_of_two"]["all"]["n"] % 2 == 0
+        assert found["overlap"]["value"] > 0.95 and found["flicker"]["value"] < 0.05
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
+            ({"sized_fraction": 1.1}, r"sized_fraction must lie in \[0, 1\], got 1.1"),
             ({"mode": "swap"}, "mode must be one of prompt, structure-from"),
             ({"samples": 0}, "`samples` must be at least 1"),
             ({"max_objects": 3}, "max_objects must be 1 or 2"),

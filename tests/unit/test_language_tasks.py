@@ -345,9 +345,15 @@ class TestRows:
         cat = text_encoder.tokenizer("cat", add_special_tokens=False)["input_ids"]
         assert short.input_ids[len(form._pair[0]) :][: len(cat)] == cat
 
-    def test_lengths_the_reader_does_not_have_are_refused(self, bert):
+    def test_lengths_the_reader_does_not_have(self, bert, caplog):
+        assert RowFormat(bert, 64).max_length == 64
+        assert not caplog.text
+        form = RowFormat(bert, 65)
+        assert "reads 64 tokens at most, fewer than max_length=65" in caplog.text
+        (row,) = form([["cat " * 100]])
+        assert len(row.input_ids) == form.max_length == 64
         with pytest.raises(ValueError, match="from 8 to the text encoder's 64"):
-            RowFormat(bert, 65)
+            RowFormat(bert, 7)
 
     def test_another_script_is_told(self, bert):
         form = RowFormat(bert)

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AlbertConfig,
     AlbertModel,
+    AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
     BertModel,
@@ -331,6 +332,34 @@ def test_digest_tells_weights_and_vocabulary():
         ["a red circle"] * 3, "wordpiece", TokenizerConfig(vocabulary_size=60), POSITIONS
     )
     assert TextEncoder(first.model, other).digest() != first.digest()
+
+
+def test_words_that_no_caption_had_are_named(caplog, tmp_path):
+    """Also where letters or pieces of them are tokens, as "blu" is of "blue"."""
+    captions = ["a red circle that is moving left", "a blue square", "the bluish dot"] * 3
+    config = TokenizerConfig(vocabulary_size=300, keep_words=True)
+    train_tokenizer(captions, "wordpiece", config, POSITIONS).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert "blu" in tokenizer.get_vocab()
+    model = build("bert").model
+    model.resize_token_embeddings(len(tokenizer))
+    encoder = TextEncoder(model, tokenizer)
+    with caplog.at_level(logging.WARNING):
+        encoder(["A red circle, that is blue.", "the square"])
+        assert not caplog.text
+        encoder(["a squar that is blu", "ein roter Kreis", "a café"])
+    first, second, third = (record.getMessage() for record in caplog.records)
+    assert (
+        "read by guess: squar (square?), blu (blue?); the words it can read: a, blue, bluish,"
+        in first
+    )
+    assert second.endswith("read by guess: ein, roter, kreis")
+    assert third.endswith("read by guess: cafe")
+    with pytest.raises(ValueError, match="keep_words=true is for kind=wordpiece, got byte_bpe"):
+        train_tokenizer(captions, "byte_bpe", config, POSITIONS)
+    many = [" ".join(f"word{number}" for number in range(6000))]
+    with pytest.raises(ValueError, match="6000 different words"):
+        train_tokenizer(many, "wordpiece", config, POSITIONS)
 
 
 def test_unknown_words_are_told(bert_encoder, caplog):

@@ -318,6 +318,12 @@ class TestGuidance:
             ask(text_pipeline, guidance_scale=5.0)
         assert counted.calls == [1] * 3
 
+    @pytest.mark.parametrize("nothing", ["", [""], ["", ""]])
+    def test_a_negative_prompt_that_says_nothing_is_none(self, text_pipeline, nothing) -> None:
+        asked = {"prompt": PROMPTS, "guidance_scale": 2.0}
+        said = ask(text_pipeline, **asked, negative_prompt=nothing).latents
+        assert_same(said, ask(text_pipeline, **asked).latents)
+
     def test_a_negative_prompt_takes_the_place_of_none(self, text_pipeline) -> None:
         asked = {"prompt": PROMPTS[0], "guidance_scale": 3.0}
         plain = ask(text_pipeline, **asked).latents
@@ -672,6 +678,11 @@ class TestCallback:
         ({"seed": ["a"]}, "whole number from 0"),
         ({"generator": torch.Generator()}, "got both"),
         ({"seed": None, "generator": [torch.Generator()] * 2}, "each of the 1 videos"),
+        ({"seed": None, "generator": 5}, "`generator` must be a torch.Generator.* got 5"),
+        ({"seed": None, "generator": [5]}, "`generator` must be .* a number is a `seed`"),
+        ({"guidance_scale": 0}, "`guidance_scale` must be at least 1.0"),
+        ({"guidance_scale": "3"}, "`guidance_scale` must be at least 1.0 .*got '3'"),
+        ({"prompt": PROMPTS, "negative_prompt": ["a ring", ""]}, "`negative_prompt` .*got ''"),
     ],
 )
 def test_what_it_refuses(text_pipeline, options, reason) -> None:
@@ -768,6 +779,12 @@ class TestFiles:
         loaded = VidTwinPipeline.from_pretrained(tmp_path)
         assert isinstance(loaded.scheduler, UniPCMultistepScheduler)
         assert_same(ask(loaded).latents, ask(pipeline).latents)
+
+    @pytest.mark.parametrize("dtype", ["auto", "bfloat16", 16, {"transformer": "float16"}])
+    def test_a_dtype_that_is_none_is_named(self, dtype, tmp_path) -> None:
+        for keyword in ("torch_dtype", "dtype"):
+            with pytest.raises(ValueError, match=f"`{keyword}` must be a dtype of torch"):
+                VidTwinPipeline.from_pretrained(tmp_path, **{keyword: dtype})
 
     def test_stored_in_half_loads_as_float(self, build_pipeline, tmp_path) -> None:
         pipeline = build_pipeline()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import pickle
@@ -19,6 +20,7 @@ from typing import Any, ClassVar, Literal
 import numpy
 import pytest
 import torch
+import tqdm
 from accelerate import Accelerator
 from diffusers.optimization import SchedulerType
 from torch import nn
@@ -38,10 +40,12 @@ from vidtwin_lab.runtime import (
     checkpoints,
     clip_gradients,
     config_to_dict,
+    configure_logging,
     ema_weights,
     learning_rate_schedule,
     load_config,
     parse_arguments,
+    read_config,
     run_main,
     save_config,
     seed_step,
@@ -285,6 +289,60 @@ def test_a_wrong_command_line_is_refused_in_one_line(argv, said, capsys):
     with pytest.raises(ValueError, match=f"^{re.escape(said)}[^\n]*$"):
         parse_arguments("train", argv)
     assert capsys.readouterr() == ("", "")
+
+
+def test_keys_are_listed_with_the_values_of_the_config(tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text("steps: 7\ninner: {width: 12}\n")
+    words = ["--help-config", "--config", str(tmp_path / "a.yaml"), "inner.rate=0.25"]
+    with pytest.raises(SystemExit) as end:
+        read_config(OuterConfig, parse_arguments("train", words))
+    assert not end.value.code
+    told = capsys.readouterr().out.splitlines()
+    assert {"steps=7  (int)", "inner.width=12  (int)", "inner.rate=0.25  (float)"} <= {*told}
+
+
+def test_a_mistake_is_told_where_it_stands(tmp_path):
+    file = tmp_path / "a.yaml"
+    for text, override, place in (
+        ("steps: 1", "stepps=3", f"key=value on top of {file}"),
+        ("stepps: 1", "steps=3", str(file)),
+    ):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=f"^{re.escape(place)}: unknown key `stepps`"):
+            load_config(OuterConfig, file, [override])
+
+
+def test_a_warning_about_data_is_told_once(monkeypatch, capsys):
+    """Though each part of a data set is listed anew; other warnings come as often as they are."""
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    configure_logging()
+    for name in ("vidtwin.data.labels", "vidtwin_lab.runtime"):
+        for label in (1, 1, 2):
+            logging.getLogger(name).warning("label %d", label)
+    told = capsys.readouterr().err.splitlines()
+    assert told == [
+        "WARNING vidtwin.data.labels: label 1", "WARNING vidtwin.data.labels: label 2",
+        "WARNING vidtwin_lab.runtime: label 1", "WARNING vidtwin_lab.runtime: label 1",
+        "WARNING vidtwin_lab.runtime: label 2",
+    ]  # fmt: skip
+
+
+def test_messages_stand_on_lines_of_their_own(monkeypatch, capsys):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    configure_logging()
+
+    def main() -> None:
+        for _ in tqdm.tqdm(range(4), desc="bar"):
+            logging.getLogger("vidtwin.data").warning("skipped")
+            raise ValueError("no")
+
+    with pytest.raises(SystemExit):
+        run_main(main)
+    lines = [line.strip() for line in re.split("[\r\n]", capsys.readouterr().err)]
+    told = [line for line in lines if line]
+    assert "WARNING vidtwin.data: skipped" in told
+    assert told[-1] == "error: no"
 
 
 def test_a_script_that_needs_a_config_names_some():

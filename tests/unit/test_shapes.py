@@ -370,3 +370,86 @@ def test_speed():
     for index in range(60):
         data.clip(index)
     assert 60 / (time.process_time() - start) > 150
+
+
+class TestSizesAndSpeeds:
+    """Options that are off by default; on, a caption's "tiny" and "quickly" are true."""
+
+    @pytest.fixture(scope="class")
+    def worlds(self) -> tuple[MovingShapes, MovingShapes]:
+        plain = ShapesConfig(size=400, max_objects=1, split="all", seed=6)
+        return MovingShapes(plain), MovingShapes(
+            dataclasses.replace(plain, sized_fraction=0.7, paced_fraction=0.7)
+        )
+
+    def test_all_else_of_a_clip_stays(self, worlds) -> None:
+        plain, named = worlds
+        same = 0
+        for index in range(60):
+            before, after = plain[index], named[index]
+            item = after.attributes.objects[0]
+            assert dataclasses.replace(item, size=None, speed=None) == before.attributes.objects[0]
+            assert after.attributes.background == before.attributes.background
+            if item.size is None and item.speed is None:
+                same += 1
+                assert (after.video == before.video).all() and after.caption == before.caption
+        assert same > 5
+
+    def test_what_is_said_is_so(self, worlds) -> None:
+        areas: dict[str | None, list[float]] = {None: [], "small": [], "large": []}
+        travels: dict[str | None, list[float]] = {None: [], "slow": [], "fast": []}
+        for index in range(400):
+            clip = worlds[1][index]
+            item = clip.attributes.objects[0]
+            masks = masks_of(clip.video, item.color)
+            if item.shape == "square" and item.motion not in ("growing", "shrinking"):
+                areas[item.size].append(masks[0].mean())
+            if item.motion.startswith("moving") and item.color != clip.attributes.background:
+                first, last = centroids(masks)[[0, -1]]
+                travels[item.speed].append(float(np.abs(last - first).max()) / 64)
+            said = clip.caption.lower()
+            assert (item.size == "small") == bool(re.search(r"\b(small|tiny|little)\b", said))
+            assert (item.size == "large") == bool(re.search(r"\b(large|huge|big)\b", said))
+            assert (item.speed == "slow") == ("slowly" in said)
+            assert (item.speed == "fast") == bool(re.search("quickly|rapidly|fast", said))
+        assert max(areas["small"]) < 0.5 * min(areas[None])
+        assert max(areas[None]) < 0.8 * min(areas["large"])
+        assert max(travels["slow"]) < min(travels[None]) and max(travels["slow"]) < 0.22
+        assert min(travels["fast"]) > 0.48
+        assert min(map(len, (*areas.values(), *travels.values()))) >= 5
+
+    def test_two_objects_have_room(self) -> None:
+        options = {"sized_fraction": 0.6, "paced_fraction": 0.6, "two_object_fraction": 1.0}
+        data = MovingShapes(ShapesConfig(size=60, split="all", seed=9, **options))
+        for clip in data:
+            border = np.concatenate([clip.video[:, 0], clip.video[:, -1], clip.video[:, :, 0]], 1)
+            for item in clip.attributes.objects:
+                assert item.size != "large" and item.speed != "fast"
+                near = np.abs(border.astype(int) - np.array(COLORS[item.color])).sum(-1) < 30
+                assert not near.any()  # in the frame
+
+    def test_swaps_keep_the_size(self, worlds) -> None:
+        rng = np.random.default_rng(0)
+        index = next(i for i in range(400) if worlds[1].attributes(i).objects[0].size == "small")
+        for swap in (worlds[1].appearance_swap, worlds[1].motion_swap):
+            frame = swap(index, rng)[0].astype(int)
+            changed = np.abs(frame - np.median(frame, axis=(0, 1))).sum(-1) > 60
+            assert changed.mean() < 0.12
+
+    def test_refusals(self) -> None:
+        for size, speed, motion in (
+            ("tiny", None, "growing"),
+            (None, "quick", "growing"),
+            ("large", "fast", "moving left"),
+            (None, "slow", "staying still"),
+        ):
+            with pytest.raises(ValueError, match=r"size|speed"):
+                ShapesObject("square", "red", motion, size, speed)
+        large = ShapesObject("square", "red", "moving up", "large")
+        with pytest.raises(ValueError, match="no room"):
+            ShapesAttributes((large, ShapesObject("circle", "blue", "moving up")), "black")
+
+    def test_the_plain_caption_says_both(self) -> None:
+        item = ShapesObject("square", "red", "moving left", "small", "fast")
+        shown = canonical_caption(ShapesAttributes((item,), "navy"))
+        assert shown == "a small red square moving left quickly on a navy background"

@@ -377,7 +377,12 @@ def _unasked() -> Iterator[list[str]]:
     """Notes every question that is asked of the user meanwhile; the answer is yes."""
     asked: list[str] = []
     before = builtins.input
-    builtins.input = lambda prompt="": asked.append(str(prompt)) or "y"  # type: ignore[assignment]
+
+    def answer(prompt: object = "", /) -> str:
+        asked.append(str(prompt))
+        return "y"
+
+    builtins.input = answer
     try:
         yield asked
     finally:

@@ -188,9 +188,10 @@ class PyavReader:
         width, height = self.stream.codec_context.width, self.stream.codec_context.height
         if width * height > self.limits.pixels or not (width and height):
             # ffmpeg forgets a size that is too large for it.
-            what = f"frames of {width}x{height} pixels" if width else "frames of no or of any size"
+            size = f"{width}x{height} pixels" if width else "unknown or immense size"
             raise UnusableVideo(
-                self.path, f"{what}, expected at most data.max_pixels={self.limits.pixels:,}"
+                self.path,
+                f"frames of {size}, expected at most data.max_pixels={self.limits.pixels:,}",
             )
         self._check_count(self.stream.frames)
 

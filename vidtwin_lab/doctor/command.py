@@ -13,6 +13,7 @@ Exit status: 0 if nothing is wrong, 1 if something is, 2 for a wrong command lin
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,13 +109,14 @@ def read_some(page: Page, config: Any, count: int) -> None:
             data = data.sized(*(sizes[name] for name in ("num_frames", "height", "width")))
     try:
         began = time.perf_counter()
-        dataset = build_dataset(data)
+        dataset = build_dataset(dataclasses.replace(data, part="all"))  # of validation, too
     except (ValueError, OSError) as error:
         page.fault("data", str(error), "see docs/data.md")
         return
     listed = time.perf_counter() - began
     page.tell("data", f"{len(dataset):,} clips, listed in {listed:.1f} s", clips=len(dataset))
-    chosen = [index * len(dataset) // count for index in range(min(count, len(dataset)))]
+    count = min(count, len(dataset))
+    chosen = [index * len(dataset) // count for index in range(count)]
     bad, began = [], time.perf_counter()
     for index in chosen:
         try:

@@ -1,4 +1,5 @@
-"""How much of what was asked for a pipeline shows, on the moving shapes, by the judge of pixels.
+"""How much of what was asked for a pipeline shows, on the moving shapes, by two judges: that of
+pixels, whose templates allow for soft outlines, and that of outlines, which doesn't.
 
 Modes, each judged on the attributes that were asked for or that were to be kept:
     prompt          videos of captions: colour, shape, motion, background
@@ -11,6 +12,7 @@ Axes: B batch, T frames, H W pixels.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -31,7 +33,8 @@ from vidtwin.files import shipped_path
 from vidtwin.media import contact_sheet, from_uint8, to_uint8
 from vidtwin.reconstruction import load_autoencoder
 from vidtwin_lab.evaluation.config import autoencoder_path
-from vidtwin_lab.evaluation.intervals import interval_text, share_interval
+from vidtwin_lab.evaluation.intervals import interval_text, mean_interval, share_interval
+from vidtwin_lab.evaluation.judges.outline_judge import judge_outlines
 from vidtwin_lab.evaluation.judges.shapes_judge import Judgement, judge_video
 from vidtwin_lab.evaluation.measurement_configs import OBJECT, AdherenceConfig
 from vidtwin_lab.evaluation.pipelines import load_pipeline, own_unless, parts_digests
@@ -50,6 +53,8 @@ from vidtwin_lab.evaluation.report import (
 __all__ = ["describe", "measure"]
 
 FAILURES_SHOWN = 16
+EXTENT = ("size", "speed")  # judged by outlines alone, where they are asked for
+MEASURES = ("overlap", "distance", "farthest", "roundness", "flicker")
 
 
 def shapes_of(config: AdherenceConfig, model: VidTwinAutoencoder) -> MovingShapes:
@@ -66,6 +71,8 @@ def shapes_of(config: AdherenceConfig, model: VidTwinAutoencoder) -> MovingShape
             without_background_fraction=float(config.without_background),
             split=config.split,
             wordings=config.wordings,
+            sized_fraction=config.sized_fraction,
+            paced_fraction=config.paced_fraction,
         )
     )
 
@@ -132,6 +139,7 @@ def measure(config: AdherenceConfig, processes: Processes) -> Report:
         chosen = [record["row"] for record in records if record["objects"] == number]
         if chosen and config.max_objects > 1:
             found[f"of_{number}_objects"] = summarize(chosen, config.judged)
+    found["outlines"] = summarize_outlines(records, config)
     found["confusions_one_object"] = confusions(records, config.judged)
     failures = {record["title"]: record["video"] for record in records if "video" in record}
     return Report(
@@ -139,7 +147,7 @@ def measure(config: AdherenceConfig, processes: Processes) -> Report:
         protocol=protocol_of(config, data, loaded, processes),
         found=found,
         rows=rows,
-        markdown=markdown_row(config, found["all_videos"]),
+        markdown=markdown_row(config, found),
         draw=partial(draw, config, found["all_videos"]),
         pictures={"failures": partial(contact_sheet, failures)} if failures else {},
     )
@@ -171,17 +179,72 @@ def judge_batch(
             "all": int(all(right.values())),
             "number": int(len(judge_video(video).objects) == len(attributes.objects)),
         }
+        outlined = judge_outlines(video, len(attributes.objects))
+        row |= outline_columns(outlined, attributes, config.judged)
         records.append(
             {
                 "index": index,
                 "row": row,
                 "objects": len(attributes.objects),
+                "each": [
+                    {name: getattr(asked, name) == getattr(found, name) for name in match_by}
+                    for asked, found in outlined.paired(attributes, match_by)
+                ],
                 "confused": confused(attributes, seen, config.judged),
                 "title": f"{index} {asked}",
                 "video": video,
             }
         )
     return records
+
+
+def outline_columns(
+    seen: Judgement, attributes: ShapesAttributes, names: Sequence[str]
+) -> dict[str, Any]:
+    """What the judge of outlines says of a video: columns of the CSV."""
+    match_by = [name for name in names if name in OBJECT]
+    verdict: dict[str, Any] = seen.against(attributes, match_by)
+    right: dict[str, Any] = {name: int(verdict[name]) for name in names}
+    pairs = seen.paired(attributes, match_by)
+    for name in EXTENT:
+        asked = [(one, other) for one, other in pairs if getattr(one, name) is not None]
+        # The latent that is given decides what is kept: of the dynamics, the speed.
+        if asked and ("color" if name == "size" else "motion") in names:
+            right[name] = int(
+                all(getattr(one, name) == getattr(other, name, None) for one, other in asked)
+            )
+    right = {**right, "all": int(all(right.values()))}
+    measured = {}
+    for name in MEASURES:
+        values = [getattr(other, name, math.nan) for _, other in pairs]
+        measured[name] = float(np.mean(values)) if np.isfinite(values).all() else None
+    columns = (*names, *EXTENT, "all")
+    return {f"outline_{name}": right.get(name) for name in columns} | {
+        f"outline_{name}": value for name, value in measured.items()
+    }
+
+
+def summarize_outlines(
+    records: Sequence[Mapping[str, Any]], config: AdherenceConfig
+) -> dict[str, Any]:
+    """The shares by the judge of outlines, those of every object by itself, and the means of what
+    it measures over the videos in which it could."""
+    rows = [record["row"] for record in records]
+    found: dict[str, Any] = {}
+    for name in (*config.judged, *EXTENT, "all"):
+        told = [row[f"outline_{name}"] for row in rows if row[f"outline_{name}"] is not None]
+        if told:
+            found[name] = share_interval(sum(told), len(told))
+    of_two = [each for record in records if record["objects"] == 2 for each in record["each"]]
+    if of_two:
+        found["each_object_of_two"] = {
+            name: share_interval(sum(each[name] for each in of_two), len(of_two))
+            for name in of_two[0]
+        } | {"all": share_interval(sum(all(each.values()) for each in of_two), len(of_two))}
+    for name in MEASURES:
+        values = [row[f"outline_{name}"] for row in rows]
+        found[name] = mean_interval([value for value in values if value is not None])
+    return found
 
 
 @torch.no_grad()
@@ -209,10 +272,11 @@ def make_videos(
 
 
 def keep_failures(records: Sequence[dict[str, Any]]) -> None:
-    """Drops the videos but for the first that were judged wrong."""
+    """Drops the videos but for the first that either judge found wrong."""
     shown = 0
     for record in records:
-        if record["row"]["all"] or shown >= FAILURES_SHOWN:
+        right = record["row"]["all"] and record["row"]["outline_all"]
+        if right or shown >= FAILURES_SHOWN:
             record.pop("video", None)
         else:
             shown += 1
@@ -287,6 +351,9 @@ def protocol_of(
     return {
         "metric": "share of videos in which vidtwin_lab.evaluation.judges.shapes_judge sees what "
         "was asked for, on uint8 frames; it is told how many objects there are, but for `number`",
+        "outlines": "the same by vidtwin_lab.evaluation.judges.outline_judge; means over frames "
+        "and videos of the overlap (IoU) with the ideal shape, the mean and the farthest distance "
+        "of the outlines (pixels), roundness, and flicker (1 - IoU of aligned neighbours in time)",
         "checkpoint": config.pipeline,
         "weights_digest": digests(loaded),
         "mode": config.mode,
@@ -319,9 +386,14 @@ def lead_and_guider(config: AdherenceConfig, pipe: VidTwinPipeline) -> dict[str,
 def markdown_row(
     config: AdherenceConfig, found: Mapping[str, Mapping[str, Any]]
 ) -> list[tuple[str, str]]:
-    """The row of a table, in percent."""
+    """The row of a table, shares in percent."""
     cells = [("mode", config.mode), ("split", config.split), ("n", str(config.samples))]
-    return cells + [(name, interval_text(share, scale=100)) for name, share in found.items()]
+    for name, share in found["all_videos"].items():
+        cells.append((name, interval_text(share, scale=100)))
+    outlines = found["outlines"]
+    shares = [name for name in (*config.judged, *EXTENT, "all") if name in outlines]
+    cells += [(f"{name} by outlines", interval_text(outlines[name], scale=100)) for name in shares]
+    return cells + [(name, interval_text(outlines[name], ".3f")) for name in ("overlap", "flicker")]
 
 
 def draw(config: AdherenceConfig, found: Mapping[str, Mapping[str, Any]], path: Path) -> None:

@@ -176,7 +176,7 @@ class LatentVideos(VideoSource):
             raise ValueError(f"no latents found in {folder}; looked for *{LATENTS_SUFFIX}")
         model: Any = load_autoencoder(autoencoder_path(autoencoder))[0]
         self.model = model.to(device)
-        self.autoencoder = autoencoder
+        self.autoencoder, self.patch_size = autoencoder, model.sizes.patch_size[1:]
         number = len(self.files)
         bad_files = BadFileLog(number, max_bad_fraction)
         super().__init__(number, model.sizes.video_shape[1:], label_names, bad_files)
@@ -249,6 +249,7 @@ class PipelineVideos(VideoSource):
             self.pipeline.scheduler = build_scheduler(config.scheduler, self.pipeline.scheduler)
         self.config = config
         trained = self.pipeline.transformer.sizes
+        self.patch_size = self.pipeline.autoencoder.sizes.patch_size[1:]
         super().__init__(number, self.pipeline.autoencoder.sizes.video_shape[1:])
         auto = config.conditions == "auto"
         self.prompts: list[str] = []

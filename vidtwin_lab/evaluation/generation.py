@@ -28,7 +28,7 @@ from vidtwin_lab.evaluation.generation_features import (
     real_features,
 )
 from vidtwin_lab.evaluation.generation_protocols import compared
-from vidtwin_lab.evaluation.intervals import interval_text
+from vidtwin_lab.evaluation.intervals import interval_text, mean_interval
 from vidtwin_lab.evaluation.measurement_configs import GenerationConfig
 from vidtwin_lab.evaluation.report import (
     COLORS,
@@ -131,10 +131,15 @@ def measure(config: GenerationConfig, processes: Processes | None = None) -> Rep
             labels = side.known_labels(number)
             if labels is not None:
                 check_classes(np.array(labels), real.label_names, what)
-    networks = Networks(features, classifier, config.eight_bit, crf_of(config.reencode))
+    patch = source.patch_size
+    if patch is not None and not all(map(seams_of, patch, source.sizes[1:])):
+        patch = None
+    networks = Networks(features, classifier, config.eight_bit, crf_of(config.reencode), patch)
     real_set = real_features(config, real, features, processes)
     sampled = collect(source, config.num_videos, config, processes, networks, "generated")
     found = compute(config, real_set, sampled, real.label_names, classifier, processes)
+    if patch is not None:
+        found["blockiness"] = mean_interval([row["blockiness"] for row in sampled.rows])
     protocol = {
         "metric": [name for name in found if name not in ("by_number", "reencoded")],
         **software_protocol(processes),
@@ -157,6 +162,11 @@ def measure(config: GenerationConfig, processes: Processes | None = None) -> Rep
         markdown=markdown_row(config, found),
         draw=drawer(real_set, sampled.set, found),
     )
+
+
+def seams_of(patch: int, side: int) -> bool:
+    """Whether patches of this size leave seams along a side: several of them, with an inside."""
+    return 2 <= patch < side
 
 
 def prepared(config: GenerationConfig) -> tuple[GenerationConfig, DataVideos, int]:

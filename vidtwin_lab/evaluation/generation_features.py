@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from vidtwin.files import written_whole
 from vidtwin.media import eight_bit
+from vidtwin.metrics import blockiness
 from vidtwin_lab.evaluation.codec import reencoded
 from vidtwin_lab.evaluation.features import FeatureExtractor, check_finite
 from vidtwin_lab.evaluation.measurement_configs import GenerationConfig
@@ -110,17 +111,21 @@ class Networks:
         classifier: makes class probabilities; None for none.
         eight_bit: round values first.
         crf: also measure videos after H.264 at this quality; None for no.
+        patch_size: also measure the seams between patches of this size; None for no.
     """
 
     features: FeatureExtractor
     classifier: FeatureExtractor | None = None
     eight_bit: bool = False
     crf: int | None = None
+    patch_size: tuple[int, int] | None = None
 
     def __call__(self, videos: Sequence[Video]) -> list[dict[str, Any]]:
         """A row for each video, with its features."""
         frames = torch.stack([video.frames for video in videos])
-        outputs = {"features": self._features(frames)}
+        outputs: dict[str, Any] = {"features": self._features(frames)}
+        if self.patch_size is not None:
+            outputs["blockiness"] = blockiness(frames, self.patch_size).tolist()
         if self.classifier is not None:
             shown = eight_bit(frames) if self.eight_bit else frames
             probabilities = self.classifier.both(shown)[1]

@@ -57,6 +57,8 @@ class AdherenceConfig:
         wordings: of the prompts.
         max_objects: 1 or 2, half of the clips then having two.
         without_background: prompts say nothing of the background, and it isn't judged.
+        sized_fraction, paced_fraction: share of the objects that are asked for small or large,
+            slow or fast, as in `data.shapes`; the judge of outlines judges both.
         steps: of the sampler.
         guidance_scale: of prompts.
         given_guidance_scale: of the latent that is given; null for the pipeline's own.
@@ -77,6 +79,8 @@ class AdherenceConfig:
     wordings: str = "test"
     max_objects: int = 1
     without_background: bool = False
+    sized_fraction: float = 0.0
+    paced_fraction: float = 0.0
     steps: int = NUM_INFERENCE_STEPS
     guidance_scale: float = GUIDANCE_SCALE
     given_guidance_scale: float | None = None
@@ -103,6 +107,9 @@ class AdherenceConfig:
                 raise ValueError(f"`{name}` is for mode=prompt, got mode={self.mode}")
         if self.max_objects not in (1, 2):
             raise ValueError(f"max_objects must be 1 or 2, got {self.max_objects}")
+        for name in ("sized_fraction", "paced_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if self.without_background and self.mode != "prompt":
             raise ValueError(f"without_background is for mode=prompt, got mode={self.mode}")
 
@@ -129,6 +136,8 @@ class ReconstructionConfig:
         num_workers: processes that read, for each process that measures.
         lpips: "vgg", "alex", "squeeze" or null for none.
         bits: of a latent value when latents are quantised, each measured; [] for none.
+        dct: also measure the lowest frequencies of the same windows, as many numbers as the latents
+            have.
         codec: H.264 of the same windows; null for none.
         reencode: "h264@CRF" also measures reconstructions after that encoding; null does not.
         features: of rFVD; null for none.
@@ -147,6 +156,7 @@ class ReconstructionConfig:
     num_workers: int = 1
     lpips: str | None = "vgg"
     bits: tuple[int, ...] = (8, 6, 4)
+    dct: bool = True
     codec: CodecConfig | None = CodecConfig()
     reencode: str | None = None
     features: FeaturesConfig | None = None

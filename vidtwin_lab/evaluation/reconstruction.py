@@ -1,4 +1,5 @@
-"""How well an autoencoder reconstructs videos, at what rate, and H.264 at the same rate.
+"""How well an autoencoder reconstructs videos, at what rate, beside H.264 at the same rate and a
+cosine transform of as many numbers.
 
 Each window of T frames is measured by itself; a video's value is the mean over its windows, the
 data set's value the mean over its videos. Posteriors are taken at their mode: nothing is random.
@@ -216,6 +217,12 @@ def protocol_of(
         "batch_size": config.batch_size,
         "lpips_net": config.lpips,
         "posterior": "mode",
+        "blockiness": "mean step between neighbouring pixels across the model's patch borders over "
+        "that inside the patches",
+        "dct": "as many coefficients of a 3-D DCT of the window as there are latent values, those "
+        "of the lowest frequency in cycles per frame and pixel, float; clipped to [-1, 1]"
+        if config.dct
+        else None,
         "quantization": "even levels between the least and the greatest value of each channel of "
         "each window, whose float32 values are counted; lzma: LZMA2 at its strongest, raw",
         "h264": codec
@@ -245,6 +252,11 @@ def markdown_row(found: Mapping[str, Any], protocol: Mapping[str, Any]) -> list[
         ("PSNR structure only", interval_text(found["structure_only"]["psnr"], ".2f")),
         ("PSNR dynamics only", interval_text(found["dynamics_only"]["psnr"], ".2f")),
     ]
+    if "dct" in found:
+        row.append(("PSNR DCT, as many values", interval_text(found["dct"]["psnr"], ".2f")))
+        row.append(("SSIM DCT, as many values", interval_text(found["dct"]["ssim"], ".4f")))
+    row.append(("blockiness", interval_text(found["blockiness"], ".2f")))
+    row.append(("blockiness original", interval_text(found["blockiness_original"], ".2f")))
     if "rfvd" in found:
         row.append((found["rfvd"]["name"], interval_text(found["rfvd"])))
     # One size in the row, the first that was asked for; the others are in the JSON.

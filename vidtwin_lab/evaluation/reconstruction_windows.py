@@ -18,7 +18,7 @@ from torch import Tensor
 from vidtwin import VidTwinAutoencoder, VidTwinLatents
 from vidtwin.data import DataConfig
 from vidtwin.media import from_uint8, to_uint8
-from vidtwin.metrics import Lpips, psnr, ssim
+from vidtwin.metrics import Lpips, blockiness, psnr, ssim
 from vidtwin.reconstruction import DECODED_PARTS, METRICS
 from vidtwin_lab.evaluation.codec import (
     curve_at,
@@ -29,6 +29,7 @@ from vidtwin_lab.evaluation.codec import (
     reencoded,
 )
 from vidtwin_lab.evaluation.config import CodecConfig, crf_of
+from vidtwin_lab.evaluation.cosines import lowest_frequencies
 from vidtwin_lab.evaluation.features import FeatureExtractor, check_finite
 from vidtwin_lab.evaluation.intervals import mean_interval
 from vidtwin_lab.evaluation.measurement_configs import ReconstructionConfig
@@ -66,6 +67,11 @@ class Metrics:
             ssim(frame, frame)
         except ValueError as error:
             self.reasons["ssim"] = str(error)
+        self.patch = model.sizes.patch_size[1:]
+        try:
+            blockiness(frame, self.patch)
+        except ValueError as error:
+            self.reasons["blockiness"] = str(error)
         if config.lpips is None:
             self.reasons["lpips"] = "off"
             return
@@ -141,6 +147,14 @@ class WindowMeter:
             check_finite(made[ending], batch["path"], "reconstructions")
             for metric, values in self.metrics.of(video, made[ending], METRICS).items():
                 columns[metric + ending] = values
+        if "blockiness" not in self.metrics.reasons:
+            for ending, frames in (("", made[""]), ("_original", video)):
+                ratios = blockiness(frames, self.metrics.patch)
+                columns[f"blockiness{ending}"] = ratios.tolist()
+        if self.config.dct:
+            plain = lowest_frequencies(video, self.model.sizes.numel_per_clip)
+            for metric, values in self.metrics.of(video, plain, METRICS).items():
+                columns[f"{metric}_dct"] = values
         for bits in self.config.bits:
             self._add_quantized(columns, video, latents, bits)
         crf = crf_of(self.config.reencode)
@@ -328,6 +342,17 @@ def summarize(
             for bits in config.bits
         },
     }
+    found["blockiness"] = mean("blockiness")
+    found["blockiness_original"] = mean("blockiness_original")
+    if config.dct:
+        found["dct"] = means(METRICS, "_dct")
+        for name in ("psnr", "ssim"):
+            ahead = [video["values"].get(name) for video in videos]
+            others = [video["values"].get(f"{name}_dct") for video in videos]
+            if None not in ahead:
+                gaps = [one - other for one, other in zip(ahead, others, strict=True)]
+                interval = mean_interval(gaps, resamples=config.resamples, seed=config.seed)
+                found["dct"][f"{name}_latents_ahead_by"] = interval
     if config.reencode is not None:
         found["reencoded"] = {"by": config.reencode, **means(METRICS, "_reencoded")}
     if config.codec is None:

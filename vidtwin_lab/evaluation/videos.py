@@ -67,7 +67,10 @@ class VideoSource(ABC):
         sizes: (T, H, W) of each.
         label_names: the name of each label; empty without classes.
         bad_files: counts those that can't be used, and stops at too many.
+        patch_size: (rows, columns) of the patches that a model drew them from, where it is known.
     """
+
+    patch_size: tuple[int, int] | None = None
 
     def __init__(
         self,

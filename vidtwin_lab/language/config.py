@@ -52,16 +52,21 @@ class ShapesCaptionsConfig:
         pair_fraction: share of the samples that are two captions of one clip in different words:
             to predict a masked token of one, a model must find the same thing in the other.
         two_object_fraction: share of the captions with two objects.
+        sized_fraction, paced_fraction: share of the objects whose size and whose speed is said,
+            as in `data.shapes`.
     """
 
     size: int = 100_000
     wordings: str = "all"
     pair_fraction: float = 0.0
     two_object_fraction: float = 0.25
+    sized_fraction: float = 0.0
+    paced_fraction: float = 0.0
 
     def __post_init__(self) -> None:
         check_range(self, "at least 1", "size")
         check_range(self, "in [0, 1]", "pair_fraction", "two_object_fraction")
+        check_range(self, "in [0, 1]", "sized_fraction", "paced_fraction")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,6 +161,8 @@ class TokenizerConfig:
         lowercase: read "Red" as "red"; wordpiece alone.
         min_frequency: how often a pair must occur to become a token.
         train_texts: how many texts of the corpus it is trained on.
+        keep_words: save the words of these texts with it, so that a prompt with others is told of
+            them (their pieces mean nothing); for the captions of a small grammar, wordpiece alone.
     """
 
     path: str | None = None
@@ -164,6 +171,7 @@ class TokenizerConfig:
     lowercase: bool = True
     min_frequency: int = 2
     train_texts: int = 1_000_000
+    keep_words: bool = False
 
     def __post_init__(self) -> None:
         check_choices(self, kind=(None, *TOKENIZER_KINDS))

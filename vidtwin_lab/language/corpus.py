@@ -62,7 +62,13 @@ class ShapesCaptions:
     def texts(self, index: int, epoch: int) -> tuple[str, ...]:
         """One caption, or two of the same clip in which the objects' order may differ."""
         rng = np.random.default_rng([*self.stream, epoch, index])
-        shown = draw_attributes(rng, "all", self.config.two_object_fraction)
+        shown = draw_attributes(
+            rng,
+            "all",
+            self.config.two_object_fraction,
+            sized_fraction=self.config.sized_fraction,
+            paced_fraction=self.config.paced_fraction,
+        )
         first = caption(shown, rng, self.config.wordings)
         if rng.random() >= self.config.pair_fraction:
             return (first,)

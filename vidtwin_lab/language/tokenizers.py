@@ -16,6 +16,7 @@ BYTE_BPE_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 # What is added to the number of a letter inside of a word while wordpieces are learned: half of
 # Unicode, whose upper half has no letter.
 _INSIDE = 0x88000
+MOST_WORDS = 5000
 
 
 def train_tokenizer(
@@ -29,17 +30,42 @@ def train_tokenizer(
     Returns:
         A BertTokenizer ("[CLS] text [SEP]") or RobertaTokenizer ("<s>text</s>").
     Raises:
-        ValueError: if the vocabulary is too small for the letters of the texts.
+        ValueError: if the vocabulary is too small for the letters of the texts, or `keep_words` is
+            not for them.
     """
+    if config.keep_words and kind != "wordpiece":
+        raise ValueError(f"tokenizer.keep_words=true is for kind=wordpiece, got {kind}")
     if kind == "wordpiece":
+        kept: dict[str, Any] = {}
+        if config.keep_words:
+            texts = list(texts)
+            kept["known_words"] = _words_of(texts, config)
         vocabulary = _learn_wordpieces(texts, config)
         return BertTokenizer(
-            vocab=vocabulary, do_lower_case=config.lowercase, model_max_length=max_length
+            vocab=vocabulary, do_lower_case=config.lowercase, model_max_length=max_length, **kept
         )
     split = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary, merges = _learn_merges(texts, split, BYTE_BPE_SPECIAL, alphabet, config)
     return RobertaTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_length)
+
+
+def _words_of(texts: Iterable[str], config: TokenizerConfig) -> list[str]:
+    """The different words of the texts as the tokenizer splits them, in order of the alphabet."""
+    normalizer = normalizers.BertNormalizer(lowercase=config.lowercase)
+    split = pre_tokenizers.BertPreTokenizer()
+    words = {
+        word
+        for text in texts
+        for word, _ in split.pre_tokenize_str(normalizer.normalize_str(text))
+        if word.isalnum()
+    }
+    if len(words) > MOST_WORDS:
+        raise ValueError(
+            f"the corpus has {len(words)} different words, tokenizer.keep_words=true keeps at most "
+            f"{MOST_WORDS}: it is for the captions of a small grammar; set it to false"
+        )
+    return sorted(words)
 
 
 def _learn_wordpieces(texts: Iterable[str], config: TokenizerConfig) -> dict[str, int]:

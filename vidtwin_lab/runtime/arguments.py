@@ -100,7 +100,7 @@ def parse_arguments(
         "overrides", nargs="*", metavar="key=value", help="changes a key, such as batch_size=8"
     )
     parser.add_argument(
-        "--help-config", action="store_true", help="list all keys with their meaning, then exit"
+        "--help-config", action="store_true", help="list all keys and what they mean, then exit"
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="print the whole config and all sizes, then exit"
@@ -129,13 +129,19 @@ def parse_arguments(
 def read_config(config_class: type[ConfigType], arguments: argparse.Namespace) -> ConfigType:
     """The config that `parse_arguments` was told of; `--help-config` lists its keys and exits.
 
+    With a config, its values stand beside the keys; without one, the defaults.
+
     Raises:
         ConfigError: as `load_config`.
     """
-    if arguments.help_config:
-        print(describe_keys(config_class), end="")
+    if arguments.help_config and not (arguments.config or arguments.overrides):
+        print(describe_keys(config_class), end="")  # some configs have keys without a default
         sys.exit(0)
-    return load_config(config_class, arguments.config, arguments.overrides)
+    config = load_config(config_class, arguments.config, arguments.overrides)
+    if arguments.help_config:
+        print(describe_keys(config_class, config), end="")
+        sys.exit(0)
+    return config
 
 
 def _whole_number(text: str) -> int:

@@ -13,13 +13,18 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from vidtwin.files import release_locks
 from vidtwin_lab.runtime.arguments import parse_arguments, read_config
 from vidtwin_lab.runtime.checkpoints import find_checkpoint
 from vidtwin_lab.runtime.run_config import NonFiniteError, RunConfigType
 from vidtwin_lab.runtime.signals import terminated_as_interrupted
+
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:  # Python 3.10 has no name for what it writes to
+    _StreamHandler = logging.StreamHandler
 
 # Characters of an error's message: it may quote a file.
 LONGEST_LINE = 2000
@@ -48,12 +53,43 @@ def read_training_config(
 
 def configure_logging() -> None:
     """Warnings of every process, and what our own packages tell on the main one, to stderr."""
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    handler = _BesideBars()
+    handler.addFilter(_FirstTime())
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", handlers=[handler])
     # The oldest diffusers we support does not know the new name of this argument.
     warnings.filterwarnings("ignore", message=".*`torch_dtype` is deprecated")
+    # Until `init_sync_buffers` is there, as the warning itself says.
+    warnings.filterwarnings("ignore", message=".*`broadcast_buffers` is deprecated")
     if os.environ.get("RANK", "0") == "0":
         for package in ("vidtwin", "diffusion", "vidtwin_lab"):
             logging.getLogger(package).setLevel(logging.INFO)
+
+
+class _BesideBars(_StreamHandler):
+    """Writes to stderr on lines of its own: progress bars are drawn again below."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if (bars := sys.modules.get("tqdm")) is None:
+            super().emit(record)
+            return
+        with bars.tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
+
+
+class _FirstTime(logging.Filter):
+    """Drops a warning about data that was told before: each part of a data set is listed anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith("vidtwin.data."):
+            return True
+        message = record.getMessage()
+        again = message in self.told
+        self.told.add(message)
+        return not again
 
 
 def run_main(
@@ -110,6 +146,9 @@ def _refuse(error: Exception, flags: Mapping[str, str] | None) -> None:
     met = distributed is not None and distributed.is_initialized()
     if met or os.environ.get("LOCAL_RANK", "0") == "0":
         where = "" if rank == "0" else f"[rank {rank}] "
+        bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
+        for bar in list(getattr(bars, "_instances", ())):
+            bar.close()  # the error stands on the last line, not behind a bar
         print(f"{where}error: {message}", file=sys.stderr)
     # torchrun, which accelerate launch uses too, ends with what it finds in this file.
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):

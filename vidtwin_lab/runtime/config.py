@@ -83,7 +83,6 @@ def load_config(
     Raises:
         ConfigError: unknown, missing, duplicated or ill-typed key, or a value the class refuses.
     """
-    source = "config" if path is None else str(path)
     try:
         values = {} if path is None else read_config_file(shipped_path(path))
     except ValueError as error:
@@ -93,7 +92,18 @@ def load_config(
     try:
         return _build(config_class, values, "", None, _known_keys(config_class))
     except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from None
+        raise ConfigError(f"{_blamed(config_class, path, overrides)}: {error}") from None
+
+
+def _blamed(config_class: type, path: str | Path | None, overrides: Sequence[str]) -> str:
+    """Where a mistake in a config stands: in its file, or in what was typed on top of it."""
+    if path is None or not overrides:
+        return "config" if path is None else str(path)
+    try:
+        load_config(config_class, path)
+    except ConfigError:
+        return str(path)
+    return f"key=value on top of {path}"
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:

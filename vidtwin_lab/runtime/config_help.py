@@ -18,10 +18,14 @@ _WIDTH = 96
 _ENTRY = re.compile(r"    (?P<names>\w+(, \w+)*): (?P<told>.*)")
 
 
-def describe_keys(config_class: type) -> str:
-    """Every key with its type, default and meaning, as text."""
+def describe_keys(config_class: type, config: Any = None) -> str:
+    """Every key with its type, default and meaning, as text.
+
+    Args:
+        config: an instance, whose values are shown instead of the defaults.
+    """
     lines: list[str] = []
-    for key, kind, default, told in walk_keys(config_class):
+    for key, kind, default, told in walk_keys(config_class, default=config):
         told = re.sub(r"\bNone\b", "null", " ".join(told.split()))  # as YAML writes it
         lines.append(f"{key}  ({kind})" if default is None else f"{key}={default}  ({kind})")
         lines += textwrap.wrap(told, _WIDTH, initial_indent="    ", subsequent_indent="    ")
@@ -56,7 +60,8 @@ def walk_keys(
     for name, section in _sections(config_class).items():
         if dataclasses.fields(section):
             yield f"{prefix}{name}", "a section", None, _about(section)
-            yield from walk_keys(section, f"{prefix}{name}.")
+            given = getattr(default, "sections", {}).get(name)
+            yield from walk_keys(section, f"{prefix}{name}.", given)
 
 
 def meanings(config_class: type) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
@@ -38,6 +39,7 @@ from vidtwin_lab.runtime.training import (
     seed_step,
 )
 
+logger = logging.getLogger(__name__)
 RunConfigType = TypeVar("RunConfigType", bound=RunConfig)
 
 
@@ -175,6 +177,9 @@ class TrainingRun(Generic[RunConfigType]):
             InterruptedRunError: after a step with its checkpoint, if a process was told to stop.
             NonFiniteError: after the last step, if more than their share of all were skipped.
         """
+        if self.finished:
+            done = "%s has done %d steps, so steps=%d leaves nothing to train; raise it to go on"
+            logger.info(done, self.folder.path, self.start_step, self.config.steps)
         self._timer = StepTimer()
         hidden = not self.accelerator.is_main_process
         self._bar = progress_bar(self.config.steps, self.start_step, hidden, description)

@@ -4,7 +4,7 @@
     vidtwin studio --pipeline outputs/diffusion_clips/pipeline --runs outputs
 
 Only this machine can open the page, unless --host says otherwise. It needs gradio:
-`pip install vidtwin[studio]`.
+`pip install "vidtwin[all,studio]"`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path in paths:
         find_pipeline(path)
     if importlib.util.find_spec("gradio") is None:
-        raise ValueError("the studio needs gradio: pip install vidtwin[studio]")
+        raise ValueError('the studio needs gradio: pip install "vidtwin[all,studio]"')
 
     import torch
 

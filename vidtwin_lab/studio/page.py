@@ -292,7 +292,7 @@ def sampling_options(workbench: Workbench, pipeline: gr.Dropdown) -> dict[str, A
         count = gr.Slider(1, 100, value=steps, step=1, label="Steps", elem_classes="steps")
         scale = gr.Slider(1, 15, value=guidance, step=0.5, label="Guidance")
         motion = gr.Slider(0, 2, value=1, step=0.1, label="Motion")
-        frames = gr.Number(None, label="Frames (empty: one window)", precision=0, minimum=1)
+        frames = gr.Number(0, label="Frames (0: one window)", precision=0, minimum=0)
         negative = gr.Textbox(label="Negative prompt")
     used = gr.State(0)
     button.click(lambda value: value, seed, used, **AT_ONCE)

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from diffusion import VidTwinPipeline
+from diffusion.given_clips import FOREIGN_PSNR, given_clips
 from diffusion.long_video import latent_windows, window_starts
 from vidtwin import VidTwinLatents
 from vidtwin.data.file_dataset import read_first_window
@@ -26,14 +27,13 @@ from vidtwin.files import write_json
 from vidtwin.media import contact_sheet, to_uint8, write_clip, write_video
 from vidtwin.metrics import psnr, ssim
 from vidtwin.reconstruction import save_windows
+from vidtwin_lab.evaluation.cosines import lowest_frequencies
 from vidtwin_lab.studio.heat_maps import draw_heat_maps
 
 __all__ = ["CancelledError", "Inside", "Limits", "Made", "Preview", "Request", "Workbench"]
 
 DEFAULT_FPS = 8.0
 PREVIEWS = 8  # pictures shown while a video is denoised
-# Below this, a clip does not pass through an autoencoder that was trained on others (dB).
-POOR_PSNR = 18.0
 
 
 class CancelledError(Exception):
@@ -175,15 +175,16 @@ class Workbench:
         keywords: dict[str, Any] = {
             name: value for name, value in asdict(request).items() if value not in (None, "")
         }
-        given, told = {}, []
-        for name in ("structure", "dynamics"):
-            if path := keywords.pop(f"{name}_from", None):
-                given[name] = self.read(pipeline, Path(path))
-                told.append(self._passes(pipeline, given[name]))
+        given = {
+            name: self.read(pipeline, Path(path))
+            for name in ("structure", "dynamics")
+            if (path := keywords.pop(f"{name}_from", None))
+        }
+        told = " ".join(map(passes, given_clips(pipeline.autoencoder, given)[1].values()))
         if "class_label" in keywords:
             keywords["class_labels"] = keywords.pop("class_label")
         out = yield from self._watched(pipeline, keywords | given)
-        yield self._write(pipeline, request, out, label, " ".join(filter(None, told)))
+        yield self._write(pipeline, request, out, label, told)
 
     def read(self, pipeline: VidTwinPipeline, path: Path) -> torch.Tensor:
         """The first frames of an upload as the pipeline's autoencoder takes them; (3, T, H, W)."""
@@ -224,9 +225,11 @@ class Workbench:
             for name, each in decoded.items()
         }
         made = decoded["reconstruction"]
+        cosines = lowest_frequencies(video, latents.numel_per_clip)
         numbers = [
             ("PSNR", f"{psnr(video, made).item():.2f} dB"),
             ("SSIM", f"{ssim(video, made).item():.3f}"),
+            ("PSNR of as many cosines", f"{psnr(video, cosines).item():.2f} dB"),
             ("latent values", f"{latents.numel_per_clip:,} of {video[0].numel():,} pixel values"),
             ("rate", f"{100 * ae.compression_rate:.3g} %"),
         ]
@@ -299,25 +302,14 @@ class Workbench:
             raise update
         return update
 
-    def _passes(self, pipeline: VidTwinPipeline, video: torch.Tensor) -> str:
-        """How well a given clip passes through the autoencoder."""
-        with torch.no_grad():
-            made = pipeline.autoencoder(video[None]).reconstruction
-        measured = psnr(video[None], made).item()
-        told = f"The given clip passes through the autoencoder at {measured:.1f} dB."
-        if measured < POOR_PSNR:
-            told += (
-                " That is little: this pipeline was trained on other clips, and keeps few of it."
-            )
-        return told
-
     def _write(
         self, pipeline: VidTwinPipeline, request: Request, out: Any, label: str, told: str
     ) -> Made:
         frames = to_uint8(2 * out.videos[0] - 1)
         target, fps = self._new_folder("sample"), fps_of(pipeline)
-        window = pipeline.autoencoder.sizes.video_shape[1:]
-        windows = latent_windows(out.latents, window_starts(len(frames), window[0]), window)
+        sizes = pipeline.autoencoder.sizes
+        starts = window_starts(len(frames), sizes.num_frames)
+        windows = latent_windows(out.latents, starts, sizes)
         latents = save_windows(target / "sample.latents.safetensors", windows, {"fps": repr(fps)})
         sheet = contact_sheet(
             {request.prompt or f"seed {request.seed}": frames}, target / "sheet.png"
@@ -338,6 +330,14 @@ class Workbench:
                 continue
             return folder
         raise OSError(f"{self.folder} holds too many results of this second")
+
+
+def passes(measured: float) -> str:
+    """How well a given clip passes through the autoencoder (dB), in words."""
+    told = f"The given clip passes through the autoencoder at {measured:.1f} dB."
+    if measured < FOREIGN_PSNR:
+        told += " That is little: this pipeline was trained on other clips, and keeps little of it."
+    return told
 
 
 def num_steps(pipeline: VidTwinPipeline, keywords: Mapping[str, Any]) -> int:

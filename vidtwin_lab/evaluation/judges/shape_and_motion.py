@@ -24,7 +24,7 @@ from vidtwin.data.synthetic.shapes.rendering import (
     signed_distance,
 )
 
-__all__ = ["UNIT_AREAS", "Track", "judge_object"]
+__all__ = ["MIN_AMOUNT", "UNIT_AREAS", "Track", "judge_object", "judge_path"]
 
 Array = NDArray[np.float32]
 
@@ -71,7 +71,7 @@ class Track:
 def judge_object(opacity: Array, track: Track) -> tuple[str | None, str | None]:
     """Shape and motion of one object."""
     likeness, weights = _likeness(opacity, track), track.mass * track.seen
-    motion, known = _judge_path(track, opacity.shape[1:])
+    motion, known = judge_path(track, opacity.shape[1:])
     may_turn = motion == "staying still"
     shape, turn = _judge_shape(likeness, weights / weights.sum(), may_turn)
     if known and may_turn and abs(turn) >= MIN_AMOUNT * TURN_OF_PERIOD[0]:
@@ -108,7 +108,7 @@ _MOVES = {
 }
 
 
-def _judge_path(track: Track, sides: tuple[int, ...]) -> tuple[str, bool]:
+def judge_path(track: Track, sides: tuple[int, ...]) -> tuple[str, bool]:
     """The motion of centre and size, whichever is larger against the least of the data set; and
     whether the object is there and stays near a path that the data set could show."""
     seen = track.seen

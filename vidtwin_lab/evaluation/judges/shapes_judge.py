@@ -27,7 +27,7 @@ from vidtwin.data.synthetic.shapes.attributes import (
 from vidtwin.data.synthetic.shapes.rendering import check_size
 from vidtwin_lab.evaluation.judges.shape_and_motion import Track, judge_object
 
-__all__ = ["JudgedObject", "Judgement", "judge_video"]
+__all__ = ["FoundObject", "JudgedObject", "Judgement", "find_objects", "judge_video"]
 
 Array = NDArray[np.float32]
 OBJECT_ATTRIBUTES = ("color", "shape", "motion")
@@ -41,7 +41,8 @@ CORE_SHARE = 0.8  # of the largest contrast around a pixel: inside an outline, n
 MIN_BLEND = 0.6  # a small blurred object may nowhere reach its colour
 MIN_OBJECT = 0.002  # of the frame's pixels, in the mean over frames
 GHOST = 0.12  # opacity that is taken for the background
-MIN_SECOND = 0.1  # share of the core pixels that makes a second object, if not told to expect it
+MIN_SECOND = 0.1  # share of the core pixels that makes a second object
+MIN_EXPECTED = 0.02  # the same, if told to expect it: a small star beside a disc
 MIN_SEPARATION = 0.2  # of the shorter side, between the centres of two objects
 
 
@@ -73,18 +74,30 @@ class Judgement:
         Returns:
             "color", "shape", "motion" (right for every object) and "background".
         """
+        best = self.paired(attributes, match_by)
+        verdict = {
+            name: all(getattr(asked, name) == getattr(found, name) for asked, found in best)
+            for name in OBJECT_ATTRIBUTES
+        }
+        return verdict | {"background": self.background == attributes.background}
+
+    def paired(
+        self, attributes: ShapesAttributes, match_by: Sequence[str] = OBJECT_ATTRIBUTES
+    ) -> list[tuple[ShapesObject, JudgedObject]]:
+        """Each object that was asked for with the one that is compared with it, as in `against`."""
         seen = self.objects + (JudgedObject(),) * (len(attributes.objects) - len(self.objects))
         pairings = [
             list(zip(attributes.objects, order, strict=True))
             for order in itertools.permutations(seen, len(attributes.objects))
         ]
-
-        def rights(name: str, pairing: list[tuple[ShapesObject, JudgedObject]]) -> list[bool]:
-            return [getattr(asked, name) == getattr(found, name) for asked, found in pairing]
-
-        best = max(pairings, key=lambda one: sum(sum(rights(name, one)) for name in match_by))
-        verdict = {name: all(rights(name, best)) for name in OBJECT_ATTRIBUTES}
-        return verdict | {"background": self.background == attributes.background}
+        return max(
+            pairings,
+            key=lambda pairing: sum(
+                getattr(asked, name) == getattr(found, name)
+                for name in match_by
+                for asked, found in pairing
+            ),
+        )
 
 
 def judge_video(video: np.ndarray, num_objects: int | None = None) -> Judgement:
@@ -99,6 +112,30 @@ def judge_video(video: np.ndarray, num_objects: int | None = None) -> Judgement:
     Raises:
         ValueError: for what is no video of at least 4 frames of 16 x 16 pixels.
     """
+    background, found = find_objects(video, num_objects)
+    objects = [JudgedObject(item.color, *judge_object(item.opacity, item.track)) for item in found]
+    objects += [JudgedObject()] * ((num_objects or 0) - len(objects))
+    return Judgement(background, tuple(objects))
+
+
+@dataclass(frozen=True, eq=False)
+class FoundObject:
+    """An object of a video: the name of its colour, if it has one, its (T, H, W) opacity, below 0
+    and above 1 where noise is, and where it is."""
+
+    color: str | None
+    opacity: Array
+    track: Track
+
+
+def find_objects(
+    video: np.ndarray, num_objects: int | None = None
+) -> tuple[str | None, list[FoundObject]]:
+    """The name of the background's colour, and the objects, the largest first; see `judge_video`.
+
+    Raises:
+        ValueError: as `judge_video`.
+    """
     if num_objects not in (None, 1, 2):
         raise ValueError(f"`num_objects` must be 1, 2 or None, got {num_objects!r}")
     levels = _to_levels(video)
@@ -106,7 +143,8 @@ def judge_video(video: np.ndarray, num_objects: int | None = None) -> Judgement:
     difference = levels - background
     contrast = _contrast(difference)
     core = _core(contrast)
-    colors = _object_colors(levels[core], background, num_objects or 2)
+    least = MIN_SECOND if num_objects is None else MIN_EXPECTED
+    colors = _object_colors(levels[core], background, num_objects or 2, least)
     opacities = [_opacity(difference, color - background) for _, color in colors]
     if len(opacities) == 2:
         opacities = _share_out(opacities, levels, core, [color for _, color in colors])
@@ -114,13 +152,12 @@ def judge_video(video: np.ndarray, num_objects: int | None = None) -> Judgement:
     for (name, _), opacity in zip(colors, opacities, strict=True):
         track = _follow(_without_ghosts(opacity))
         if track.mass.mean() >= MIN_OBJECT * opacity[0].size:
-            found.append((name, opacity, track))
-    found.sort(key=lambda item: -float(item[2].mass.sum()))
-    if num_objects is None and len(found) == 2 and not _are_two(found[0][2], found[1][2], levels):
+            found.append(FoundObject(name, opacity, track))
+    found.sort(key=lambda item: -float(item.track.mass.sum()))
+    counted = num_objects is None and len(found) == 2
+    if counted and not _are_two(found[0].track, found[1].track, levels):
         found = found[:1]
-    objects = [JudgedObject(name, *judge_object(opacity, track)) for name, opacity, track in found]
-    objects += [JudgedObject()] * ((num_objects or 0) - len(objects))
-    return Judgement(_nearest(background, BACKGROUNDS, FARTHEST_BACKGROUND), tuple(objects))
+    return _nearest(background, BACKGROUNDS, FARTHEST_BACKGROUND), found
 
 
 def _to_levels(video: np.ndarray) -> Array:
@@ -191,7 +228,7 @@ def _core(contrast: Array) -> NDArray[np.bool_]:
 
 
 def _object_colors(
-    pixels: Array, background: Array, at_most: int
+    pixels: Array, background: Array, at_most: int, least: float
 ) -> list[tuple[str | None, Array]]:
     """The named and the measured colour of each object, from the core pixels (N, 3)."""
     if len(pixels) == 0:
@@ -207,7 +244,7 @@ def _object_colors(
     counts = np.bincount(labels, minlength=len(names))
     found: list[tuple[str | None, Array]] = []
     for label in np.argsort(-counts, kind="stable")[:at_most]:
-        if counts[label] < MIN_SECOND * counts.max():
+        if counts[label] < least * counts.max():
             break
         own = labels == label
         cost = float(np.median(costs[own, label]))

@@ -41,7 +41,8 @@ class TextEncoderConfig:
         pooling: which state stands for a text: "first" token's, "mean" of all, or "last" token's;
             None takes "last" of a causal text encoder, whose other tokens have not read all, and
             "first" of a bidirectional one.
-        max_length: tokens of a row at most; None for all that the text encoder can read.
+        max_length: tokens of a row at most; None for all that the text encoder can read, and
+            no more than these.
         local_files_only: never ask the hub.
     """
 

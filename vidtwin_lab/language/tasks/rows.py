@@ -66,19 +66,26 @@ class RowFormat:
 
     Args:
         encoder: the text encoder.
-        max_length: tokens of a row at most; None for all that the text encoder can read.
+        max_length: tokens of a row at most; None for all that the text encoder can read, and no
+            more than these.
     Raises:
-        ValueError: if the text encoder can't read so many.
+        ValueError: for too few tokens to hold a text.
     """
 
     def __init__(self, encoder: TextEncoder, max_length: int | None = None) -> None:
-        if max_length is not None and not 8 <= max_length <= encoder.max_length:
+        if max_length is not None and max_length < 8:
             raise ValueError(
                 f"`max_length` must be from 8 to the text encoder's {encoder.max_length} tokens, "
                 f"got {max_length}; set text_encoder.max_length={encoder.max_length} or less"
             )
+        if max_length is not None and max_length > encoder.max_length:
+            logger.warning(
+                "the text encoder reads %d tokens at most, fewer than max_length=%d; what is "
+                "longer is cut to these",
+                *(encoder.max_length, max_length),
+            )
         self.tokenizer = encoder.tokenizer
-        self.max_length = max_length or encoder.max_length
+        self.max_length = min(max_length or encoder.max_length, encoder.max_length)
         self.counts = Counts()
         self._single, self._single_types = self._frame(("a",))
         self._pair, self._pair_types = self._frame(("a", "b"))

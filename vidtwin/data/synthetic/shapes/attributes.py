@@ -15,6 +15,8 @@ __all__ = [
     "COLORS",
     "MOTIONS",
     "SHAPES",
+    "SIZES",
+    "SPEEDS",
     "ShapesAttributes",
     "ShapesObject",
     "check_choice",
@@ -63,20 +65,42 @@ MOTIONS: tuple[str, ...] = (
     "bouncing left and right",
     "staying still",
 )
+# Of what is neither, a caption says nothing of size or speed.
+SIZES: tuple[str, ...] = ("small", "large")
+SPEEDS: tuple[str, ...] = ("slow", "fast")
 LABELS: list[str] = list(MOTIONS)  # a clip's class is the motion of its first object
 
 SPLITS = ("train", "test", "all")
 
 
+def speeds_of(motion: str, size: str | None = None) -> tuple[str, ...]:
+    """The speeds that a motion can have besides the usual one, of an object of some size."""
+    if motion == "staying still" or motion.startswith("bouncing"):
+        return ()
+    # What is large has not the room to go far.
+    return ("slow",) if size == "large" and motion.startswith("moving") else SPEEDS
+
+
 @dataclass(frozen=True)
 class ShapesObject:
-    """One object of a clip: what it is and what it does."""
+    """One object of a clip: what it is and what it does; None: of the usual size or speed."""
 
     shape: str
     color: str
     motion: str
+    size: str | None = None
+    speed: str | None = None
 
     def __post_init__(self) -> None:
+        if self.size is not None:
+            check_choice("size", self.size, SIZES)
+        if self.speed is not None:
+            check_choice("speed", self.speed, SPEEDS)
+            if self.speed not in speeds_of(self.motion, self.size):
+                raise ValueError(
+                    f"`speed` can't be {self.speed!r} of what is {self.size or 'usual'} in size "
+                    f"and {self.motion}: there is no room for it, or nothing to see; leave it out"
+                )
         check_choice("shape", self.shape, SHAPES)
         check_choice("color", self.color, COLORS)
         check_choice("motion", self.motion, MOTIONS)
@@ -99,6 +123,13 @@ class ShapesAttributes:
     def __post_init__(self) -> None:
         if len(self.objects) not in (1, 2):
             raise ValueError(f"`objects` must hold 1 or 2 objects, got {len(self.objects)}")
+        if len(self.objects) > 1:
+            wide = [item for item in self.objects if item.size == "large" or item.speed == "fast"]
+            if wide:
+                raise ValueError(
+                    "two objects leave no room for one that is large or fast; give it another "
+                    "size and speed"
+                )
         if len({item.color for item in self.objects}) < len(self.objects):
             raise ValueError(
                 f"two objects must differ in color, both are {self.objects[0].color}; "
@@ -151,7 +182,7 @@ def swap_appearance(
     for item in attributes.objects:
         pool = _objects_of(split, item.motion)
         free = [other for other in pool if other.color not in [each.color for each in objects]]
-        objects.append(free[rng.integers(len(free))])
+        objects.append(replace(free[rng.integers(len(free))], size=item.size, speed=item.speed))
     background = tuple(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
     return ShapesAttributes(tuple(objects), background, attributes.texture)
 
@@ -177,7 +208,9 @@ def swap_motion(
             for other in _objects_of(split, motion)
             if (other.shape, other.color) == (item.shape, item.color)
         ]
-        objects.append(free[rng.integers(len(free))] if free else item)
+        if free:
+            item = replace(free[rng.integers(len(free))], size=item.size)
+        objects.append(item)
     return replace(attributes, objects=tuple(objects))
 
 
@@ -187,6 +220,8 @@ def draw_attributes(
     two_object_fraction: float = 0.25,
     textured_fraction: float = 0.35,
     motions: Sequence[str] = MOTIONS,
+    sized_fraction: float = 0.0,
+    paced_fraction: float = 0.0,
 ) -> ShapesAttributes:
     """Random attributes of one clip.
 
@@ -196,6 +231,8 @@ def draw_attributes(
         two_object_fraction: probability of a second object.
         textured_fraction: probability of a background that is not plain.
         motions: each object does one of these; what is named twice is drawn twice as often.
+        sized_fraction: probability that an object is small or large.
+        paced_fraction: probability that what moves, turns or grows is slow or fast.
     Returns:
         ShapesAttributes: the given motions, colours and backgrounds are balanced.
     """
@@ -208,4 +245,23 @@ def draw_attributes(
     background = tuple(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
     textured = rng.random() < textured_fraction
     texture = TEXTURES[rng.integers(1, len(TEXTURES))] if textured else "plain"
+    # Drawn last, and only where asked for: all else stays what it is.
+    if sized_fraction or paced_fraction:
+        alone = len(objects) == 1
+        objects = [
+            _sized_and_paced(rng, one, sized_fraction, paced_fraction, alone) for one in objects
+        ]
     return ShapesAttributes(tuple(objects), background, texture)
+
+
+def _sized_and_paced(
+    rng: np.random.Generator, item: ShapesObject, sized: float, paced: float, alone: bool
+) -> ShapesObject:
+    """The object, perhaps of another size or speed; two have no room to be large or fast."""
+    sizes = SIZES if alone else ("small",)
+    size = sizes[rng.integers(len(sizes))] if rng.random() < sized else None
+    speeds = [one for one in speeds_of(item.motion, size) if alone or one == "slow"]
+    speed = None
+    if speeds and rng.random() < paced:
+        speed = speeds[rng.integers(len(speeds))]
+    return replace(item, size=size, speed=speed)

@@ -50,6 +50,14 @@ BACKGROUND_WORDS: dict[str, tuple[str, ...]] = {
     "maroon": ("maroon", "dark red", "burgundy"),
     "tan": ("tan", "beige", "sandy"),
 }
+SIZE_WORDS: dict[str, tuple[str, ...]] = {
+    "small": ("small", "tiny", "little"),
+    "large": ("large", "huge", "big"),
+}
+SPEED_WORDS: dict[str, tuple[str, ...]] = {
+    "slow": ("slowly",),
+    "fast": ("quickly", "rapidly", "fast"),
+}
 # Most people leave "plain" out, so it is mostly left out.
 TEXTURE_WORDS: dict[str, tuple[str, ...]] = {
     "plain": ("", "", "", "plain", "solid"),
@@ -175,6 +183,8 @@ def _pick(rng: np.random.Generator, choices: Sequence[Choice]) -> Choice:
 def _thing(item: ShapesObject, rng: np.random.Generator) -> str:
     color = _pick(rng, COLOR_WORDS[item.color])
     shape = _pick(rng, SHAPE_WORDS[item.shape])
+    if item.size is not None:
+        color = f"{_pick(rng, SIZE_WORDS[item.size])} {color}"
     form = rng.random()
     if form < 0.06:
         return _article(f"{color} colored {shape}")
@@ -183,6 +193,19 @@ def _thing(item: ShapesObject, rng: np.random.Generator) -> str:
     if form < 0.18:
         return f"one {color} {shape}"
     return _article(f"{color} {shape}")
+
+
+def _doing(
+    item: ShapesObject, rng: np.random.Generator, words: dict[str, tuple[tuple[str, str], ...]]
+) -> tuple[str, str]:
+    """("moving left", "moves left"), with how fast where that is to be said."""
+    phrase = _pick(rng, words[item.motion])
+    if item.speed is None:
+        return phrase
+    adverb = _pick(rng, SPEED_WORDS[item.speed])
+    if adverb != "fast" and rng.random() < 0.5:
+        return f"{adverb} {phrase[0]}", f"{adverb} {phrase[1]}"
+    return f"{phrase[0]} {adverb}", f"{phrase[1]} {adverb}"
 
 
 def _setting(attributes: ShapesAttributes, rng: np.random.Generator) -> tuple[str, str]:
@@ -199,9 +222,11 @@ def _setting(attributes: ShapesAttributes, rng: np.random.Generator) -> tuple[st
 
 def canonical_caption(attributes: ShapesAttributes) -> str:
     """The plain caption, "a red circle moving left on a striped navy background"."""
-    things = [
-        f"{_article(f'{item.color} {item.shape}')} {item.motion}" for item in attributes.objects
-    ]
+    things = []
+    for item in attributes.objects:
+        size = "" if item.size is None else f"{SIZE_WORDS[item.size][0]} "
+        speed = "" if item.speed is None else f" {SPEED_WORDS[item.speed][0]}"
+        things.append(f"{_article(f'{size}{item.color} {item.shape}')} {item.motion}{speed}")
     texture = "" if attributes.texture == "plain" else f"{attributes.texture} "
     return f"{' and '.join(things)} on {_article(f'{texture}{attributes.background} background')}"
 
@@ -237,8 +262,7 @@ def caption(
     for item in attributes.objects:
         things.append(_thing(item, rng))
         new = held_out and rng.random() < 0.5
-        words = HELD_OUT_MOTION_WORDS if new else MOTION_WORDS
-        phrases.append(_pick(rng, words[item.motion]))
+        phrases.append(_doing(item, rng, HELD_OUT_MOTION_WORDS if new else MOTION_WORDS))
     doing = [f"{thing} {phrase[0]}" for thing, phrase in zip(things, phrases, strict=True)]
     does = [f"{thing} {phrase[1]}" for thing, phrase in zip(things, phrases, strict=True)]
     is_doing = [f"{thing} is {phrase[0]}" for thing, phrase in zip(things, phrases, strict=True)]

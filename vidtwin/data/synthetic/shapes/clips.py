@@ -69,6 +69,8 @@ class MovingShapes:
             config.two_object_fraction if config.max_objects == 2 else 0.0,
             config.textured_fraction,
             config.motions,
+            config.sized_fraction,
+            config.paced_fraction,
         )
         return seed, attributes
 

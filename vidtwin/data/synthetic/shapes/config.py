@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 __all__ = ["ShapesConfig", "ShapesOptions"]
 
 FILE_KEYS = ("path", "files", "root", "captions", "split", "content_factors", "motion_factors")
-SHARES = ("two_object_fraction", "textured_fraction", "without_background_fraction")
+SHARES = (
+    "two_object_fraction",
+    "textured_fraction",
+    "without_background_fraction",
+    "sized_fraction",
+    "paced_fraction",
+)
 
 
 @register_source("shapes")
@@ -33,6 +39,10 @@ class ShapesOptions(SourceOptions):
         two_object_fraction: share of the clips with two objects, where two are allowed.
         textured_fraction: share of the clips whose background is not plain.
         without_background_fraction: share of the captions that say nothing of the background.
+        sized_fraction: share of the objects that are small or large, and are called so (tiny,
+            huge, ...); two in a clip have only room to be small.
+        paced_fraction: share of the objects that move, turn or grow slowly or quickly, and are
+            said to.
         motions: what objects may do, of `MOTIONS`; naming one twice doubles its share.
     """
 
@@ -45,6 +55,8 @@ class ShapesOptions(SourceOptions):
     two_object_fraction: float = 0.25
     textured_fraction: float = 0.35
     without_background_fraction: float = 0.0
+    sized_fraction: float = 0.0
+    paced_fraction: float = 0.0
     motions: tuple[str, ...] = MOTIONS
 
     def __post_init__(self) -> None:

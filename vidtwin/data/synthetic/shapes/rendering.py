@@ -22,8 +22,14 @@ from vidtwin.data.synthetic.shapes.attributes import (
 
 __all__ = [
     "EDGE_WIDTH",
+    "GROWN_RADII",
     "MIN_TRAVEL",
+    "RADII",
+    "RADIUS_OF_CROSSING",
     "SHRUNK_RATIO",
+    "SHRUNK_RATIOS",
+    "TRAVELS",
+    "TURNS_OF_PERIOD",
     "TURN_OF_PERIOD",
     "check_size",
     "signed_distance",
@@ -44,6 +50,12 @@ MAX_TRAVEL = 0.55
 # Below half of the symmetry's period, so that the last frame alone, compared with the first,
 # still tells which way the shape turned.
 TURN_OF_PERIOD = (0.38, 0.46)
+# By size and by speed, None being the usual one.
+RADII = {None: RADIUS, "small": (0.1, 0.125), "large": (0.29, 0.34)}
+GROWN_RADII = {None: GROWN_RADIUS, "small": (0.14, 0.165), "large": (0.33, 0.39)}
+TRAVELS = {None: (MIN_TRAVEL, MAX_TRAVEL), "slow": (0.16, 0.2), "fast": (0.5, 0.7)}
+SHRUNK_RATIOS = {None: SHRUNK_RATIO, "slow": (0.62, 0.7), "fast": (0.3, 0.36)}
+TURNS_OF_PERIOD = {None: TURN_OF_PERIOD, "slow": (0.22, 0.27), "fast": (0.49, 0.54)}
 EDGE_WIDTH = 1.5  # pixels from outside to inside: soft enough for a small autoencoder
 TEXTURE_AMPLITUDE = 11.0  # of 255: nameable, and far from the next background's colour
 
@@ -71,12 +83,19 @@ def _draw_radii(
     rng: np.random.Generator, objects: Sequence[ShapesObject], shorter: int
 ) -> list[float]:
     """Per object its largest circumscribed radius in pixels, such that all of them have room."""
-    if len(objects) == 1:
-        scales = objects[0].motion in ("growing", "shrinking")
-        return [shorter * rng.uniform(*(GROWN_RADIUS if scales else RADIUS))]
-    axes = {_AXIS_OF_MOTION[item.motion][0] for item in objects if item.motion in _AXIS_OF_MOTION}
-    limits = RADIUS_OF_CROSSING if len(axes) == 2 else RADIUS_OF_TWO
-    return [shorter * rng.uniform(*limits) for _ in objects]
+    radii = [GROWN_RADII if one.motion in ("growing", "shrinking") else RADII for one in objects]
+    limits = [table[one.size] for table, one in zip(radii, objects, strict=True)]
+    if len(objects) == 2:
+        axes = {_AXIS_OF_MOTION[one.motion][0] for one in objects if one.motion in _AXIS_OF_MOTION}
+        of_two = RADIUS_OF_CROSSING if len(axes) == 2 else RADIUS_OF_TWO
+        limits = [
+            of_two if one.size is None else limit
+            for limit, one in zip(limits, objects, strict=True)
+        ]
+    elif objects[0].speed == "fast" and objects[0].motion in _AXIS_OF_MOTION:
+        widest = (1 - TRAVELS["fast"][0]) / 2 - MARGIN  # that has room to go far
+        limits = [(low, min(high, widest)) for low, high in limits]
+    return [shorter * rng.uniform(*limit) for limit in limits]
 
 
 def _draw_lanes(
@@ -108,16 +127,22 @@ def _draw_lanes(
 
 
 def _draw_offset(
-    rng: np.random.Generator, motion: str, axis: int, room: float, side: int, progress: np.ndarray
+    rng: np.random.Generator,
+    item: ShapesObject,
+    axis: int,
+    room: float,
+    side: int,
+    progress: np.ndarray,
 ) -> np.ndarray:
     """(T,) how far along an axis the object is, within [0, room] pixels."""
-    moving_axis, direction = _AXIS_OF_MOTION.get(motion, (None, 0))
+    moving_axis, direction = _AXIS_OF_MOTION.get(item.motion, (None, 0))
     if axis != moving_axis:
         return np.full_like(progress, room * rng.random())
     if direction == 0:  # there and back once, from anywhere on the way
         phase = (progress + np.float32(rng.random())) % 1
         return room * (1 - np.abs(2 * phase - 1))
-    travel = side * rng.uniform(MIN_TRAVEL, min(MAX_TRAVEL, room / side))
+    shortest, longest = TRAVELS[item.speed]
+    travel = side * rng.uniform(shortest, min(longest, room / side))
     start = rng.uniform(0, room - travel)
     return start + travel * (progress if direction > 0 else 1 - progress)
 
@@ -148,16 +173,17 @@ def draw_paths(
         x, y = (
             low
             + radius
-            + _draw_offset(rng, item.motion, axis, high - low - 2 * radius, sides[axis], progress)
+            + _draw_offset(rng, item, axis, high - low - 2 * radius, sides[axis], progress)
             for axis, (low, high) in enumerate(lane)
         )
         scale, angle = np.ones(num_frames, np.float32), np.zeros(num_frames, np.float32)
         if item.motion in ("growing", "shrinking"):
-            ratio = rng.uniform(*SHRUNK_RATIO)
+            ratio = rng.uniform(*SHRUNK_RATIOS[item.speed])
             grown = progress if item.motion == "growing" else progress[::-1]
             scale = (ratio + (1 - ratio) * grown).astype(np.float32)
         elif item.motion.startswith("turning"):
-            turn = math.radians(SHAPES[item.shape] or 0.0) * rng.uniform(*TURN_OF_PERIOD)
+            part = rng.uniform(*TURNS_OF_PERIOD[item.speed])
+            turn = math.radians(SHAPES[item.shape] or 0.0) * part
             sign = 1 if item.motion == "turning clockwise" else -1
             angle = (sign * turn * progress).astype(np.float32)
         paths.append(
