@@ -15,7 +15,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from vidtwin_lab.runtime import DamagedCheckpointError, EMAConfig, NonFiniteGuard, RunFolder, resume
+from vidtwin_lab.runtime import (
+    DamagedCheckpointError,
+    EMAConfig,
+    NonFiniteGuard,
+    RunFolder,
+    resume,
+    save_config,
+)
 from vidtwin_lab.runtime.processes import write_frozen
 
 FILES = ("model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl", "random_states_0.pkl",
@@ -153,3 +160,15 @@ def test_a_run_folder_keeps_no_litter_of_killed_writers(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == [
         *("autoencoder", "checkpoints", "config.yaml", "pipeline", "validation", "videos"),
     ]
+
+
+def test_a_run_folder_that_was_killed_before_its_oldest_checkpoint_went(tmp_path):
+    """Run again, it has nothing more to save, and yet keeps no more than it may."""
+    for step in (2, 4, 6):
+        folder = tmp_path / "checkpoints" / f"step_{step:09d}"
+        folder.mkdir(parents=True)
+        (folder / "progress.json").write_text(json.dumps({"step": step}))
+    run = RunFolder(tmp_path, keep=2)
+    save_config(EMAConfig(), run.config_path)
+    run.claim(EMAConfig())
+    assert [path.name for path in run.checkpoints.all()] == ["step_000000004", "step_000000006"]

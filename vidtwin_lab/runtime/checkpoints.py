@@ -115,7 +115,7 @@ class CheckpointFolder:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             publish_folder(final)
-            self._rotate()
+            self.rotate()
         accelerator.wait_for_everyone()
 
     def load(self, accelerator: Accelerator, path: str | Path) -> int:
@@ -250,14 +250,17 @@ class CheckpointFolder:
         if self.path.is_dir():
             remove_leftovers(self.path)
 
-    def _rotate(self) -> None:
-        newest = self.all()[-1]
+    def rotate(self) -> None:
+        """Remove all but the newest checkpoints that stay, and damaged ones before the newest."""
+        if not (checkpoints := self.all()):
+            return
+        newest = checkpoints[-1]
         for aside in self.path.glob(f"step_*{_DAMAGED}"):
             if aside.name.removesuffix(_DAMAGED) <= newest.name:
                 shutil.rmtree(aside)
         if self.keep is None:
             return
-        for old in self.all()[: -self.keep]:
+        for old in checkpoints[: -self.keep]:
             # Renamed first: a removal that is killed must not leave half a checkpoint behind.
             doomed = unfinished_folder(old)
             old.rename(doomed)
@@ -313,6 +316,8 @@ class RunFolder:
             below = [path for path in self.path.rglob("*") if path.is_dir()]
             for folder in (self.path, *below):
                 remove_leftovers(folder)
+            # A kill between a checkpoint and the removal of the oldest leaves one too many.
+            self.checkpoints.rotate()
             save_config(config, self.config_path)
         self.checkpoints.config = config
 

@@ -26,7 +26,7 @@ from vidtwin_lab.runtime.processes import (
 )
 from vidtwin_lab.runtime.run_config import CHANGEABLE, PRECISIONS, OptimizerConfig, RunConfig
 from vidtwin_lab.runtime.sharding import RunAccelerator, prepare_model
-from vidtwin_lab.runtime.signals import InterruptedRunError, StopRequest
+from vidtwin_lab.runtime.signals import InterruptedRunError, StopRequest, ended_at_once
 from vidtwin_lab.runtime.trackers import VideoWriter, build_trackers
 from vidtwin_lab.runtime.training import (
     NonFiniteGuard,
@@ -328,16 +328,18 @@ def start_processes(config: RunConfig) -> RunAccelerator:
     Raises:
         ValueError: if accelerate is configured for what we don't have, or they can't share a batch.
     """
-    accelerator = RunAccelerator(
-        mixed_precision=config.mixed_precision,
-        # Our loops cut their batches themselves; the launcher's own accumulation is not for them.
-        gradient_accumulation_steps=1,
-        # Our batch norms synchronise themselves; nothing else has buffers to hand around.
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=timedelta(minutes=config.collective_timeout_minutes)),
-        ],
-    )
+    patience = timedelta(minutes=config.collective_timeout_minutes)
+    with ended_at_once():
+        accelerator = RunAccelerator(
+            mixed_precision=config.mixed_precision,
+            # Our loops cut their batches themselves; the launcher's accumulation is not for them.
+            gradient_accumulation_steps=1,
+            # Our batch norms synchronise themselves; nothing else has buffers to hand around.
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False),
+                InitProcessGroupKwargs(timeout=patience),
+            ],
+        )
     if accelerator.gradient_accumulation_steps != 1:
         raise ValueError(
             "accelerate is configured to accumulate gradients over "

@@ -26,6 +26,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from vidtwin_lab.runtime.signals import ended_at_once
+
 logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -139,7 +141,8 @@ def start_accelerator(**options: Any) -> Accelerator:
             "one with distributed_type MULTI_GPU, or by torchrun"
         )
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=1))
-    return Accelerator(kwargs_handlers=[patience], **options)
+    with ended_at_once():
+        return Accelerator(kwargs_handlers=[patience], **options)
 
 
 def shard(model: nn.Module, sharding: Sharding, mesh: DeviceMesh) -> None:

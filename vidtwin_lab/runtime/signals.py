@@ -57,6 +57,24 @@ def terminated_as_interrupted() -> Iterator[None]:
 
 
 @contextmanager
+def ended_at_once() -> Iterator[None]:
+    """Context in which signals end the process as if no program handled them.
+
+    For calls that wait outside Python, where a handler would not run: processes that look for each
+    other wait long for one that is gone. Not for what leaves anything to clean up.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, was in former.items():
+            signal.signal(number, was)
+
+
+@contextmanager
 def _handled(numbers: tuple[int, ...], handle: Callable[[int], None]) -> Iterator[None]:
     """Context in which this process, but none forked from it, handles signals so."""
     if threading.current_thread() is not threading.main_thread():
