@@ -143,7 +143,8 @@ def packaged_encoder(name_or_folder: str) -> str:
         ValueError: if the package of a short name is not installed, and no folder is called so.
     """
     if name_or_folder not in PACKAGED or Path(name_or_folder).is_dir():
-        return str(shipped_path(name_or_folder))
+        shipped = shipped_path(name_or_folder)
+        return str(shipped) if shipped.exists() else name_or_folder
     package, module, folder = PACKAGED[name_or_folder]
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
