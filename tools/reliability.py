@@ -1,6 +1,6 @@
 """Measures what the project promises about lost runs, damaged files and foreign input.
 
-    python tools/reliability.py --quick            # for continuous integration: under 8 minutes
+    python tools/reliability.py --quick            # for continuous integration: 3 minutes
     nice python tools/reliability.py               # the long form, over an hour on two cores
     python tools/reliability.py --only kills_encode disks
 

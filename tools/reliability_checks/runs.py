@@ -132,6 +132,7 @@ class Box:
             if count > 1:
                 environment = {**many, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             plan = plans[rank] if rank < len(plans) else {}
+            (self.path / f"text{rank}").touch()  # a process may be killed before it writes
             child = os.fork()
             if not child:
                 self._be_script(rank, environment, plan)
