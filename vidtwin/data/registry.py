@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SourceOptions",
     "check_choice",
+    "refuse_file_habits",
     "refuse_keys",
     "register_source",
     "registered_sources",
@@ -115,6 +116,26 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     """Raises a ValueError that lists the choices, unless `value` is one of them."""
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {', '.join(choices)}; got {value!r}")
+
+
+def refuse_file_habits(data: DataConfig, things: str, told: str) -> None:
+    """Refuses what suits clips of files, and not those of a source that makes its own.
+
+    Args:
+        data: as it was given.
+        things: that the source shows, such as "the moving shapes".
+        told: what of them knows left and right, such as "captions and labels".
+    """
+    if data.flip:
+        raise ValueError(
+            f"data.flip=true would make the {told} of {things} untrue "
+            "(left and right); set data.flip=false"
+        )
+    if data.validation_fraction > 0:
+        raise ValueError(
+            f"data.validation_fraction is for files: {things} have a validation part "
+            f"of their own, got {data.validation_fraction}; set it to 0"
+        )
 
 
 def refuse_keys(data: DataConfig, names: tuple[str, ...], why: str) -> None:

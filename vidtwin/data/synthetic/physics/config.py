@@ -6,7 +6,13 @@ import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vidtwin.data.registry import SourceOptions, check_choice, refuse_keys, register_source
+from vidtwin.data.registry import (
+    SourceOptions,
+    check_choice,
+    refuse_file_habits,
+    refuse_keys,
+    register_source,
+)
 
 if TYPE_CHECKING:
     from vidtwin.data.config import DataConfig
@@ -66,16 +72,7 @@ class PhysicsOptions(SourceOptions):
 
     def check(self, data: DataConfig) -> None:
         """Refuses files, and what would make captions and actions untrue."""
-        if data.flip:
-            raise ValueError(
-                "data.flip=true would make the captions and actions of simulated bodies untrue "
-                "(left and right); set data.flip=false"
-            )
-        if data.validation_fraction > 0:
-            raise ValueError(
-                "data.validation_fraction is for files: simulated bodies have a validation part "
-                f"of their own, got {data.validation_fraction}; set it to 0"
-            )
+        refuse_file_habits(data, "simulated bodies", "captions and actions")
         refuse_keys(data, OTHER_KEYS, "reads no files, and simulates data.fps")
 
     def check_files(self, data: DataConfig) -> None:

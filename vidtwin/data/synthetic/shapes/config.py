@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vidtwin.data.registry import SourceOptions, refuse_keys, register_source
+from vidtwin.data.registry import SourceOptions, refuse_file_habits, refuse_keys, register_source
 from vidtwin.data.synthetic.shapes.attributes import MOTIONS, SPLITS, check_choice
 from vidtwin.data.synthetic.shapes.captions import WORDINGS
 from vidtwin.data.synthetic.shapes.rendering import check_size
@@ -78,16 +78,7 @@ class ShapesOptions(SourceOptions):
 
     def check(self, data: DataConfig) -> None:
         """Refuses files, and what would make captions untrue."""
-        if data.flip:
-            raise ValueError(
-                "data.flip=true would make the captions and labels of the moving shapes untrue "
-                "(left and right); set data.flip=false"
-            )
-        if data.validation_fraction > 0:
-            raise ValueError(
-                "data.validation_fraction is for files: the moving shapes have a validation part "
-                f"of their own, got {data.validation_fraction}; set it to 0"
-            )
+        refuse_file_habits(data, "the moving shapes", "captions and labels")
         refuse_keys(data, FILE_KEYS, "reads no files")
 
     def build(self, data: DataConfig) -> Any:
