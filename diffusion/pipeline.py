@@ -19,7 +19,13 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
-from diffusion.conditions import ClassEmbedder, Condition, Conditions, TextEmbedder
+from diffusion.conditions import (
+    ActionEmbedder,
+    ClassEmbedder,
+    Condition,
+    Conditions,
+    TextEmbedder,
+)
 from diffusion.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, GuidanceScales
 from diffusion.dit import TwinDiT
 from diffusion.given_frames import GivenFrames
@@ -38,6 +44,7 @@ from diffusion.long_video import join_windows, latent_windows, scale_motion
 from diffusion.pipeline_files import check_parts, check_scheduler, check_trained_with, load_parts
 from diffusion.pipeline_values import (
     OUTPUT_TYPES,
+    actions_of,
     after_step_of,
     as_output,
     frames_of,
@@ -95,6 +102,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             a given latent suits a transformer that was trained for it alone, see
             `FlowConfig.given_guidance_scale`.
         structure_lead: the same, see `__call__`.
+        action_names: of the values of a frame's action, for a transformer that takes actions.
     Raises:
         ValueError: naming the parts that do not belong together.
     """
@@ -122,6 +130,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         guidance_scale: float = GUIDANCE_SCALE,
         given_guidance_scale: float = 1.0,
         structure_lead: float = 0.0,
+        action_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -142,6 +151,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             guidance_scale=guidance_scale,
             given_guidance_scale=given_guidance_scale,
             structure_lead=structure_lead,
+            action_names=None if action_names is None else list(action_names),
         )
         check_lead(structure_lead, 1000)
         GuidanceScales(text=guidance_scale, given=given_guidance_scale)
@@ -230,6 +240,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         prefix: Tensor | None = None,
         callback_on_step_end: Callback | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = VidTwinLatents.names,
+        actions: Tensor | None = None,
     ) -> Any:
         """Videos.
 
@@ -272,6 +283,8 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
                 returns the tensors that it changed.
             callback_on_step_end_tensor_inputs: scaled latents that it is given, of "structure",
                 "dynamics_x" and "dynamics_y".
+            actions: (B, T, A) or (T, A), what acts from each frame to the next, for a pipeline that
+                was trained with actions; `pipe.config["action_names"]` names the A values.
         Returns:
             VidTwinPipelineOutput: `.videos`, `.latents`.
         Raises:
@@ -319,6 +332,8 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         frames = frames_of(self, first_frame, last_frame, prefix, len(starts), given_names)
         lengths = {name: getattr(given, name) for name in sorted(given_names)}
         lengths |= {"given frames": frames.video} if frames else {}
+        actions = actions_of(self, actions, len(starts))
+        lengths |= {} if actions is None else {"actions": actions}
         batch_size = common_length(**asked, **lengths) * num_videos_per_prompt
         given = given.map(lambda tensor: repeated_to(tensor, batch_size))
         generators = generators_of(seed, generator, batch_size)
@@ -327,7 +342,9 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         frames = frames and frames.repeated(batch_size)
         # A long video goes on from its last frames where the transformer takes given frames.
         takes_frames = self.transformer.sizes.given_frames and "structure" not in given_names
-        conditions, negative = self._conditions(**asked, frames=frames, batch_size=batch_size)
+        conditions, negative = self._conditions(
+            **asked, frames=frames, actions=actions, batch_size=batch_size
+        )
         if negative is not None and guider is None:
             later = [given_names | {"structure"}] if len(starts) > 1 else []
             check_negative(conditions, scales, [given_names, *later])
@@ -395,6 +412,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         negative_prompt: list[str] | None,
         class_labels: list[int] | None,
         frames: GivenFrames | None,
+        actions: Tensor | None,
         batch_size: int,
     ) -> tuple[Conditions, Conditions | None]:
         """The conditions of each video in the order of guidance, and its negative prompt."""
@@ -409,6 +427,8 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         found: list[Condition] = []
         if frames is not None:
             found.append(frames.condition())
+        if actions is not None:
+            found.append(ActionEmbedder(self.config["action_names"] or ()).embed(actions))
         if prompt is not None:
             found.append(self._text_embedder().embed(prompt))
         if class_labels is not None:

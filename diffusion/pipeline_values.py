@@ -22,6 +22,7 @@ from vidtwin import VidTwinLatents
 
 __all__ = [
     "OUTPUT_TYPES",
+    "actions_of",
     "after_step_of",
     "as_output",
     "frames_of",
@@ -57,6 +58,32 @@ def frames_of(
             "`last_frame` is the last that the model makes at once; leave out `num_frames`"
         )
     return encoded_frames(pipeline, *found)
+
+
+def actions_of(pipeline: Any, actions: Tensor | None, num_windows: int) -> Tensor | None:
+    """(B, T, A) actions, checked; None without any."""
+    if actions is None:
+        return None
+    size, frames = pipeline.transformer.sizes.action_size, pipeline.autoencoder.sizes.num_frames
+    if size is None:
+        raise ValueError(
+            "this pipeline was not trained with actions: leave out `actions`, or train one with "
+            "action_conditional=true"
+        )
+    if num_windows > 1:
+        raise ValueError(f"`actions` are those of {frames} frames; leave out `num_frames`")
+    if not isinstance(actions, Tensor) or not actions.is_floating_point():
+        raise ValueError(f"`actions` must be a float tensor, got {type(actions).__name__}")
+    actions = actions[None] if actions.ndim == 2 else actions
+    if actions.ndim != 3 or not len(actions) or tuple(actions.shape[1:]) != (frames, size):
+        names = ", ".join(pipeline.config["action_names"] or ())
+        raise ValueError(
+            f"`actions` must be of shape (B, {frames}, {size}) ({names}), got "
+            f"{tuple(actions.shape)}"
+        )
+    if not bool(actions.isfinite().all()):
+        raise ValueError("`actions` hold values that are not finite")
+    return actions
 
 
 def encoded_frames(pipeline: Any, video: Tensor, frames: Tensor) -> GivenFrames:

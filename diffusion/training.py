@@ -16,7 +16,13 @@ from typing import Any
 
 import torch
 
-from diffusion.conditions import ClassEmbedder, ConditionEmbedder, Conditions, TextEmbedder
+from diffusion.conditions import (
+    ActionEmbedder,
+    ClassEmbedder,
+    ConditionEmbedder,
+    Conditions,
+    TextEmbedder,
+)
 from diffusion.config import DiTConfig, InputsConfig, TransformerConfig
 from diffusion.dit import TwinDiT
 from diffusion.flow import (
@@ -283,6 +289,14 @@ def _build_embedders(
         encoder = TextEncoder.from_pretrained(config.text_encoder, config.text_layer, length)
         cached = CachedTextEncoder(encoder.to(device, torch.float32))
         embedders.append(TextEmbedder(cached, length, config.text_dropout))
+    if config.action_conditional and source is not None:
+        actions = getattr(source.dataset, "action_names", ())
+        if not actions:
+            raise ValueError(
+                "action_conditional=true, but the clips of this data set have no actions; "
+                "set action_conditional=false, or take a source with actions"
+            )
+        embedders.append(ActionEmbedder(actions, config.action_dropout))
     if config.given.share and source is not None:
         embedders.append(FramesEmbedder(config.given, source.autoencoder.sizes.num_frames))
     return embedders
@@ -297,10 +311,15 @@ def build_transformer(sizes: DiTConfig, init_from: str | None = None) -> TwinDiT
     if init_from is None:
         return TwinDiT(**vars(sizes)).train()
     model: TwinDiT = TwinDiT.from_pretrained(find_transformer(init_from), local_files_only=True)
-    if sizes.given_frames and not model.sizes.given_frames:
-        # What a new model adds for frames that are given is zero, so it begins as the saved one.
-        new = TwinDiT(**vars(replace(model.sizes, given_frames=True)))
-        new.load_state_dict(model.float().state_dict() | new.given_state())
+    added = {
+        name: getattr(sizes, name)
+        for name in ("given_frames", "action_size")
+        if getattr(sizes, name) and not getattr(model.sizes, name)
+    }
+    if added:
+        # What a new model adds for frames and actions is zero, so it begins as the saved one.
+        new = TwinDiT(**vars(replace(model.sizes, **added)))
+        new.load_state_dict(new.added_state() | model.float().state_dict())
         model = new
     others = [
         f"{name}={getattr(model.sizes, name)}, expected {value}"
