@@ -389,6 +389,8 @@ class InputsConfig:
         given: frames that are given.
         flow: the objective.
         overfit: learn the first N clips by heart.
+        noise_draws: how often a step learns each clip, with noise, levels and dropout of its own;
+            above 1 where encoding a clip costs more than the transformer does.
     """
 
     autoencoder: str = "checkpoints/shapes/autoencoder"
@@ -408,12 +410,14 @@ class InputsConfig:
     given: GivenFramesConfig = GivenFramesConfig()
     flow: FlowConfig = FlowConfig()
     overfit: int | None = None
+    noise_draws: int = 1
 
     def __post_init__(self) -> None:
         for name in ("class_dropout", "text_dropout", "action_dropout", "given_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}")
         check_count("stats_samples", self.stats_samples)
+        check_count("noise_draws", self.noise_draws)
         if self.action_conditional and self.cache is not None:
             raise ValueError(
                 "action_conditional=true needs clips, and a cache holds no actions; set cache=null, "

@@ -60,6 +60,7 @@ NOISE_STREAM = 0x2545F4914F6CDD1D
 LEVELS_STREAM = 1
 DROPOUT_STREAM = 2
 GIVEN_STREAM = 5  # 3 and 4 are the autoencoder's
+DRAWS_STREAM = 0x1B873593CC9E2D51  # keeps the draws of a clip apart
 QUANTILES = 4
 
 
@@ -83,6 +84,7 @@ class TrainingInputs:
         given_dropout: the least share of leaving out each condition where a latent is given
             clean: what structure or dynamics of another video are continued with mostly comes
             without a prompt.
+        noise_draws: how often each clip of a batch is learned.
     """
 
     def __init__(
@@ -91,7 +93,9 @@ class TrainingInputs:
         objective: FlowObjective,
         embedders: Sequence[ConditionEmbedder] = (),
         given_dropout: float = 0.5,
+        noise_draws: int = 1,
     ) -> None:
+        self.noise_draws = noise_draws
         self.source, self.objective = source, objective
         self.embedders, self.given_dropout = list(embedders), given_dropout
         self.device = source.device
@@ -134,7 +138,16 @@ class TrainingInputs:
             part: which samples.
         """
         batch = {name: values[part] for name, values in batch.items()}
-        seeds = batch["noise_seed"].tolist()
+        latents = self.latents(batch)
+        conditions = self.conditions(batch, batch["noise_seed"].tolist())
+        if self.noise_draws > 1:
+            latents = latents.map(self._repeated)
+            conditions = conditions.map(lambda condition: condition.map(self._repeated))
+        seeds = [
+            seed ^ draw * DRAWS_STREAM % 2**63
+            for seed in batch["noise_seed"].tolist()
+            for draw in range(self.noise_draws)
+        ]
         uniforms = draw_uniforms(seeds, NUM_UNIFORMS, LEVELS_STREAM)
         uniforms = uniforms.to(self.device, torch.float32)
         levels = self.objective.draw_levels(uniforms)
@@ -149,8 +162,11 @@ class TrainingInputs:
         }
         columns = 1 + max([e.condition.dropout_column for e in self.embedders], default=0)
         uniforms = draw_uniforms(seeds, columns, DROPOUT_STREAM).to(self.device, torch.float32)
-        conditions = self.conditions(batch, seeds).drop(uniforms, dropout)
-        return TrainingBatch(self.latents(batch), self.noise(seeds), levels, conditions)
+        return TrainingBatch(latents, self.noise(seeds), levels, conditions.drop(uniforms, dropout))
+
+    def _repeated(self, values: torch.Tensor) -> torch.Tensor:
+        """(B, ...) to (B draws, ...), the draws of each sample beside each other."""
+        return values.repeat_interleave(self.noise_draws, dim=0)
 
     def latents(self, batch: Mapping[str, Any]) -> VidTwinLatents:
         """The scaled latents of a batch."""
@@ -251,7 +267,9 @@ def build_inputs(
     autoencoder: Any = load_autoencoder(config.autoencoder)[0]
     source = _open_source(config, autoencoder.to(device), validates, autocast)
     embedders = _build_embedders(config, source, device)
-    return TrainingInputs(source, FlowObjective(config.flow), embedders, config.given_dropout)
+    return TrainingInputs(
+        *(source, FlowObjective(config.flow), embedders, config.given_dropout, config.noise_draws)
+    )
 
 
 def _open_source(
