@@ -11,6 +11,7 @@ NAME:
     classifier       trains the judge of content and motion on real clips
     accuracy         classes of generated videos, by that judge
     actions          what the latents know of the actions behind a video
+    world            how well a pipeline that takes actions foretells a simulation
 
 Writes NAME.json (the numbers and their protocol), NAME.csv (a line for each video), NAME.png and
 NAME.md (a row of a table) into the folder of `output`. Any number of processes writes the same.
@@ -49,6 +50,7 @@ MEASUREMENTS = {
     "classifier": ("classifier", "measurement_configs:ClassifierConfig"),
     "accuracy": ("accuracy", "measurement_configs:AccuracyConfig"),
     "actions": ("actions.scorecard", "actions.config:ActionsConfig"),
+    "world": ("actions.world", "actions.config:WorldConfig"),
 }
 
 

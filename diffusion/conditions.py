@@ -248,6 +248,55 @@ class ClassEmbedder(ConditionEmbedder):
         return {"class_names": self.class_names or None}
 
 
+@dataclass(frozen=True)
+class ActionCondition(Condition):
+    """What acts on each sample, frame by frame.
+
+    Args:
+        actions: (B, T, A), each held from its frame to the next.
+        has_actions: (B,) bool, False for samples of which no actions are known.
+    """
+
+    name = "actions"
+    dropout_column = 4
+
+    actions: Tensor
+    has_actions: Tensor
+
+    def null(self) -> ActionCondition:
+        """No actions known of any."""
+        return replace(self, has_actions=torch.zeros_like(self.has_actions))
+
+
+class ActionEmbedder(ConditionEmbedder):
+    """Takes actions as they are, which should be of about unit size.
+
+    Args:
+        action_names: of the A values.
+        dropout: see `ConditionEmbedder`.
+    """
+
+    condition = ActionCondition
+    column = "actions"
+
+    def __init__(self, action_names: Sequence[str], dropout: float = 0.1) -> None:
+        super().__init__(dropout)
+        self.action_names = list(action_names)
+
+    def embed(self, values: Tensor) -> ActionCondition:
+        """The condition of (B, T, A) actions."""
+        known = torch.ones(len(values), dtype=torch.bool, device=values.device)
+        return ActionCondition(values.float(), known)
+
+    def sizes(self) -> dict[str, Any]:
+        """The number of values."""
+        return {"action_size": len(self.action_names)}
+
+    def pipeline_parts(self) -> dict[str, Any]:
+        """The names of the values."""
+        return {"action_names": self.action_names}
+
+
 class Conditions:
     """The conditions of a batch, in the order that guidance adds them.
 

@@ -34,6 +34,8 @@ GUIDANCE_SCALE = 6.0
 
 TEXT_CONDITIONINGS = ("cross_attention", "in_context")
 CLASS_CONDITIONINGS = ("adaln", "cross_attention")
+# Conditions that every prediction of guidance knows: they have no scale.
+ALWAYS_KNOWN = ("frames", "actions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,7 @@ class DiTConfig:
             `class_embed_dim` values that every block reads as one token, beside the text's).
         class_embed_dim: values of that vector.
         given_frames: whether the model takes frames that are given, see `diffusion.given_frames`.
+        action_size: values of a frame's action; None for a model without actions.
 
     Raises:
         ValueError: if sizes do not fit together; the message names the keyword.
@@ -82,6 +85,7 @@ class DiTConfig:
     class_conditioning: str = "adaln"
     class_embed_dim: int = 256
     given_frames: bool = False
+    action_size: int | None = None
 
     def __post_init__(self) -> None:
         for name, axes in (("structure", 4), ("dynamics_x", 3), ("dynamics_y", 3)):
@@ -106,9 +110,10 @@ class DiTConfig:
             "class_embed_dim",
             "num_classes",
             "text_hidden_size",
+            "action_size",
         ):
             value = getattr(self, name)
-            may_be_none = name in ("num_classes", "text_hidden_size")
+            may_be_none = name in ("num_classes", "text_hidden_size", "action_size")
             if not (value is None and may_be_none) and (type(value) is not int or value < 1):
                 raise ValueError(f"`{name}` must be at least 1, got {value!r}")
         if not 0 < self.mlp_ratio < math.inf:
@@ -324,7 +329,7 @@ class GuidanceScales:
 
     def of(self, condition: str) -> tuple[float, float, float]:
         """A condition's scale for structure, dynamics_x and dynamics_y."""
-        if condition == "frames":  # known to every prediction
+        if condition in ALWAYS_KNOWN:
             return 1.0, 1.0, 1.0
         scale = getattr(self, condition)
         if condition == "given":
@@ -405,11 +410,15 @@ class InputsConfig:
         text_encoder: folder or hub id of the encoder that reads captions; None for no text.
         text_layer: which of its hidden states; -1 is the last.
         max_text_length: in tokens; None for what the encoder takes.
-        class_dropout, text_dropout: share of the samples that learn without the condition.
+        action_conditional: learn what follows from the actions of the data set, frame by frame.
+        class_dropout, text_dropout, action_dropout: share of the samples that learn without the
+            condition.
         given_dropout: the same where structure or dynamics are given clean, if it is larger.
         given: frames that are given.
         flow: the objective.
         overfit: learn the first N clips by heart.
+        noise_draws: how often a step learns each clip, with noise, levels and dropout of its own;
+            above 1 where encoding a clip costs more than the transformer does.
     """
 
     autoencoder: str = "checkpoints/shapes/autoencoder"
@@ -418,21 +427,30 @@ class InputsConfig:
     data: DataConfig = DataConfig()
     stats_samples: int = 512
     class_conditional: bool = False
+    action_conditional: bool = False
     text_encoder: str | None = None
     text_layer: int = -1
     max_text_length: int | None = None
     class_dropout: float = 0.1
     text_dropout: float = 0.1
+    action_dropout: float = 0.1
     given_dropout: float = 0.5
     given: GivenFramesConfig = GivenFramesConfig()
     flow: FlowConfig = FlowConfig()
     overfit: int | None = None
+    noise_draws: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("class_dropout", "text_dropout", "given_dropout"):
+        for name in ("class_dropout", "text_dropout", "action_dropout", "given_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}")
         check_count("stats_samples", self.stats_samples)
+        check_count("noise_draws", self.noise_draws)
+        if self.action_conditional and self.cache is not None:
+            raise ValueError(
+                "action_conditional=true needs clips, and a cache holds no actions; set cache=null "
+                f"or action_conditional=false; got cache={self.cache}"
+            )
         if self.given.share and self.cache is not None:
             raise ValueError(
                 "`given` frames are encoded anew at every step, from clips that a cache does not "

@@ -81,6 +81,7 @@ class TwinDiT(StrictLoading, ModelMixin, PeftAdapterMixin, ConfigMixin):  # type
         class_conditioning: str = "adaln",
         class_embed_dim: int = 256,
         given_frames: bool = False,
+        action_size: int | None = None,
     ) -> None:
         super().__init__()
         # A loaded config.json has lists here; `config` should not depend on where it came from.
@@ -131,6 +132,11 @@ class TwinDiT(StrictLoading, ModelMixin, PeftAdapterMixin, ConfigMixin):  # type
             self.given = nn.ModuleList(nn.Linear(count, width, bias=False) for count in counts)
             for weight in self.given.parameters():
                 nn.init.zeros_(weight)
+        self.actions: nn.Linear | None = None
+        if action_size is not None:
+            # The actions of the frames that a token covers, and whether there are any.
+            self.actions = nn.Linear(sizes.dynamics_patch_size * (action_size + 1), width, False)
+            nn.init.zeros_(self.actions.weight)
 
     @torch.no_grad()
     def initialize(self) -> None:
@@ -176,6 +182,8 @@ class TwinDiT(StrictLoading, ModelMixin, PeftAdapterMixin, ConfigMixin):  # type
         given_dynamics_x: Tensor | None = None,
         given_dynamics_y: Tensor | None = None,
         given_frames: Tensor | None = None,
+        actions: Tensor | None = None,
+        has_actions: Tensor | None = None,
     ) -> TwinDiTOutput:
         """The predictions for scaled, noised latents.
 
@@ -191,6 +199,8 @@ class TwinDiT(StrictLoading, ModelMixin, PeftAdapterMixin, ConfigMixin):  # type
                 null text.
             given_structure, given_dynamics_x, given_dynamics_y, given_frames: see
                 `diffusion.given_frames.FramesCondition`; all of them, or None for nothing given.
+            actions: (B, T, action_size), each held from its frame to the next; None for none.
+            has_actions: (B,) bool, False for samples without; None where all have some.
         Returns:
             TwinDiTOutput: shapes as the latents.
         Raises:
@@ -202,6 +212,8 @@ class TwinDiT(StrictLoading, ModelMixin, PeftAdapterMixin, ConfigMixin):  # type
         if given_frames is not None:
             given = (given_structure, given_dynamics_x, given_dynamics_y)
             tokens = tokens + self._embed_given(given, given_frames)
+        if actions is not None:
+            tokens = tokens + self._embed_actions(actions, has_actions)
         vector = self._vector(structure_timestep, dynamics_timestep)
         class_vector = self._class_vector(class_labels, batch_size, tokens.device)
         if class_vector is not None and not self.sizes.reads_class:
@@ -289,9 +301,10 @@ class TwinDiT(StrictLoading, ModelMixin, PeftAdapterMixin, ConfigMixin):  # type
         )
         return tokens + (self.positions.to(tokens.dtype) + queries + latents)
 
-    def given_state(self) -> dict[str, Tensor]:
-        """The part of the state dict that a model without given frames has not."""
-        return {name: t for name, t in self.state_dict().items() if name.startswith("given.")}
+    def added_state(self) -> dict[str, Tensor]:
+        """The part of the state dict that a model without given frames and actions has not."""
+        added = ("given.", "actions.")
+        return {name: t for name, t in self.state_dict().items() if name.startswith(added)}
 
     def _embed_given(self, latents: tuple[Tensor | None, ...], frames: Tensor) -> Tensor:
         """(B, N, D): what is given, in its place; zero for samples without."""
@@ -312,6 +325,30 @@ class TwinDiT(StrictLoading, ModelMixin, PeftAdapterMixin, ConfigMixin):  # type
         ]
         parts = zip(self.given, self.patchify(*marked))
         return torch.cat([layer(part) for layer, part in parts], dim=1)
+
+    def _embed_actions(self, actions: Tensor, has_actions: Tensor | None) -> Tensor:
+        """(B, N, D): each frame's action at its dynamics' tokens; zero for samples without."""
+        if self.actions is None:
+            raise ValueError(
+                "got `actions`, but this model does not take them; train one with action_size"
+            )
+        batch, frames = len(actions), self.sizes.dynamics_x_shape[1]
+        expected = (frames, self.sizes.action_size)
+        if actions.ndim != 3 or tuple(actions.shape[1:]) != expected:
+            raise ValueError(
+                f"expected `actions` of shape (B, {expected[0]}, {expected[1]}), got "
+                f"{tuple(actions.shape)}"
+            )
+        if has_actions is None:
+            has_actions = torch.ones(batch, dtype=torch.bool, device=actions.device)
+        dtype, patch = self.latent_codes.dtype, self.sizes.dynamics_patch_size
+        mark = rearrange(has_actions.to(dtype), "b -> b 1 1").expand(batch, frames, 1)
+        marked = torch.cat([actions.to(dtype) * mark, mark], dim=2)
+        steps = self.actions(rearrange(marked, "b (t i) a -> b t (i a)", i=patch))
+        structure, along_x, along_y = self.sizes.token_counts
+        columns, rows = along_x // steps.shape[1], along_y // steps.shape[1]
+        parts = [repeat(steps, "b t d -> b (t n) d", n=n) for n in (columns, rows)]
+        return functional.pad(torch.cat(parts, dim=1), (0, 0, structure, 0))
 
     def _vector(self, structure_timestep: Tensor, dynamics_timestep: Tensor) -> Tensor:
         """(B, D): what the noise levels add to what modulates the blocks."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from typing import Any, ClassVar
@@ -17,10 +16,10 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.loaders.lora_pipeline import CogVideoXLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
 from diffusion.conditions import (
+    ActionEmbedder,
     ClassEmbedder,
     Condition,
     Conditions,
@@ -44,6 +43,8 @@ from diffusion.pipeline_files import check_parts, check_scheduler, check_trained
 from diffusion.pipeline_values import (
     OUTPUT_TYPES,
     Text,
+    VidTwinPipelineOutput,
+    actions_of,
     after_step_of,
     as_output,
     check_size,
@@ -70,25 +71,6 @@ __all__ = ["VidTwinPipeline", "VidTwinPipelineOutput"]
 Callback = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]]
 
 
-@dataclass
-class VidTwinPipelineOutput(BaseOutput):
-    """What the pipeline makes.
-
-    Args:
-        videos: "pt": (B, 3, T, H, W) float32 in [0, 1]; "np": (B, T, H, W, 3); "pil": frames of
-            each video; None for "latent".
-        latents: raw latents, float32; of a long video, the dynamics of all its frames.
-    """
-
-    videos: Any
-    latents: VidTwinLatents
-
-    @property
-    def frames(self) -> Any:
-        """The videos, by the name that diffusers' video pipelines have for them."""
-        return self.videos
-
-
 # Of diffusers' loaders the one that takes a transformer's adapters as they are, whatever the model.
 class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ignore[misc]
     """Text, class or nothing to video; structure or dynamics may be given and the other sampled.
@@ -110,6 +92,7 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
             a given latent suits a transformer that was trained for it alone, see
             `FlowConfig.given_guidance_scale`.
         structure_lead: the same, see `__call__`.
+        action_names: of the values of a frame's action, for a transformer that takes actions.
     Raises:
         ValueError: naming the parts that do not belong together.
     """
@@ -137,6 +120,7 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
         guidance_scale: float = GUIDANCE_SCALE,
         given_guidance_scale: float = 1.0,
         structure_lead: float = 0.0,
+        action_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         note_flow(scheduler)
@@ -158,6 +142,7 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
             guidance_scale=guidance_scale,
             given_guidance_scale=given_guidance_scale,
             structure_lead=structure_lead,
+            action_names=None if action_names is None else list(action_names),
         )
         check_lead(structure_lead, 1000)
         GuidanceScales(text=guidance_scale, given=given_guidance_scale)
@@ -253,6 +238,7 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
         width: int | None = None,
         callback_on_step_end: Callback | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = VidTwinLatents.names,
+        actions: Tensor | None = None,
     ) -> Any:
         """Videos.
 
@@ -300,6 +286,8 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
                 returns the tensors that it changed.
             callback_on_step_end_tensor_inputs: scaled latents that it is given, of "structure",
                 "dynamics_x" and "dynamics_y".
+            actions: (B, T, A) or (T, A), what acts from each frame to the next, for a pipeline that
+                was trained with actions; `pipe.config["action_names"]` names the A values.
         Returns:
             VidTwinPipelineOutput: `.videos`, `.latents`.
         Raises:
@@ -355,6 +343,8 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
         frames = frames_of(self, first_frame, last_frame, prefix, len(starts), given_names)
         lengths = {name: getattr(given, name) for name in sorted(given_names)}
         lengths |= {"given frames": frames.video} if frames else {}
+        actions = actions_of(self, actions, len(starts))
+        lengths |= {} if actions is None else {"actions": actions}
         batch_size = common_length(**asked, **lengths) * num_videos_per_prompt
         given = given.map(lambda tensor: repeated_to(tensor, batch_size))
         generators = generators_of(seed, generator, batch_size)
@@ -363,7 +353,9 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
         frames = frames and frames.repeated(batch_size)
         # A long video goes on from its last frames where the transformer takes given frames.
         takes_frames = self.transformer.sizes.given_frames and "structure" not in given_names
-        conditions, negative = self._conditions(**asked, frames=frames, batch_size=batch_size)
+        conditions, negative = self._conditions(
+            **asked, frames=frames, actions=actions, batch_size=batch_size
+        )
         if negative is not None and guider is None:
             later = [given_names | {"structure"}] if len(starts) > 1 else []
             check_negative(conditions, scales, [given_names, *later])
@@ -460,6 +452,7 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
         negative_prompt: Text | None,
         class_labels: list[int] | None,
         frames: GivenFrames | None,
+        actions: Tensor | None,
         batch_size: int,
     ) -> tuple[Conditions, Conditions | None]:
         """The conditions of each video in the order of guidance, and its negative prompt."""
@@ -474,6 +467,8 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
         found: list[Condition] = []
         if frames is not None:
             found.append(frames.condition())
+        if actions is not None:
+            found.append(ActionEmbedder(self.config["action_names"] or ()).embed(actions))
         if prompt is not None:
             found.append(self._read(prompt))
         if class_labels is not None:

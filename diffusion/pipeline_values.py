@@ -6,10 +6,12 @@ Axes: B batch, T frames, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers.utils.outputs import BaseOutput
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
@@ -24,6 +26,8 @@ from vidtwin import VidTwinLatents
 __all__ = [
     "OUTPUT_TYPES",
     "Text",
+    "VidTwinPipelineOutput",
+    "actions_of",
     "after_step_of",
     "as_output",
     "check_size",
@@ -37,6 +41,25 @@ __all__ = [
 
 OUTPUT_TYPES = ("pt", "np", "pil", "latent")
 Text = list[str] | TextCondition
+
+
+@dataclass
+class VidTwinPipelineOutput(BaseOutput):
+    """What the pipeline makes.
+
+    Args:
+        videos: "pt": (B, 3, T, H, W) float32 in [0, 1]; "np": (B, T, H, W, 3); "pil": frames of
+            each video; None for "latent".
+        latents: raw latents, float32; of a long video, the dynamics of all its frames.
+    """
+
+    videos: Any
+    latents: VidTwinLatents
+
+    @property
+    def frames(self) -> Any:
+        """The videos, by the name that diffusers' video pipelines have for them."""
+        return self.videos
 
 
 def text_of(
@@ -131,6 +154,32 @@ def frames_of(
             "`last_frame` is the last that the model makes at once; leave out `num_frames`"
         )
     return encoded_frames(pipeline, *found)
+
+
+def actions_of(pipeline: Any, actions: Tensor | None, num_windows: int) -> Tensor | None:
+    """(B, T, A) actions, checked; None without any."""
+    if actions is None:
+        return None
+    size, frames = pipeline.transformer.sizes.action_size, pipeline.autoencoder.sizes.num_frames
+    if size is None:
+        raise ValueError(
+            "this pipeline was not trained with actions: leave out `actions`, or train one with "
+            "action_conditional=true"
+        )
+    if num_windows > 1:
+        raise ValueError(f"`actions` are those of {frames} frames; leave out `num_frames`")
+    if not isinstance(actions, Tensor) or not actions.is_floating_point():
+        raise ValueError(f"`actions` must be a float tensor, got {type(actions).__name__}")
+    actions = actions[None] if actions.ndim == 2 else actions
+    if actions.ndim != 3 or not len(actions) or tuple(actions.shape[1:]) != (frames, size):
+        names = ", ".join(pipeline.config["action_names"] or ())
+        raise ValueError(
+            f"`actions` must be of shape (B, {frames}, {size}) ({names}), got "
+            f"{tuple(actions.shape)}"
+        )
+    if not bool(actions.isfinite().all()):
+        raise ValueError("`actions` hold values that are not finite")
+    return actions
 
 
 def encoded_frames(pipeline: Any, video: Tensor, frames: Tensor) -> GivenFrames:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from diffusion.conditions import Conditions
-from diffusion.config import GuidanceScales
+from diffusion.config import ALWAYS_KNOWN, GuidanceScales
 from diffusion.dit import TwinDiT
 from diffusion.flow import timestep_of
 from diffusion.given_frames import GivenFrames
@@ -226,14 +226,14 @@ class LatentSampler:
         call: int,
     ) -> VidTwinLatents:
         """The predictions as each track's guider combines them, see `diffusion.guiders`."""
-        without = self.conditions.keep(["frames"], self.negative)
+        without = self.conditions.keep(ALWAYS_KNOWN, self.negative)
 
         def of(known: bool) -> VidTwinLatents:
             return predict(self.conditions if known else without, [True])
 
         guided = guide_tracks(tracks, call, of, self.transformer)
         if self.given_names and self.scales.given != 1:
-            nothing = predict(self.conditions.keep(["frames"]), [False])
+            nothing = predict(self.conditions.keep(ALWAYS_KNOWN), [False])
             pushed = VidTwinLatents.combine(torch.sub, of(False), nothing)
             for names in guided:
                 guided[names] = guided[names] + (self.scales.given - 1) * pushed.pack(names)

@@ -16,7 +16,13 @@ from typing import Any
 
 import torch
 
-from diffusion.conditions import ClassEmbedder, ConditionEmbedder, Conditions, TextEmbedder
+from diffusion.conditions import (
+    ActionEmbedder,
+    ClassEmbedder,
+    ConditionEmbedder,
+    Conditions,
+    TextEmbedder,
+)
 from diffusion.config import DiTConfig, InputsConfig, TransformerConfig
 from diffusion.dit import TwinDiT
 from diffusion.flow import (
@@ -54,6 +60,7 @@ NOISE_STREAM = 0x2545F4914F6CDD1D
 LEVELS_STREAM = 1
 DROPOUT_STREAM = 2
 GIVEN_STREAM = 5  # 3 and 4 are the autoencoder's
+DRAWS_STREAM = 0x1B873593CC9E2D51  # keeps the draws of a clip apart
 QUANTILES = 4
 
 
@@ -77,6 +84,7 @@ class TrainingInputs:
         given_dropout: the least share of leaving out each condition where a latent is given
             clean: what structure or dynamics of another video are continued with mostly comes
             without a prompt.
+        noise_draws: how often each clip of a batch is learned.
     """
 
     def __init__(
@@ -85,7 +93,9 @@ class TrainingInputs:
         objective: FlowObjective,
         embedders: Sequence[ConditionEmbedder] = (),
         given_dropout: float = 0.5,
+        noise_draws: int = 1,
     ) -> None:
+        self.noise_draws = noise_draws
         self.source, self.objective = source, objective
         self.embedders, self.given_dropout = list(embedders), given_dropout
         self.device = source.device
@@ -128,7 +138,16 @@ class TrainingInputs:
             part: which samples.
         """
         batch = {name: values[part] for name, values in batch.items()}
-        seeds = batch["noise_seed"].tolist()
+        latents = self.latents(batch)
+        conditions = self.conditions(batch, batch["noise_seed"].tolist())
+        if self.noise_draws > 1:
+            latents = latents.map(self._repeated)
+            conditions = conditions.map(lambda condition: condition.map(self._repeated))
+        seeds = [
+            seed ^ draw * DRAWS_STREAM % 2**63
+            for seed in batch["noise_seed"].tolist()
+            for draw in range(self.noise_draws)
+        ]
         uniforms = draw_uniforms(seeds, NUM_UNIFORMS, LEVELS_STREAM)
         uniforms = uniforms.to(self.device, torch.float32)
         levels = self.objective.draw_levels(uniforms)
@@ -143,8 +162,11 @@ class TrainingInputs:
         }
         columns = 1 + max([e.condition.dropout_column for e in self.embedders], default=0)
         uniforms = draw_uniforms(seeds, columns, DROPOUT_STREAM).to(self.device, torch.float32)
-        conditions = self.conditions(batch, seeds).drop(uniforms, dropout)
-        return TrainingBatch(self.latents(batch), self.noise(seeds), levels, conditions)
+        return TrainingBatch(latents, self.noise(seeds), levels, conditions.drop(uniforms, dropout))
+
+    def _repeated(self, values: torch.Tensor) -> torch.Tensor:
+        """(B, ...) to (B draws, ...), the draws of each sample beside each other."""
+        return values.repeat_interleave(self.noise_draws, dim=0)
 
     def latents(self, batch: Mapping[str, Any]) -> VidTwinLatents:
         """The scaled latents of a batch."""
@@ -245,7 +267,9 @@ def build_inputs(
     autoencoder: Any = load_autoencoder(config.autoencoder)[0]
     source = _open_source(config, autoencoder.to(device), validates, autocast)
     embedders = _build_embedders(config, source, device)
-    return TrainingInputs(source, FlowObjective(config.flow), embedders, config.given_dropout)
+    return TrainingInputs(
+        *(source, FlowObjective(config.flow), embedders, config.given_dropout, config.noise_draws)
+    )
 
 
 def _open_source(
@@ -283,6 +307,14 @@ def _build_embedders(
         encoder = TextEncoder.from_pretrained(config.text_encoder, config.text_layer, length)
         cached = CachedTextEncoder(encoder.to(device, torch.float32))
         embedders.append(TextEmbedder(cached, length, config.text_dropout))
+    if config.action_conditional and source is not None:
+        actions = getattr(source.dataset, "action_names", ())
+        if not actions:
+            raise ValueError(
+                "action_conditional=true, but the clips of this data set have no actions; "
+                "set action_conditional=false, or take a source with actions"
+            )
+        embedders.append(ActionEmbedder(actions, config.action_dropout))
     if config.given.share and source is not None:
         embedders.append(FramesEmbedder(config.given, source.autoencoder.sizes.num_frames))
     return embedders
@@ -297,10 +329,15 @@ def build_transformer(sizes: DiTConfig, init_from: str | None = None) -> TwinDiT
     if init_from is None:
         return TwinDiT(**vars(sizes)).train()
     model: TwinDiT = TwinDiT.from_pretrained(find_transformer(init_from), local_files_only=True)
-    if sizes.given_frames and not model.sizes.given_frames:
-        # What a new model adds for frames that are given is zero, so it begins as the saved one.
-        new = TwinDiT(**vars(replace(model.sizes, given_frames=True)))
-        new.load_state_dict(model.float().state_dict() | new.given_state())
+    added = {
+        name: getattr(sizes, name)
+        for name in ("given_frames", "action_size")
+        if getattr(sizes, name) and not getattr(model.sizes, name)
+    }
+    if added:
+        # What a new model adds for frames and actions is zero, so it begins as the saved one.
+        new = TwinDiT(**vars(replace(model.sizes, **added)))
+        new.load_state_dict(new.added_state() | model.float().state_dict())
         model = new
     others = [
         f"{name}={getattr(model.sizes, name)}, expected {value}"

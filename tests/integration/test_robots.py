@@ -87,3 +87,28 @@ def test_the_example_runs(tiny, tmp_path, monkeypatch, capsys):
     runpy.run_path(str(ROOT / "examples" / "robot_actions.py"), run_name="__main__")
     assert "R² of the joints' velocities on 2 clips" in capsys.readouterr().out
     assert (tmp_path / "look_motion_swap.mp4").stat().st_size > 500
+
+
+@pytest.fixture(scope="module")
+def world(tiny, tmp_path_factory) -> Path:
+    """A run that has learned two steps of what follows from torques."""
+    folder = tmp_path_factory.mktemp("world")
+    config = ("train_diffusion", "--config", "configs/diffusion/physics_actions_debug.yaml")
+    words = ("model.dynamics_patch_size=2", "model.structure_patch_size=1", "steps=3")
+    run(*config, *words, f"autoencoder={tiny}", f"output={folder}").done()
+    return folder
+
+
+def test_a_world_model_is_trained_and_measured_beside_baselines(world, tmp_path):
+    pipeline = world / "pipeline"
+    index = read_json(pipeline / "model_index.json")
+    assert index["action_names"] == ["shoulder torque", "elbow torque"]
+    command = ("evaluate", "world", "--config", "configs/evaluation/world_debug.yaml")
+    run(*command, f"pipeline={pipeline}", f"output={tmp_path}").done()
+    found = read_json(tmp_path / "world.json")["found"]
+    for name in ("real", "reconstruction", "world", "no_actions", "other_actions"):
+        assert found[name]["error_m"]["n"] == 4
+        assert len(found[name]["error_m_by_frame"]) == 8 - 2
+    assert found["world"]["error_m"] != found["no_actions"]["error_m"]
+    told = run(*command, "pipeline=checkpoints/shapes", f"output={tmp_path}").refused()
+    assert "takes no actions" in told

@@ -9,7 +9,7 @@ from vidtwin import AutoencoderConfig
 from vidtwin.data import DataConfig
 from vidtwin_lab.evaluation.config import check_least
 
-__all__ = ["ActionsConfig", "NetworkConfig", "ProbesConfig"]
+__all__ = ["ActionsConfig", "NetworkConfig", "ProbesConfig", "WorldConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,3 +109,51 @@ class ActionsConfig:
             return data
         size = max(self.data.options.size, self.train_clips + self.test_clips)  # type: ignore[attr-defined]
         return replace(data.with_options(looks=looks, size=size), max_clips=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldConfig:
+    """A measurement of how well a pipeline that takes actions foretells a simulation.
+
+    Args:
+        output: folder of the results.
+        pipeline: its folder; trained with actions and with given frames.
+        data: clips of "physics" with one scene; their size follows the pipeline's.
+        judge_clips: of the training part in any look, that the judge of places and the linear
+            baseline are trained on.
+        clips: of `data`, that are foretold.
+        given_frames: first frames that the pipeline is given; two show how fast a body moves.
+        steps: of the sampler.
+        batch_size: videos sampled together.
+        seed: of the judge, and of the first video's noise; the next ones have the next seeds.
+        networks: the judge.
+    """
+
+    output: str = "outputs/evaluation/world"
+    pipeline: str = "outputs/diffusion_physics_actions/pipeline"
+    data: DataConfig = field(
+        default_factory=lambda: DataConfig(source="physics", part="validation")
+    )
+    judge_clips: int = 2000
+    clips: int = 200
+    given_frames: int = 2
+    steps: int = 10
+    batch_size: int = 20
+    seed: int = 0
+    networks: NetworkConfig = NetworkConfig()
+
+    def __post_init__(self) -> None:
+        check_least(self, judge_clips=10, clips=2, given_frames=1, steps=1, batch_size=2, seed=0)
+        if self.data.source != "physics":
+            raise ValueError(
+                f"the places are the simulator's, so data.source must be physics, got "
+                f"{self.data.source}"
+            )
+
+    def data_for(self, sizes: AutoencoderConfig) -> tuple[DataConfig, DataConfig]:
+        """The judge's clips and the foretold ones in an autoencoder's sizes."""
+        data = self.data.centered().sized(*sizes.video_shape[1:])
+        judge = replace(
+            data.with_options(looks="all", size=self.judge_clips), part="train", max_clips=None
+        )
+        return judge, replace(data.with_options(size=self.clips), max_clips=None)
