@@ -384,7 +384,8 @@ class InputsConfig:
         text_layer: which of its hidden states; -1 is the last.
         max_text_length: in tokens; None for what the encoder takes.
         action_conditional: learn what follows from the actions of the data set, frame by frame.
-        class_dropout, text_dropout, action_dropout: share of the samples that learn without the condition.
+        class_dropout, text_dropout, action_dropout: share of the samples that learn without the
+            condition.
         given_dropout: the same where structure or dynamics are given clean, if it is larger.
         given: frames that are given.
         flow: the objective.
@@ -420,8 +421,8 @@ class InputsConfig:
         check_count("noise_draws", self.noise_draws)
         if self.action_conditional and self.cache is not None:
             raise ValueError(
-                "action_conditional=true needs clips, and a cache holds no actions; set cache=null, "
-                f"or action_conditional=false; got cache={self.cache}"
+                "action_conditional=true needs clips, and a cache holds no actions; set "
+                f"cache=null, or action_conditional=false; got cache={self.cache}"
             )
         if self.given.share and self.cache is not None:
             raise ValueError(

@@ -19,16 +19,9 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
-from diffusion.conditions import (
-    ActionEmbedder,
-    ClassEmbedder,
-    Condition,
-    Conditions,
-    TextEmbedder,
-)
+from diffusion.conditions import ClassEmbedder, Condition, Conditions, TextEmbedder
 from diffusion.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, GuidanceScales
 from diffusion.dit import TwinDiT
-from diffusion.given_frames import GivenFrames
 from diffusion.guidance import check_negative
 from diffusion.guiders import check_guider, refuse_scales
 from diffusion.inputs import (
@@ -332,8 +325,8 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         frames = frames_of(self, first_frame, last_frame, prefix, len(starts), given_names)
         lengths = {name: getattr(given, name) for name in sorted(given_names)}
         lengths |= {"given frames": frames.video} if frames else {}
-        actions = actions_of(self, actions, len(starts))
-        lengths |= {} if actions is None else {"actions": actions}
+        acting = actions_of(self, actions, len(starts))
+        lengths |= {"actions": acting.actions} if acting else {}
         batch_size = common_length(**asked, **lengths) * num_videos_per_prompt
         given = given.map(lambda tensor: repeated_to(tensor, batch_size))
         generators = generators_of(seed, generator, batch_size)
@@ -343,7 +336,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         # A long video goes on from its last frames where the transformer takes given frames.
         takes_frames = self.transformer.sizes.given_frames and "structure" not in given_names
         conditions, negative = self._conditions(
-            **asked, frames=frames, actions=actions, batch_size=batch_size
+            **asked, known=[frames and frames.condition(), acting], batch_size=batch_size
         )
         if negative is not None and guider is None:
             later = [given_names | {"structure"}] if len(starts) > 1 else []
@@ -411,8 +404,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         prompt: list[str] | None,
         negative_prompt: list[str] | None,
         class_labels: list[int] | None,
-        frames: GivenFrames | None,
-        actions: Tensor | None,
+        known: list[Condition | None],
         batch_size: int,
     ) -> tuple[Conditions, Conditions | None]:
         """The conditions of each video in the order of guidance, and its negative prompt."""
@@ -424,11 +416,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             condition = condition.map(lambda tensor: repeated_to(tensor, batch_size))
             return condition.to(self._execution_device)
 
-        found: list[Condition] = []
-        if frames is not None:
-            found.append(frames.condition())
-        if actions is not None:
-            found.append(ActionEmbedder(self.config["action_names"] or ()).embed(actions))
+        found = [condition for condition in known if condition is not None]
         if prompt is not None:
             found.append(self._text_embedder().embed(prompt))
         if class_labels is not None:

@@ -16,7 +16,7 @@ from diffusion.latent_sources import CachedLatents
 from diffusion.training import TrainingInputs, build_transformer
 from vidtwin import VidTwinLatents, draw_noise
 from vidtwin_lab.evaluation.actions.config import WorldConfig
-from vidtwin_lab.evaluation.actions.world import _fit_linear, _features, Played
+from vidtwin_lab.evaluation.actions.world import Played, _features, _fit_linear
 
 NAMES = ["left", "right"]
 
@@ -116,8 +116,8 @@ def test_what_is_refused(pipeline, change, reason) -> None:
 def test_a_pipeline_without_and_several_windows(pipeline, build_pipeline) -> None:
     with pytest.raises(ValueError, match="not trained with actions"):
         ask(build_pipeline(), actions=acted(pipeline))
+    frames = 2 * pipeline.autoencoder.sizes.num_frames
     with pytest.raises(ValueError, match="leave out `num_frames`"):
-        frames = 2 * pipeline.autoencoder.sizes.num_frames
         ask(pipeline, actions=acted(pipeline), num_frames=frames)
 
 
