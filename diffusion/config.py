@@ -448,8 +448,8 @@ class InputsConfig:
         check_count("noise_draws", self.noise_draws)
         if self.action_conditional and self.cache is not None:
             raise ValueError(
-                "action_conditional=true needs clips, and a cache holds no actions; set cache=null "
-                f"or action_conditional=false; got cache={self.cache}"
+                "action_conditional=true needs clips, and a cache holds no actions; set "
+                f"cache=null, or action_conditional=false; got cache={self.cache}"
             )
         if self.given.share and self.cache is not None:
             raise ValueError(

@@ -19,7 +19,6 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
 from diffusion.conditions import (
-    ActionEmbedder,
     ClassEmbedder,
     Condition,
     Conditions,
@@ -28,7 +27,6 @@ from diffusion.conditions import (
 )
 from diffusion.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, GuidanceScales
 from diffusion.dit import TwinDiT
-from diffusion.given_frames import GivenFrames
 from diffusion.guidance import check_negative
 from diffusion.guiders import check_guider, refuse_scales
 from diffusion.inputs import (
@@ -343,8 +341,8 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
         frames = frames_of(self, first_frame, last_frame, prefix, len(starts), given_names)
         lengths = {name: getattr(given, name) for name in sorted(given_names)}
         lengths |= {"given frames": frames.video} if frames else {}
-        actions = actions_of(self, actions, len(starts))
-        lengths |= {} if actions is None else {"actions": actions}
+        acting = actions_of(self, actions, len(starts))
+        lengths |= {"actions": acting.actions} if acting else {}
         batch_size = common_length(**asked, **lengths) * num_videos_per_prompt
         given = given.map(lambda tensor: repeated_to(tensor, batch_size))
         generators = generators_of(seed, generator, batch_size)
@@ -354,7 +352,7 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
         # A long video goes on from its last frames where the transformer takes given frames.
         takes_frames = self.transformer.sizes.given_frames and "structure" not in given_names
         conditions, negative = self._conditions(
-            **asked, frames=frames, actions=actions, batch_size=batch_size
+            **asked, known=[frames and frames.condition(), acting], batch_size=batch_size
         )
         if negative is not None and guider is None:
             later = [given_names | {"structure"}] if len(starts) > 1 else []
@@ -451,8 +449,7 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
         prompt: Text | None,
         negative_prompt: Text | None,
         class_labels: list[int] | None,
-        frames: GivenFrames | None,
-        actions: Tensor | None,
+        known: list[Condition | None],
         batch_size: int,
     ) -> tuple[Conditions, Conditions | None]:
         """The conditions of each video in the order of guidance, and its negative prompt."""
@@ -464,11 +461,7 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
             condition = condition.map(lambda tensor: repeated_to(tensor, batch_size))
             return condition.to(self._execution_device)
 
-        found: list[Condition] = []
-        if frames is not None:
-            found.append(frames.condition())
-        if actions is not None:
-            found.append(ActionEmbedder(self.config["action_names"] or ()).embed(actions))
+        found = [condition for condition in known if condition is not None]
         if prompt is not None:
             found.append(self._read(prompt))
         if class_labels is not None:

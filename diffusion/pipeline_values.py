@@ -16,7 +16,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from diffusion.conditions import TextCondition
+from diffusion.conditions import ActionCondition, ActionEmbedder, TextCondition
 from diffusion.given_frames import GivenFrames, filled_video, given_video, known_dynamics
 from diffusion.inputs import check_count, check_lead, negative_list, prompt_list
 from diffusion.long_video import window_starts
@@ -156,8 +156,8 @@ def frames_of(
     return encoded_frames(pipeline, *found)
 
 
-def actions_of(pipeline: Any, actions: Tensor | None, num_windows: int) -> Tensor | None:
-    """(B, T, A) actions, checked; None without any."""
+def actions_of(pipeline: Any, actions: Tensor | None, num_windows: int) -> ActionCondition | None:
+    """The condition of (B, T, A) or (T, A) actions, checked; None without any."""
     if actions is None:
         return None
     size, frames = pipeline.transformer.sizes.action_size, pipeline.autoencoder.sizes.num_frames
@@ -179,7 +179,7 @@ def actions_of(pipeline: Any, actions: Tensor | None, num_windows: int) -> Tenso
         )
     if not bool(actions.isfinite().all()):
         raise ValueError("`actions` hold values that are not finite")
-    return actions
+    return ActionEmbedder(pipeline.config["action_names"] or ()).embed(actions)
 
 
 def encoded_frames(pipeline: Any, video: Tensor, frames: Tensor) -> GivenFrames:
