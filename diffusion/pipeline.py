@@ -45,6 +45,7 @@ from diffusion.pipeline_values import (
     actions_of,
     after_step_of,
     as_output,
+    check_distilled,
     check_size,
     frames_of,
     going_on,
@@ -91,6 +92,8 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
             `FlowConfig.given_guidance_scale`.
         structure_lead: the same, see `__call__`.
         action_names: of the values of a frame's action, for a transformer that takes actions.
+        distilled_steps: of a student (`diffusion.distillation`), the only number of steps it
+            takes, always without guidance and with nothing given; 0 for any other transformer.
     Raises:
         ValueError: naming the parts that do not belong together.
     """
@@ -119,9 +122,12 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
         given_guidance_scale: float = 1.0,
         structure_lead: float = 0.0,
         action_names: Sequence[str] | None = None,
+        distilled_steps: int = 0,
     ) -> None:
         super().__init__()
         note_flow(scheduler)
+        if distilled_steps:
+            num_inference_steps, guidance_scale = distilled_steps, 1.0
         self.register_modules(
             autoencoder=autoencoder,
             transformer=transformer,
@@ -141,6 +147,7 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
             given_guidance_scale=given_guidance_scale,
             structure_lead=structure_lead,
             action_names=None if action_names is None else list(action_names),
+            distilled_steps=distilled_steps,
         )
         check_lead(structure_lead, 1000)
         GuidanceScales(text=guidance_scale, given=given_guidance_scale)
@@ -320,6 +327,8 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
         check_size(self, height, width)
         text_width = self.transformer.sizes.text_hidden_size
         starts = starts_of(self, num_frames, overlap_frames, dynamics is not None)
+        gives = structure is not None or dynamics is not None or len(starts) > 1
+        check_distilled(self, num_inference_steps, scales, guider, gives)
         asked: dict[str, Any] = {
             "prompt": text_of("prompt", prompt, prompt_embeds, prompt_attention_mask, text_width),
             "negative_prompt": text_of(

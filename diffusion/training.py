@@ -168,6 +168,13 @@ class TrainingInputs:
         """(B, ...) to (B draws, ...), the draws of each sample beside each other."""
         return values.repeat_interleave(self.noise_draws, dim=0)
 
+    def noise_and_conditions(
+        self, batch: Mapping[str, Any], part: slice = slice(None)
+    ) -> tuple[VidTwinLatents, Conditions]:
+        """What some samples of a batch start from and are asked for, without their latents."""
+        batch = {name: values[part] for name, values in batch.items()}
+        return self.noise(batch["noise_seed"].tolist()), self.conditions(batch)
+
     def latents(self, batch: Mapping[str, Any]) -> VidTwinLatents:
         """The scaled latents of a batch."""
         with torch.no_grad():
@@ -232,8 +239,8 @@ class TrainingInputs:
                 )
         self.stats.load_state_dict(state["stats"])
 
-    def pipeline(self, transformer: TwinDiT, scheduler: Any) -> VidTwinPipeline:
-        """The pipeline of these parts around a transformer."""
+    def pipeline(self, transformer: TwinDiT, scheduler: Any, **options: Any) -> VidTwinPipeline:
+        """The pipeline of these parts around a transformer; options are its constructor's."""
         parts = {name: part for e in self.embedders for name, part in e.pipeline_parts().items()}
         return VidTwinPipeline(
             autoencoder=self.source.autoencoder,
@@ -245,6 +252,7 @@ class TrainingInputs:
             given_guidance_scale=self.objective.config.given_guidance_scale,
             structure_lead=self.objective.config.structure_lead,
             **parts,
+            **options,
         )
 
 
