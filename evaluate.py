@@ -11,6 +11,7 @@ NAME:
     classifier       trains the judge of content and motion on real clips
     accuracy         classes of generated videos, by that judge
     actions          what the latents know of the actions behind a video
+    policy           a cloned policy that is shown what to do by the dynamics vector
     world            how well a pipeline that takes actions foretells a simulation
 
 Writes NAME.json (the numbers and their protocol), NAME.csv (a line for each video), NAME.png and
@@ -50,6 +51,7 @@ MEASUREMENTS = {
     "classifier": ("classifier", "measurement_configs:ClassifierConfig"),
     "accuracy": ("accuracy", "measurement_configs:AccuracyConfig"),
     "actions": ("actions.scorecard", "actions.config:ActionsConfig"),
+    "policy": ("actions.policy", "actions.config:PolicyConfig"),
     "world": ("actions.world", "actions.config:WorldConfig"),
 }
 

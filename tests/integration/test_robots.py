@@ -112,3 +112,20 @@ def test_a_world_model_is_trained_and_measured_beside_baselines(world, tmp_path)
     assert found["world"]["error_m"] != found["no_actions"]["error_m"]
     told = run(*command, "pipeline=checkpoints/shapes", f"output={tmp_path}").refused()
     assert "takes no actions" in told
+
+
+def test_policies_are_cloned_and_act_in_the_simulator(tiny, tmp_path):
+    command = ("evaluate", "policy", "--config", "configs/evaluation/policy_debug.yaml")
+    run(*command, f"autoencoder={tiny}", f"output={tmp_path}").done()
+    found = read_json(tmp_path / "policy.json")["found"]
+    assert set(found) == {"dynamics", "pixels", "nothing", "actions"}
+    for told in found.values():
+        assert told["success"]["n"] == 4
+        assert [each["n"] for each in told["success_of_each_seed"]] == [4, 4]
+    with (tmp_path / "policy.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 * 2 * 4
+    # Where an arm ends follows from its torques alone: other policies end elsewhere.
+    assert len({row["gap"] for row in rows}) == len(rows)
+    told = run(*command, f"autoencoder={tiny}", "data.source=shapes").refused()
+    assert "data.source must be physics" in told

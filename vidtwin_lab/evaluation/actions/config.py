@@ -9,7 +9,7 @@ from vidtwin import AutoencoderConfig
 from vidtwin.data import DataConfig
 from vidtwin_lab.evaluation.config import check_least
 
-__all__ = ["ActionsConfig", "NetworkConfig", "ProbesConfig", "WorldConfig"]
+__all__ = ["ActionsConfig", "NetworkConfig", "PolicyConfig", "ProbesConfig", "WorldConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,3 +157,52 @@ class WorldConfig:
             data.with_options(looks="all", size=self.judge_clips), part="train", max_clips=None
         )
         return judge, replace(data.with_options(size=self.clips), max_clips=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """A measurement of a cloned policy that is shown what to do.
+
+    Args:
+        output: folder of the results.
+        autoencoder: as of `ActionsConfig`.
+        data: clips of "physics" with one scene; their size follows the autoencoder's.
+        train_clips: demonstrations that policies are cloned from.
+        test_clips: others, that they are to follow.
+        tolerance: in metres, how near the tip must end.
+        seed, seeds: of the first policy of each kind, and how many of each.
+        steps, hidden_size, learning_rate, weight_decay: of a policy, two hidden layers.
+        batch_size: videos encoded together.
+    """
+
+    output: str = "outputs/evaluation/policy"
+    autoencoder: str = "outputs/physics_paired/autoencoder_ema"
+    data: DataConfig = field(
+        default_factory=lambda: DataConfig(source="physics", part="validation")
+    )
+    train_clips: int = 1500
+    test_clips: int = 200
+    tolerance: float = 0.15
+    seed: int = 0
+    seeds: int = 3
+    steps: int = 2000
+    hidden_size: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        check_least(self, train_clips=10, test_clips=2, seed=0, seeds=1, steps=20, hidden_size=1)
+        check_least(self, batch_size=1)
+        if not 0 < self.tolerance < math.inf:
+            raise ValueError(f"tolerance must be above 0 metres, got {self.tolerance}")
+        if self.data.source != "physics":
+            raise ValueError(
+                "policies act in the simulator, so data.source must be physics, got "
+                f"{self.data.source}"
+            )
+
+    def data_for(self, sizes: AutoencoderConfig) -> DataConfig:
+        """The demonstrations in an autoencoder's sizes."""
+        data = self.data.centered().sized(*sizes.video_shape[1:])
+        return replace(data.with_options(size=self.train_clips + self.test_clips), max_clips=None)
