@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from diffusion.config import (
     NUM_INFERENCE_STEPS,
+    DistillationConfig,
     GuidanceScales,
     InputsConfig,
     LoraConfig,
@@ -30,9 +31,12 @@ if TYPE_CHECKING:
     import torch
 
     from diffusion import VidTwinPipeline
+    from diffusion.flow import FlowLosses
     from diffusion.training import TrainingInputs
 
     Run = runtime.TrainingRun["TrainConfig"]
+    Reads = Callable[[Mapping[str, Any], slice], Any]
+    Losses = Callable[[torch.nn.Module, Any], FlowLosses]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,7 @@ class TrainConfig(InputsConfig, runtime.RunConfig):
         sample_steps, sample_guidance_scale: how they are made.
         lora: adapters, to be trained in place of the transformer of `init_from`; OUTPUT/lora holds
             them, OUTPUT/pipeline what they belong to.
+        distill: few steps, learned from the transformer of `init_from`.
     """
 
     output: str = "outputs/diffusion"
@@ -57,6 +62,7 @@ class TrainConfig(InputsConfig, runtime.RunConfig):
     model: TransformerConfig = TransformerConfig()
     optimizer: runtime.OptimizerConfig = runtime.OptimizerConfig(weight_decay=0.0)
     lora: LoraConfig = LoraConfig()
+    distill: DistillationConfig = DistillationConfig()
 
     RENAMED_KEYS: ClassVar[dict[str, str]] = {"held_dropout": "given_dropout"}
 
@@ -71,11 +77,27 @@ class TrainConfig(InputsConfig, runtime.RunConfig):
                 f"`lora.rank` is {self.lora.rank} and `init_from` names no transformer to adapt; "
                 "set init_from=checkpoints/shapes/transformer or another PIPELINE/transformer"
             )
+        if self.distill.steps:
+            self._check_distillation()
         for name, needed in (("prompts", "text_encoder"), ("classes", "class_conditional")):
             if getattr(self, f"sample_{name}") and not getattr(self, needed):
                 raise ValueError(
                     f"`sample_{name}` are asked of a run without {needed}; set sample_{name}=[]"
                 )
+
+    def _check_distillation(self) -> None:
+        wanted = {
+            "init_from": (self.init_from is not None, "the teacher, PIPELINE/transformer"),
+            "lora.rank": (not self.lora.rank, "0"),
+            "flow.prediction": (self.flow.prediction == "velocity", "velocity"),
+            "given.share": (not self.given.share, "0: all of `given` 0"),
+            "validation_samples": (not self.validation_samples, "0"),
+            "sample_steps": (self.sample_steps == self.distill.steps, str(self.distill.steps)),
+            "sample_guidance_scale": (self.sample_guidance_scale == 1, "1"),
+        }
+        for key, (fits, value) in wanted.items():
+            if not fits:
+                raise ValueError(f"`distill.steps` is {self.distill.steps}; set {key} to {value}")
 
     def check_files(self, dry_run: bool = False) -> None:
         runtime.RunConfig.check_files(self, dry_run)
@@ -125,18 +147,19 @@ def find_inputs(config: TrainConfig, device: torch.device | str, **options: Any)
 def train(config: TrainConfig, resume: str | None) -> None:
     """Trains the steps that are left."""
     from diffusion.lora import add_lora, lora_stats
-    from diffusion.training import build_transformer, losses_of
+    from diffusion.training import build_transformer
     from vidtwin.media import write_video
 
     run = runtime.TrainingRun(config, MAY_CHANGE)
     accelerator = run.accelerator
     inputs = find_inputs(config, accelerator.device, autocast=accelerator.autocast)
     transformer = build_transformer(inputs.transformer_sizes(config.model), config.init_from)
+    read, losses_of = task_of(config, inputs)
     if config.lora.rank:
         add_lora(transformer, config.lora, config.seed)
     run.prepare(transformer)
     run.resume(resume, {"inputs": inputs}, write_video)
-    if not run.start_step and config.lora.rank:
+    if not run.start_step and (config.lora.rank or config.distill.steps):
         inputs.stats.load_state_dict(lora_stats(str(config.init_from)).state_dict())
     elif not run.start_step:
         gather = functools.partial(runtime.gather_rows, accelerator)
@@ -159,10 +182,11 @@ def train(config: TrainConfig, resume: str | None) -> None:
         logs: dict[str, Any] = {"learning_rate": run.learning_rate}
         size = len(batch["index"]) // config.accumulation
         for index in range(config.accumulation):
-            part = inputs.read(batch, slice(index * size, (index + 1) * size))
+            rows = slice(index * size, (index + 1) * size)
+            part = read(batch, rows)
             with runtime.sync_on_last(accelerator, run.model, index, config.accumulation):
                 with accelerator.autocast():
-                    losses = losses_of(run.model, inputs.objective, part)
+                    losses = losses_of(run.model, part)
                 accelerator.backward(losses.total.mean() / config.accumulation)
             terms = {name: value.detach().mean() for name, value in losses._asdict().items()}
             runtime.add_share(logs, "loss", terms, config.accumulation)
@@ -179,18 +203,34 @@ def train(config: TrainConfig, resume: str | None) -> None:
             export(run)
 
 
+def task_of(config: TrainConfig, inputs: TrainingInputs) -> tuple[Reads, Losses]:
+    """What is read of some rows of a batch, and a model's losses for it."""
+    from diffusion.distillation import Distillation
+    from diffusion.training import build_transformer, losses_of
+
+    if not config.distill.steps:
+        return inputs.read, lambda model, part: losses_of(model, inputs.objective, part)
+    teacher = build_transformer(inputs.transformer_sizes(config.model), config.init_from)
+    distillation = Distillation(teacher.to(inputs.device), inputs.objective, config.distill)
+    return inputs.noise_and_conditions, lambda model, asked: distillation.losses(model, *asked)
+
+
 def build_pipeline(run: Run, inputs: TrainingInputs) -> VidTwinPipeline:
     """The pipeline around the model; its frozen parts are written once, before training."""
+    from diffusion.distillation import build_student_scheduler
     from diffusion.schedulers import build_sampling_scheduler
     from diffusion.training import build_transformer
 
     config, scheduler = run.config, build_sampling_scheduler(run.config.flow)
+    options: dict[str, Any] = {}
+    if steps := config.distill.steps:
+        scheduler, options = build_student_scheduler(steps), {"distilled_steps": steps}
     if config.lora.rank:  # what is written is the transformer that the adapters belong to
         sizes = inputs.transformer_sizes(config.model)
         pipeline = inputs.pipeline(build_transformer(sizes, config.init_from), scheduler)
     else:
         with runtime.ema_weights(None, run.unwrapped) as model:
-            pipeline = inputs.pipeline(model, scheduler)
+            pipeline = inputs.pipeline(model, scheduler, **options)
     if run.accelerator.is_main_process:
         # Without a checkpoint, what lies there may be of another config.
         anew = run.folder.checkpoints.latest() is None

@@ -46,6 +46,7 @@ from diffusion.pipeline_values import (
     Text,
     after_step_of,
     as_output,
+    check_distilled,
     check_size,
     frames_of,
     going_on,
@@ -110,6 +111,8 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
             a given latent suits a transformer that was trained for it alone, see
             `FlowConfig.given_guidance_scale`.
         structure_lead: the same, see `__call__`.
+        distilled_steps: of a student (`diffusion.distillation`), the only number of steps it
+            takes, always without guidance and with nothing given; 0 for any other transformer.
     Raises:
         ValueError: naming the parts that do not belong together.
     """
@@ -137,9 +140,12 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
         guidance_scale: float = GUIDANCE_SCALE,
         given_guidance_scale: float = 1.0,
         structure_lead: float = 0.0,
+        distilled_steps: int = 0,
     ) -> None:
         super().__init__()
         note_flow(scheduler)
+        if distilled_steps:
+            num_inference_steps, guidance_scale = distilled_steps, 1.0
         self.register_modules(
             autoencoder=autoencoder,
             transformer=transformer,
@@ -158,6 +164,7 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
             guidance_scale=guidance_scale,
             given_guidance_scale=given_guidance_scale,
             structure_lead=structure_lead,
+            distilled_steps=distilled_steps,
         )
         check_lead(structure_lead, 1000)
         GuidanceScales(text=guidance_scale, given=given_guidance_scale)
@@ -331,6 +338,7 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
                 structure_guidance_scale=structure_guidance_scale,
                 dynamics_guidance_scale=dynamics_guidance_scale,
             )
+        check_distilled(self, num_inference_steps, scales, guider)
         check_size(self, height, width)
         text_width = self.transformer.sizes.text_hidden_size
         starts = starts_of(self, num_frames, overlap_frames, dynamics is not None)
@@ -358,6 +366,11 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
         batch_size = common_length(**asked, **lengths) * num_videos_per_prompt
         given = given.map(lambda tensor: repeated_to(tensor, batch_size))
         generators = generators_of(seed, generator, batch_size)
+        if self.config["distilled_steps"] and (given_names or len(starts) > 1):
+            raise ValueError(
+                "this few-step pipeline was distilled for one window without `structure` or "
+                "`dynamics` given; take the pipeline it was distilled from"
+            )
         lead = lead_of(self, structure_lead, num_inference_steps, given_names)
         after_step = after_step_of(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         frames = frames and frames.repeated(batch_size)

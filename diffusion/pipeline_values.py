@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion.conditions import TextCondition
+from diffusion.config import GuidanceScales
 from diffusion.given_frames import GivenFrames, filled_video, given_video, known_dynamics
 from diffusion.inputs import check_count, check_lead, negative_list, prompt_list
 from diffusion.long_video import window_starts
@@ -26,6 +27,7 @@ __all__ = [
     "Text",
     "after_step_of",
     "as_output",
+    "check_distilled",
     "check_size",
     "frames_of",
     "going_on",
@@ -151,6 +153,23 @@ def going_on(pipeline: Any, window: VidTwinLatents, shift: int) -> GivenFrames:
     pixels = pipeline._decode(pipeline.latent_stats.unscale(window), [0]).clamp(-1, 1)
     place = torch.arange(pixels.shape[2], device=pixels.device)
     return encoded_frames(pipeline, pixels.roll(-shift, 2), place < len(place) - shift)
+
+
+def check_distilled(pipeline: Any, steps: int, scales: GuidanceScales, guider: Any) -> None:
+    """Raises ValueError for what a few-step student did not learn."""
+    trained = pipeline.config["distilled_steps"]
+    if not trained:
+        return
+    if steps != trained:
+        raise ValueError(
+            f"this pipeline was distilled to {trained} steps and takes no other number; got "
+            f"num_inference_steps={steps}, leave it out or take the pipeline it was distilled from"
+        )
+    if guider is not None or any({*scales.of("text"), *scales.of("class_")} - {1.0}):
+        raise ValueError(
+            "this few-step pipeline has its guidance built in; leave out `guidance_scale`, those "
+            "of its parts and `guider`, or take the pipeline it was distilled from"
+        )
 
 
 def lead_of(pipeline: Any, asked: float | None, steps: int, given_names: frozenset[str]) -> float:

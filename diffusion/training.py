@@ -146,6 +146,13 @@ class TrainingInputs:
         conditions = self.conditions(batch, seeds).drop(uniforms, dropout)
         return TrainingBatch(self.latents(batch), self.noise(seeds), levels, conditions)
 
+    def noise_and_conditions(
+        self, batch: Mapping[str, Any], part: slice = slice(None)
+    ) -> tuple[VidTwinLatents, Conditions]:
+        """What some samples of a batch start from and are asked for, without their latents."""
+        batch = {name: values[part] for name, values in batch.items()}
+        return self.noise(batch["noise_seed"].tolist()), self.conditions(batch)
+
     def latents(self, batch: Mapping[str, Any]) -> VidTwinLatents:
         """The scaled latents of a batch."""
         with torch.no_grad():
@@ -210,8 +217,8 @@ class TrainingInputs:
                 )
         self.stats.load_state_dict(state["stats"])
 
-    def pipeline(self, transformer: TwinDiT, scheduler: Any) -> VidTwinPipeline:
-        """The pipeline of these parts around a transformer."""
+    def pipeline(self, transformer: TwinDiT, scheduler: Any, **options: Any) -> VidTwinPipeline:
+        """The pipeline of these parts around a transformer; options are its constructor's."""
         parts = {name: part for e in self.embedders for name, part in e.pipeline_parts().items()}
         return VidTwinPipeline(
             autoencoder=self.source.autoencoder,
@@ -223,6 +230,7 @@ class TrainingInputs:
             given_guidance_scale=self.objective.config.given_guidance_scale,
             structure_lead=self.objective.config.structure_lead,
             **parts,
+            **options,
         )
 
 
