@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from diffusion.config import (
     NUM_INFERENCE_STEPS,
-    DistillationConfig,
     GuidanceScales,
     InputsConfig,
     LoraConfig,
     TransformerConfig,
 )
+from diffusion.distillation_config import DistillationConfig
 from diffusion.inputs import class_indices, prompt_list
 from diffusion.training_files import check_input_files, find_transformer
 from vidtwin.data import TooManyBadFiles
@@ -182,8 +182,7 @@ def train(config: TrainConfig, resume: str | None) -> None:
         logs: dict[str, Any] = {"learning_rate": run.learning_rate}
         size = len(batch["index"]) // config.accumulation
         for index in range(config.accumulation):
-            rows = slice(index * size, (index + 1) * size)
-            part = read(batch, rows)
+            part = read(batch, slice(index * size, (index + 1) * size))
             with runtime.sync_on_last(accelerator, run.model, index, config.accumulation):
                 with accelerator.autocast():
                     losses = losses_of(run.model, part)
@@ -221,16 +220,14 @@ def build_pipeline(run: Run, inputs: TrainingInputs) -> VidTwinPipeline:
     from diffusion.schedulers import build_sampling_scheduler
     from diffusion.training import build_transformer
 
-    config, scheduler = run.config, build_sampling_scheduler(run.config.flow)
-    options: dict[str, Any] = {}
-    if steps := config.distill.steps:
-        scheduler, options = build_student_scheduler(steps), {"distilled_steps": steps}
+    config, steps = run.config, run.config.distill.steps
+    scheduler = build_student_scheduler(steps) if steps else build_sampling_scheduler(config.flow)
     if config.lora.rank:  # what is written is the transformer that the adapters belong to
         sizes = inputs.transformer_sizes(config.model)
         pipeline = inputs.pipeline(build_transformer(sizes, config.init_from), scheduler)
     else:
         with runtime.ema_weights(None, run.unwrapped) as model:
-            pipeline = inputs.pipeline(model, scheduler, **options)
+            pipeline = inputs.pipeline(model, scheduler, distilled_steps=steps)
     if run.accelerator.is_main_process:
         # Without a checkpoint, what lies there may be of another config.
         anew = run.folder.checkpoints.latest() is None

@@ -20,7 +20,6 @@ __all__ = [
     "GUIDANCE_SCALE",
     "NUM_INFERENCE_STEPS",
     "DiTConfig",
-    "DistillationConfig",
     "FlowConfig",
     "GivenFramesConfig",
     "GuidanceScales",
@@ -390,30 +389,6 @@ class LoraConfig:
             raise ValueError(f"`lora.dropout` must lie in [0, 1), got {self.dropout}")
         if not self.target_modules:
             raise ValueError("`lora.target_modules` must name at least one layer")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillationConfig:
-    """A transformer trained to take few guided steps at once, see `diffusion.distillation`.
-
-    Args:
-        steps: of the student, 2 or more; 0 trains the transformer as usual.
-        teacher_steps: of the teacher for each of the student's.
-        guidance_scale: of the teacher's prompts and classes; the student has it built in.
-    """
-
-    steps: int = 0
-    teacher_steps: int = 3
-    guidance_scale: float = GUIDANCE_SCALE
-
-    def __post_init__(self) -> None:
-        if self.steps < 0 or self.steps == 1:
-            raise ValueError(
-                f"`distill.steps` must be 2 or more, or 0 for none, got {self.steps}"
-            )
-        if self.teacher_steps < 1:
-            raise ValueError(f"`distill.teacher_steps` must be at least 1, got {self.teacher_steps}")
-        GuidanceScales.check("distill.guidance_scale", self.guidance_scale)
 
 
 @dataclass(frozen=True, kw_only=True)

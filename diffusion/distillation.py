@@ -22,7 +22,8 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 from torch import Tensor
 
 from diffusion.conditions import Conditions
-from diffusion.config import DistillationConfig, GuidanceScales
+from diffusion.config import GuidanceScales
+from diffusion.distillation_config import DistillationConfig
 from diffusion.dit import TwinDiT
 from diffusion.flow import FlowLosses, FlowObjective, Levels
 from diffusion.flow_config import NUM_TIMESTEPS
@@ -97,9 +98,7 @@ class Distillation:
         sigma = torch.tensor(self.sigmas[:-1]).repeat_interleave(noise.batch_size)
         levels = Levels(*[sigma.to(begins.structure)] * 2)
         told = Conditions.cat([conditions] * self.config.steps)
-        outputs = student(
-            *begins.tensors(), *self.objective.timesteps(levels), **told.arguments()
-        )
+        outputs = student(*begins.tensors(), *self.objective.timesteps(levels), **told.arguments())
         # The velocity of zeros and a noise is that noise.
         nothing = wanted.map(torch.zeros_like)
         return self.objective.losses(VidTwinLatents(*outputs), nothing, wanted, levels)

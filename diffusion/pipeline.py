@@ -338,10 +338,11 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
                 structure_guidance_scale=structure_guidance_scale,
                 dynamics_guidance_scale=dynamics_guidance_scale,
             )
-        check_distilled(self, num_inference_steps, scales, guider)
         check_size(self, height, width)
         text_width = self.transformer.sizes.text_hidden_size
         starts = starts_of(self, num_frames, overlap_frames, dynamics is not None)
+        gives = structure is not None or dynamics is not None or len(starts) > 1
+        check_distilled(self, num_inference_steps, scales, guider, gives)
         asked: dict[str, Any] = {
             "prompt": text_of("prompt", prompt, prompt_embeds, prompt_attention_mask, text_width),
             "negative_prompt": text_of(
@@ -366,11 +367,6 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
         batch_size = common_length(**asked, **lengths) * num_videos_per_prompt
         given = given.map(lambda tensor: repeated_to(tensor, batch_size))
         generators = generators_of(seed, generator, batch_size)
-        if self.config["distilled_steps"] and (given_names or len(starts) > 1):
-            raise ValueError(
-                "this few-step pipeline was distilled for one window without `structure` or "
-                "`dynamics` given; take the pipeline it was distilled from"
-            )
         lead = lead_of(self, structure_lead, num_inference_steps, given_names)
         after_step = after_step_of(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         frames = frames and frames.repeated(batch_size)

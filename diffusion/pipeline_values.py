@@ -155,20 +155,27 @@ def going_on(pipeline: Any, window: VidTwinLatents, shift: int) -> GivenFrames:
     return encoded_frames(pipeline, pixels.roll(-shift, 2), place < len(place) - shift)
 
 
-def check_distilled(pipeline: Any, steps: int, scales: GuidanceScales, guider: Any) -> None:
-    """Raises ValueError for what a few-step student did not learn."""
-    trained = pipeline.config["distilled_steps"]
+def check_distilled(
+    pipeline: Any, steps: int, scales: GuidanceScales, guider: Any, gives: bool
+) -> None:
+    """Raises ValueError for what a few-step student did not learn; `gives`: a latent is given."""
+    trained, other = pipeline.config["distilled_steps"], "take the pipeline it was distilled from"
     if not trained:
         return
     if steps != trained:
         raise ValueError(
-            f"this pipeline was distilled to {trained} steps and takes no other number; got "
-            f"num_inference_steps={steps}, leave it out or take the pipeline it was distilled from"
+            f"this pipeline was distilled to {trained} steps and takes no other number, got "
+            f"num_inference_steps={steps}; leave it out, or {other}"
         )
-    if guider is not None or any({*scales.of("text"), *scales.of("class_")} - {1.0}):
+    if guider is not None or {*scales.of("text"), *scales.of("class_")} != {1.0}:
         raise ValueError(
-            "this few-step pipeline has its guidance built in; leave out `guidance_scale`, those "
-            "of its parts and `guider`, or take the pipeline it was distilled from"
+            f"this pipeline was distilled with its guidance built in; leave out `guider` and every "
+            f"guidance scale, or {other}"
+        )
+    if gives:
+        raise ValueError(
+            "this pipeline was distilled for one window of which both latents are sampled; leave "
+            f"out `structure`, `dynamics` and `num_frames`, or {other}"
         )
 
 
