@@ -160,6 +160,27 @@ class TestRuns:
     def test_adapters_need_a_transformer_to_adapt(self, train, tmp_path) -> None:
         assert "init_from" in train(f"output={tmp_path / 'run'}", "lora.rank=4").refused()
 
+    def test_a_student_of_few_steps_samples_as_it_was_trained(self, train, tmp_path) -> None:
+        config = ("--config", "configs/diffusion/shapes_few_steps_debug.yaml")
+        output = tmp_path / "run"
+        run("train_diffusion", *config, f"output={output}", "steps=2").done()
+        run("train_diffusion", *config, f"output={output}", "steps=3").done()
+        assert [record["step"] for record in records(output) if "loss/total" in record] == [1, 2, 3]
+        pipeline = VidTwinPipeline.from_pretrained(output / "pipeline")
+        pipeline.set_progress_bar_config(disable=True)
+        teacher = VidTwinPipeline.from_pretrained(ROOT / "checkpoints" / "shapes")
+        for name, value in teacher.latent_stats.state_dict().items():
+            assert torch.equal(pipeline.latent_stats.state_dict()[name], value)
+        pipeline("a star", seed=0, output_type="latent")
+        assert pipeline.num_timesteps == 2
+        asked = ("sample", "--pipeline", output / "pipeline", "--prompt", "a star", "--output")
+        assert "distilled to 2 steps" in run(*asked, tmp_path / "a", "--steps", 8).refused()
+        for other in ({"guidance_scale": 3.0}, {"class_guidance_scale": 2.0}, {"num_frames": 20}):
+            with pytest.raises(ValueError, match=r"distilled|class_guidance_scale"):
+                pipeline("a star", seed=0, **other)
+        told = train(f"output={tmp_path / 'b'}", "distill.steps=2").refused()
+        assert "`distill.steps` is 2; set init_from" in told
+
     def test_the_length_of_the_average_is_chosen_after_training(
         self, train, cache, tmp_path
     ) -> None:
