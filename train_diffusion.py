@@ -209,7 +209,7 @@ def task_of(config: TrainConfig, inputs: TrainingInputs) -> tuple[Reads, Losses]
 
     if not config.distill.steps:
         return inputs.read, lambda model, part: losses_of(model, inputs.objective, part)
-    teacher = build_transformer(inputs.transformer_sizes(config.model), config.init_from)
+    teacher: Any = build_transformer(inputs.transformer_sizes(config.model), config.init_from)
     distillation = Distillation(teacher.to(inputs.device), inputs.objective, config.distill)
     return inputs.noise_and_conditions, lambda model, asked: distillation.losses(model, *asked)
 
