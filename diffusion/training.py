@@ -175,13 +175,6 @@ class TrainingInputs:
         batch = {name: values[part] for name, values in batch.items()}
         return self.noise(batch["noise_seed"].tolist()), self.conditions(batch)
 
-    def noise_and_conditions(
-        self, batch: Mapping[str, Any], part: slice = slice(None)
-    ) -> tuple[VidTwinLatents, Conditions]:
-        """What some samples of a batch start from and are asked for, without their latents."""
-        batch = {name: values[part] for name, values in batch.items()}
-        return self.noise(batch["noise_seed"].tolist()), self.conditions(batch)
-
     def latents(self, batch: Mapping[str, Any]) -> VidTwinLatents:
         """The scaled latents of a batch."""
         with torch.no_grad():
