@@ -5,6 +5,7 @@
     python sample.py --structure-from clip.mp4 --prompt "..."    animate this: dynamics are sampled
     python sample.py --dynamics-from clip.mp4 --prompt "..."     re-skin this: structure is sampled
     python sample.py --pipeline RUN/pipeline --first-frame cat.png --prompt "..."
+    python sample.py --lora RUN/lora:0.8 --prompt "..."
     accelerate launch sample.py --class-label 3 --num-samples 2048 --batch-size 32
 
 Writes sample_0000.mp4, .gif and .latents.safetensors for each video, sheet.png of the first ones,
@@ -63,17 +64,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = find_pipeline(shipped_path(arguments.pipeline or SHIPPED_PIPELINE))
     if found is not None:
         check_asked(found, arguments.scheduler, prompts, arguments.class_label)
+    adapters = runtime.adapters_of(arguments)
     for name in FILES:
         if (path := getattr(arguments, name)) is not None and not path.is_file():
             flag = name.removesuffix("_from") if name == "continue_from" else name
             raise ValueError(f"--{flag.replace('_', '-')} {path} is not a file")
 
     from diffusion.given_clips import given_clips
+    from diffusion.lora import load_adapters
     from vidtwin.media import contact_sheet
 
     accelerator = runtime.start_accelerator(cpu=arguments.device == "cpu")
     folder = runtime.SampleFolder(arguments.output, arguments.overwrite)
     pipeline = load_pipeline(arguments, accelerator)
+    if adapters:
+        load_adapters(pipeline, adapters)
     requests = plan(arguments, pipeline, prompts)
     options = sampling_options(arguments, pipeline)
     clips, kept = given_clips(pipeline.autoencoder, options)
@@ -260,6 +265,7 @@ def describe(
     tensors = ("structure", "dynamics", "first_frame", "last_frame", "prefix")
     return {
         "pipeline": str(arguments.pipeline or SHIPPED_PIPELINE),
+        **({"lora": arguments.lora} if arguments.lora else {}),
         **{f"{name}_sha256": digest for name, digest in digests.items()},
         "scheduler": scheduler,
         **{name: value for name, value in shown.items() if name not in tensors},

@@ -14,7 +14,13 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from diffusion.config import NUM_INFERENCE_STEPS, GuidanceScales, InputsConfig, TransformerConfig
+from diffusion.config import (
+    NUM_INFERENCE_STEPS,
+    GuidanceScales,
+    InputsConfig,
+    LoraConfig,
+    TransformerConfig,
+)
 from diffusion.inputs import class_indices, prompt_list
 from diffusion.training_files import check_input_files, find_transformer
 from vidtwin.data import TooManyBadFiles
@@ -37,6 +43,8 @@ class TrainConfig(InputsConfig, runtime.RunConfig):
         init_from: folder of a saved transformer to start from.
         sample_prompts, sample_classes: of the videos that validation makes, seeds 0, 1, ...
         sample_steps, sample_guidance_scale: how they are made.
+        lora: adapters, to be trained in place of the transformer of `init_from`; OUTPUT/lora holds
+            them, OUTPUT/pipeline what they belong to.
     """
 
     output: str = "outputs/diffusion"
@@ -48,6 +56,7 @@ class TrainConfig(InputsConfig, runtime.RunConfig):
     sample_guidance_scale: float = 3.0
     model: TransformerConfig = TransformerConfig()
     optimizer: runtime.OptimizerConfig = runtime.OptimizerConfig(weight_decay=0.0)
+    lora: LoraConfig = LoraConfig()
 
     RENAMED_KEYS: ClassVar[dict[str, str]] = {"held_dropout": "given_dropout"}
 
@@ -57,6 +66,11 @@ class TrainConfig(InputsConfig, runtime.RunConfig):
         GuidanceScales(self.sample_guidance_scale)
         prompt_list(self.sample_prompts or None, "sample_prompts")
         self.flow.check_steps("sample_steps", self.sample_steps)
+        if self.lora.rank and self.init_from is None:
+            raise ValueError(
+                f"`lora.rank` is {self.lora.rank} and `init_from` names no transformer to adapt; "
+                "set init_from=checkpoints/shapes/transformer or another PIPELINE/transformer"
+            )
         for name, needed in (("prompts", "text_encoder"), ("classes", "class_conditional")):
             if getattr(self, f"sample_{name}") and not getattr(self, needed):
                 raise ValueError(
@@ -110,15 +124,21 @@ def find_inputs(config: TrainConfig, device: torch.device | str, **options: Any)
 
 def train(config: TrainConfig, resume: str | None) -> None:
     """Trains the steps that are left."""
+    from diffusion.lora import add_lora, lora_stats
     from diffusion.training import build_transformer, losses_of
     from vidtwin.media import write_video
 
     run = runtime.TrainingRun(config, MAY_CHANGE)
     accelerator = run.accelerator
     inputs = find_inputs(config, accelerator.device, autocast=accelerator.autocast)
-    run.prepare(build_transformer(inputs.transformer_sizes(config.model), config.init_from))
+    transformer = build_transformer(inputs.transformer_sizes(config.model), config.init_from)
+    if config.lora.rank:
+        add_lora(transformer, config.lora, config.seed)
+    run.prepare(transformer)
     run.resume(resume, {"inputs": inputs}, write_video)
-    if not run.start_step:
+    if not run.start_step and config.lora.rank:
+        inputs.stats.load_state_dict(lora_stats(str(config.init_from)).state_dict())
+    elif not run.start_step:
         gather = functools.partial(runtime.gather_rows, accelerator)
         settings = (config.stats_samples, config.validation_batch_size)
         inputs.measure_stats(*settings, **run.ranks, gather=gather)
@@ -162,9 +182,15 @@ def train(config: TrainConfig, resume: str | None) -> None:
 def build_pipeline(run: Run, inputs: TrainingInputs) -> VidTwinPipeline:
     """The pipeline around the model; its frozen parts are written once, before training."""
     from diffusion.schedulers import build_sampling_scheduler
+    from diffusion.training import build_transformer
 
-    with runtime.ema_weights(None, run.unwrapped) as model:
-        pipeline = inputs.pipeline(model, build_sampling_scheduler(run.config.flow))
+    config, scheduler = run.config, build_sampling_scheduler(run.config.flow)
+    if config.lora.rank:  # what is written is the transformer that the adapters belong to
+        sizes = inputs.transformer_sizes(config.model)
+        pipeline = inputs.pipeline(build_transformer(sizes, config.init_from), scheduler)
+    else:
+        with runtime.ema_weights(None, run.unwrapped) as model:
+            pipeline = inputs.pipeline(model, scheduler)
     if run.accelerator.is_main_process:
         # Without a checkpoint, what lies there may be of another config.
         anew = run.folder.checkpoints.latest() is None
@@ -175,9 +201,15 @@ def build_pipeline(run: Run, inputs: TrainingInputs) -> VidTwinPipeline:
 
 
 def export(run: Run) -> None:
-    """Puts the averaged weights into the pipeline's folder."""
+    """Puts the averaged weights into the pipeline's folder, or the adapters beside it."""
+    from diffusion.lora import save_lora
+    from vidtwin.files import folder_written_whole
+
     with run.averaged() as model:
-        if run.accelerator.is_main_process:
+        if run.accelerator.is_main_process and run.config.lora.rank:
+            with folder_written_whole(run.folder.path / "lora") as writing:
+                save_lora(model, writing)
+        elif run.accelerator.is_main_process:
             runtime.replace_weights(run.folder.path / "pipeline" / "transformer", model)
     run.accelerator.wait_for_everyone()  # as `TrainingRun.export` does
 

@@ -120,6 +120,9 @@ class TextCondition(Condition):
     encoder_hidden_states: Tensor
     encoder_attention_mask: Tensor
 
+    def __len__(self) -> int:
+        return len(self.encoder_hidden_states)
+
     def null(self) -> TextCondition:
         """The null text for all."""
         mask = torch.zeros_like(self.encoder_attention_mask)

@@ -370,6 +370,33 @@ class GivenFramesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters that are trained instead of the transformer, see `diffusion.lora`.
+
+    Args:
+        rank: of the adapters; 0 trains the transformer itself.
+        alpha: the adapters' output is scaled by alpha / rank; None for `rank`.
+        dropout: of their inputs.
+        target_modules: the linear layers that get one, by the ends of their names.
+    """
+
+    rank: int = 0
+    alpha: float | None = None
+    dropout: float = 0.0
+    target_modules: tuple[str, ...] = ("query", "key_value", "output")
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ValueError(f"`lora.rank` must be at least 0, got {self.rank}")
+        if self.alpha is not None and not self.alpha > 0:
+            raise ValueError(f"`lora.alpha` must be positive, got {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"`lora.dropout` must lie in [0, 1), got {self.dropout}")
+        if not self.target_modules:
+            raise ValueError("`lora.target_modules` must name at least one layer")
+
+
+@dataclass(frozen=True, kw_only=True)
 class InputsConfig:
     """What a training run learns from, and what it learns.
 

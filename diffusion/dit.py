@@ -24,6 +24,7 @@ import torch
 
 # From their own modules: type checkers can't see through the package's lazy imports.
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange, repeat
@@ -47,7 +48,7 @@ class TwinDiTOutput(NamedTuple):
     dynamics_y: Tensor
 
 
-class TwinDiT(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
+class TwinDiT(StrictLoading, ModelMixin, PeftAdapterMixin, ConfigMixin):  # type: ignore[misc]
     """Diffusion transformer over structure, dynamics_x and dynamics_y; keywords as in `DiTConfig`.
 
     `sizes` is the config as a `DiTConfig`.
@@ -55,6 +56,7 @@ class TwinDiT(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ("Block",)  # type: ignore[assignment]
+    _repeated_blocks = ("Block",)  # type: ignore[assignment]
     # Set by diffusers' `enable_gradient_checkpointing`.
     _gradient_checkpointing_func: Callable[..., Tensor]
     positions: Tensor

@@ -8,6 +8,7 @@ Source: DiT (arXiv 2212.09748) for blocks.
 from __future__ import annotations
 
 import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,7 +22,7 @@ class HeadNorm(nn.RMSNorm):
     """RMS norm in the dtype of its input."""
 
     def forward(self, heads: Tensor) -> Tensor:
-        """Args: heads (B, heads, N, D / heads)."""
+        """Args: heads (B, N, heads, D / heads)."""
         # Under autocast the weight's own dtype would rule out the fused kernel.
         weight = self.weight.to(heads.dtype)
         return functional.rms_norm(heads, self.normalized_shape, weight, self.eps)
@@ -50,19 +51,20 @@ class DiTAttention(nn.Module):
         self, tokens: Tensor, context: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """Args: mask (B, L) bool, True where the context may be looked at; None for all."""
-        split = "b n (heads d) -> b heads n d"
+        split = "b n (heads d) -> b n heads d"
         query = rearrange(self.query(tokens), split, heads=self.num_heads)
         key_value = self.key_value(tokens if context is None else context)
         key, value = (
             rearrange(part, split, heads=self.num_heads) for part in key_value.chunk(2, dim=-1)
         )
-        attended = functional.scaled_dot_product_attention(
+        # torch's own kernel, or the backend that diffusers' `set_attention_backend` names.
+        attended = dispatch_attention_fn(
             self.query_norm(query),
             self.key_norm(key),
             value,
             attn_mask=None if mask is None else rearrange(mask, "b l -> b 1 1 l"),
         )
-        return self.output(rearrange(attended, "b heads n d -> b n (heads d)"))
+        return self.output(rearrange(attended, "b n heads d -> b n (heads d)"))
 
 
 class OneTokenAttention(nn.Module):

@@ -15,11 +15,18 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.loaders.lora_pipeline import CogVideoXLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
-from diffusion.conditions import ClassEmbedder, Condition, Conditions, TextEmbedder
+from diffusion.conditions import (
+    ClassEmbedder,
+    Condition,
+    Conditions,
+    TextCondition,
+    TextEmbedder,
+)
 from diffusion.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, GuidanceScales
 from diffusion.dit import TwinDiT
 from diffusion.guidance import check_negative
@@ -29,21 +36,23 @@ from diffusion.inputs import (
     check_lead,
     class_indices,
     common_length,
-    negative_list,
-    prompt_list,
 )
 from diffusion.latent_stats import LatentStats
 from diffusion.long_video import join_windows, latent_windows, scale_motion
 from diffusion.pipeline_files import check_parts, check_scheduler, check_trained_with, load_parts
 from diffusion.pipeline_values import (
     OUTPUT_TYPES,
+    Text,
     actions_of,
     after_step_of,
     as_output,
+    check_size,
     frames_of,
     going_on,
     lead_of,
+    noise_of,
     starts_of,
+    text_of,
 )
 from diffusion.sampling import (
     LatentSampler,
@@ -51,7 +60,7 @@ from diffusion.sampling import (
     given_latents,
     repeated_to,
 )
-from diffusion.schedulers import prediction_of
+from diffusion.schedulers import note_flow, prediction_of
 from diffusion.text_encoder import TextEncoder
 from vidtwin import VidTwinAutoencoder, VidTwinLatents, decode_windows
 
@@ -74,8 +83,14 @@ class VidTwinPipelineOutput(BaseOutput):
     videos: Any
     latents: VidTwinLatents
 
+    @property
+    def frames(self) -> Any:
+        """The videos, by the name that diffusers' video pipelines have for them."""
+        return self.videos
 
-class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
+
+# Of diffusers' loaders the one that takes a transformer's adapters as they are, whatever the model.
+class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ignore[misc]
     """Text, class or nothing to video; structure or dynamics may be given and the other sampled.
 
     Args:
@@ -126,6 +141,7 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         action_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
+        note_flow(scheduler)
         self.register_modules(
             autoencoder=autoencoder,
             transformer=transformer,
@@ -231,6 +247,13 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
         first_frame: Tensor | None = None,
         last_frame: Tensor | None = None,
         prefix: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        latents: VidTwinLatents | None = None,
+        height: int | None = None,
+        width: int | None = None,
         callback_on_step_end: Callback | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = VidTwinLatents.names,
         actions: Tensor | None = None,
@@ -272,6 +295,11 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
                 out pixel by pixel.
             prefix: the same, a video (B, 3, N, H, W) of fewer frames than the model makes, which
                 goes on from there.
+            prompt_embeds, prompt_attention_mask: of `encode_prompt`, instead of a prompt.
+            negative_prompt_embeds, negative_prompt_attention_mask: the same of the negative prompt.
+            latents: standard normal noise of a window to start from, as `vidtwin.draw_noise` draws
+                it from seeds; schedulers that add noise on their way still draw from the generator.
+            height, width: of the videos, in pixels; the model's own alone.
             callback_on_step_end: called as (pipe, step, timestep, tensors) after each step;
                 returns the tensors that it changed.
             callback_on_step_end_tensor_inputs: scaled latents that it is given, of "structure",
@@ -309,10 +337,18 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
                 structure_guidance_scale=structure_guidance_scale,
                 dynamics_guidance_scale=dynamics_guidance_scale,
             )
+        check_size(self, height, width)
+        text_width = self.transformer.sizes.text_hidden_size
         starts = starts_of(self, num_frames, overlap_frames, dynamics is not None)
         asked: dict[str, Any] = {
-            "prompt": prompt_list(prompt),
-            "negative_prompt": negative_list(negative_prompt),
+            "prompt": text_of("prompt", prompt, prompt_embeds, prompt_attention_mask, text_width),
+            "negative_prompt": text_of(
+                "negative_prompt",
+                negative_prompt,
+                negative_prompt_embeds,
+                negative_prompt_attention_mask,
+                text_width,
+            ),
             "class_labels": self.class_indices(class_labels),
         }
         if class_guidance_scale is not None and asked["class_labels"] is None:
@@ -362,18 +398,47 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
             going_on=partial(going_on, self) if takes_frames else None,
             known=frames.latents if frames else None,
             known_frames=frames.num_known if frames else 0,
+            noise=noise_of(self, latents, batch_size, len(starts)),
         ).sample(starts, batch_size)
         starts = starts[: len(windows)]
-        latents = self.latent_stats.unscale(join_windows(windows, starts))
+        made = self.latent_stats.unscale(join_windows(windows, starts))
         # What was given comes out bit for bit, not scaled and scaled back.
-        latents = scale_motion(latents.taking(given, given_names), motion_scale)
+        made = scale_motion(made.taking(given, given_names), motion_scale)
         videos = None
         if output_type != "latent":
-            videos = self._decode(latents, starts)
+            videos = self._decode(made, starts)
             videos = as_output(frames.put_into(videos) if frames else videos, output_type)
         self.maybe_free_model_hooks()
-        output = VidTwinPipelineOutput(videos=videos, latents=latents)
+        output = VidTwinPipelineOutput(videos=videos, latents=made)
         return output if return_dict else output.to_tuple()
+
+    @torch.no_grad()
+    def encode_prompt(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None = None,
+        num_videos_per_prompt: int = 1,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """What a call takes instead of its prompts, to read them once or to change what was read.
+
+        Args:
+            prompt, negative_prompt, num_videos_per_prompt: as in a call.
+        Returns:
+            tuple: prompt_embeds (B, L, D), prompt_attention_mask (B, L) bool, and both of the
+            negative prompt, None without one.
+        """
+        width = self.transformer.sizes.text_hidden_size
+        count = check_count("num_videos_per_prompt", num_videos_per_prompt)
+        found: list[Tensor | None] = []
+        for kind, asked in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+            text = text_of(kind, asked, None, None, width)
+            if text is None:
+                found += [None, None]
+            else:
+                read = self._read(text)
+                read = read.map(lambda tensor: repeated_to(tensor, len(tensor) * count))
+                found += [read.encoder_hidden_states, read.encoder_attention_mask]
+        return tuple(found)  # type: ignore[return-value]
 
     def _or_own(self, name: str, value: Any) -> Any:
         """The value that a call gives, or else the pipeline's own."""
@@ -401,8 +466,8 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     def _conditions(
         self,
-        prompt: list[str] | None,
-        negative_prompt: list[str] | None,
+        prompt: Text | None,
+        negative_prompt: Text | None,
         class_labels: list[int] | None,
         known: list[Condition | None],
         batch_size: int,
@@ -418,18 +483,22 @@ class VidTwinPipeline(DiffusionPipeline):  # type: ignore[misc]
 
         found = [condition for condition in known if condition is not None]
         if prompt is not None:
-            found.append(self._text_embedder().embed(prompt))
+            found.append(self._read(prompt))
         if class_labels is not None:
             found.append(ClassEmbedder(self.transformer.sizes.num_classes).embed(class_labels))
         conditions = Conditions(found).map(repeated)
         if negative_prompt is None:
             return conditions, None
-        negative = Conditions([self._text_embedder().embed(negative_prompt)])
+        negative = Conditions([self._read(negative_prompt)])
         return conditions, negative.map(repeated)
 
-    def _text_embedder(self) -> TextEmbedder:
+    def _read(self, text: Text) -> TextCondition:
+        """The condition of texts, or what was read of them before."""
         sizes = self.transformer.sizes
         check_trained_with("text", sizes.text_hidden_size, sizes.num_classes)
+        return text if isinstance(text, TextCondition) else self._text_embedder().embed(text)
+
+    def _text_embedder(self) -> TextEmbedder:
         if self.text_encoder is None or self.tokenizer is None:
             raise ValueError(
                 "this pipeline has no text encoder and tokenizer to read a prompt with"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 # torch is imported where it is used: `find_pipeline` answers a command without it.
 from diffusion.cache_format import LATENT_NAMES
 from diffusion.inputs import class_indices
-from diffusion.scheduler_names import check_scheduler_name, stepped_by
+from diffusion.scheduler_names import check_scheduler_name, scheduler_names, stepped_by
 from diffusion.text_loading import load_text_model
 from vidtwin.hub_names import check_local_path
 from vidtwin.text_files import read_json
@@ -218,8 +218,8 @@ def check_scheduler(pipeline: Any) -> None:
     if found != stepped_by(expected):
         raise ValueError(
             f"the transformer predicts {expected}, and the scheduler "
-            f"{type(pipeline.scheduler).__name__} is for {found}; "
-            "diffusion.schedulers.build_scheduler makes one that fits"
+            f"{type(pipeline.scheduler).__name__} is for {found}; take one of "
+            f"{', '.join(scheduler_names(expected))} by diffusion.schedulers.build_scheduler"
         )
 
 
@@ -250,9 +250,10 @@ def load_parts(
     for option in ("dtype", "torch_dtype"):
         given = options.get(option)
         for one in given.values() if isinstance(given, dict) else [given]:
-            if not (one is None or isinstance(one, torch.dtype)):
+            if not (one is None or given == "auto" or isinstance(one, torch.dtype)):
                 raise ValueError(
-                    f"`{option}` must be a dtype of torch, such as torch.bfloat16, got {one!r}"
+                    f'`{option}` must be a dtype of torch, such as torch.bfloat16, or "auto" for '
+                    f"what is stored, got {one!r}"
                 )
     if "dtype" not in options:
         options = {"torch_dtype": torch.float32} | options
@@ -263,6 +264,9 @@ def load_parts(
         asked = {key: options[key] for key in DOWNLOAD_OPTIONS if key in options}
         folder = Path(pipeline_class.download(str(name), use_safetensors=True, **asked))
     entries = check_pipeline_folder(folder, [part for part in options if part in COMPONENTS])
+    for option in ("dtype", "torch_dtype"):
+        if options.get(option) == "auto":
+            options[option] = _stored_dtypes(folder)
     try:
         if "text_encoder" not in options and (entries.get("text_encoder") or [None])[0]:
             options["text_encoder"] = _load_text_encoder(folder / "text_encoder", options)
@@ -273,6 +277,19 @@ def load_parts(
         if isinstance(part, torch.nn.Module):
             _align(part)
     return pipeline
+
+
+def _stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
+    """The dtype that the weights of each part are stored in, by the part's name."""
+    import torch
+    from safetensors import safe_open
+
+    found = {"default": torch.float32}
+    for part in COMPONENTS:
+        for file in sorted((folder / part).glob("*.safetensors"))[:1]:
+            with safe_open(file, "pt") as weights:
+                found[part] = weights.get_tensor(next(iter(weights.keys()))).dtype
+    return found
 
 
 def _align(module: torch.nn.Module) -> None:

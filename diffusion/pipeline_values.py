@@ -14,25 +14,98 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from diffusion.conditions import ActionCondition, ActionEmbedder
+from diffusion.conditions import ActionCondition, ActionEmbedder, TextCondition
 from diffusion.given_frames import GivenFrames, filled_video, given_video, known_dynamics
-from diffusion.inputs import check_count, check_lead
+from diffusion.inputs import check_count, check_lead, negative_list, prompt_list
 from diffusion.long_video import window_starts
 from diffusion.sampling import AfterStep
 from vidtwin import VidTwinLatents
 
 __all__ = [
     "OUTPUT_TYPES",
+    "Text",
     "actions_of",
     "after_step_of",
     "as_output",
+    "check_size",
     "frames_of",
     "going_on",
     "lead_of",
+    "noise_of",
     "starts_of",
+    "text_of",
 ]
 
 OUTPUT_TYPES = ("pt", "np", "pil", "latent")
+Text = list[str] | TextCondition
+
+
+def text_of(
+    kind: str,
+    prompt: str | Sequence[str] | None,
+    embeds: Tensor | None,
+    mask: Tensor | None,
+    width: int | None,
+) -> Text | None:
+    """A prompt as the list of its texts, or as the condition that was made of it before.
+
+    Args:
+        kind: "prompt" or "negative_prompt".
+        prompt: of a call.
+        embeds, mask: of a call; the states (B, L, D) and which tokens (B, L) are real.
+        width: D of the transformer's text; None for a transformer without.
+    """
+    if embeds is None:
+        if mask is not None:
+            raise ValueError(f"`{kind}_attention_mask` is given without `{kind}_embeds`")
+        return prompt_list(prompt) if kind == "prompt" else negative_list(prompt)
+    if prompt is not None:
+        raise ValueError(f"give `{kind}` or `{kind}_embeds`, got both")
+    if embeds.ndim != 3 or embeds.shape[2] != width:
+        raise ValueError(
+            f"`{kind}_embeds` must be of shape (videos, tokens, {width}) for this transformer, "
+            f"got {tuple(embeds.shape)}"
+        )
+    if mask is None:
+        mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+    if mask.shape != embeds.shape[:2]:
+        raise ValueError(
+            f"`{kind}_attention_mask` must be of shape {tuple(embeds.shape[:2])} as "
+            f"`{kind}_embeds`, got {tuple(mask.shape)}"
+        )
+    return TextCondition(embeds, mask.bool())
+
+
+def check_size(pipeline: Any, height: int | None, width: int | None) -> None:
+    """Raises ValueError for any other size than the one that the autoencoder decodes."""
+    sizes = pipeline.autoencoder.sizes
+    asked = (height or sizes.height, width or sizes.width)
+    if asked != (sizes.height, sizes.width):
+        raise ValueError(
+            f"this pipeline makes videos of {sizes.height} x {sizes.width} pixels, got `height` x "
+            f"`width` of {asked[0]} x {asked[1]}; leave them out, and resize the video"
+        )
+
+
+def noise_of(
+    pipeline: Any, latents: VidTwinLatents | None, batch_size: int, num_windows: int
+) -> VidTwinLatents | None:
+    """The noise that a call gives to start from, on its device."""
+    if latents is None:
+        return None
+    if not isinstance(latents, VidTwinLatents):
+        raise ValueError(
+            "`latents` must be VidTwinLatents of standard normal noise, as vidtwin.draw_noise "
+            f"makes, got {type(latents).__name__}"
+        )
+    if num_windows > 1:
+        raise ValueError("`latents` are the noise of one window; leave out `num_frames`")
+    sizes = pipeline.transformer.sizes
+    for name in VidTwinLatents.names:
+        wanted = (batch_size, *getattr(sizes, f"{name}_shape"))
+        if (came := tuple(getattr(latents, name).shape)) != wanted:
+            raise ValueError(f"`latents.{name}` must be of shape {wanted}, got {came}")
+    return latents.to(device=pipeline._execution_device, dtype=torch.float32)
 
 
 def frames_of(

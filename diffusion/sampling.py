@@ -55,6 +55,7 @@ class LatentSampler:
         progress_bar: makes one, from `total`.
         structure_lead: see `diffusion.tracks`; of windows that sample both.
         guider: see `diffusion.guiders`; then `scales` counts for what is given alone.
+        noise: that the first window starts from; None to draw it.
         going_on: gives the frames that the next window starts with, from a window and the frames
             from its start to the next one's; None to keep the first window's structure instead.
         known, known_frames: dynamics that the first window starts with, and of how many frames.
@@ -75,6 +76,7 @@ class LatentSampler:
     progress_bar: Callable[..., Any]
     structure_lead: float = 0.0
     guider: Any = None
+    noise: VidTwinLatents | None = None
     going_on: Callable[[VidTwinLatents, int], GivenFrames] | None = None
     known: VidTwinLatents | None = None
     known_frames: int = 0
@@ -98,6 +100,8 @@ class LatentSampler:
         noises = [
             standard_normal_latents(sizes, batch_size, self.generators, self.device) for _ in starts
         ]
+        if self.noise is not None:
+            noises[0] = self.noise
         windows = [self.sample_window(noises[0], self.known, self.known_frames)]
         for number in range(1, len(starts)):
             if self.interrupted():

@@ -36,6 +36,7 @@ from diffusion.scheduler_names import (
 __all__ = [
     "build_sampling_scheduler",
     "build_scheduler",
+    "note_flow",
     "prediction_of",
     "sampling_prediction",
 ]
@@ -107,6 +108,20 @@ def prediction_of(scheduler: Any) -> str:
             "epsilon, v_prediction or sample without"
         )
     return str(prediction)
+
+
+def note_flow(scheduler: Any) -> None:
+    """Notes in a flow matching scheduler's config what other solvers call the same noise schedule.
+
+    `UniPCMultistepScheduler.from_config(pipe.scheduler.config)` is then a solver of flows as well,
+    where it would otherwise be one of epsilon.
+    """
+    if type(scheduler).__name__.startswith("FlowMatch"):
+        scheduler.register_to_config(
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            flow_shift=scheduler.config.get("shift", 1.0),
+        )
 
 
 def build_scheduler(name: str, like: Any) -> Any:

@@ -125,6 +125,41 @@ class TestRuns:
         for name, value in stored.state_dict().items():
             assert torch.equal(pipeline.latent_stats.state_dict()[name], value)
 
+    def test_adapters_are_trained_resumed_and_sampled_with(self, models, tmp_path) -> None:
+        from safetensors.torch import load_file
+
+        text, output = CONDITIONS["text"], tmp_path / "run"
+        small = ("data.source=shapes", "data.shapes.size=16", "data.short=skip", "batch_size=2",
+                 "optimizer.warmup_steps=1", "save_every=2", "validate_every=4")  # fmt: skip
+        config = ("--config", "configs/diffusion/lora.yaml", *small, *text, f"output={output}")
+        run("train_diffusion", *config, "steps=2").done()
+        first = load_file(output / "lora" / "pytorch_lora_weights.safetensors")
+        run("train_diffusion", *config, "steps=4", "sample_prompts=[a star]").done()
+        second = load_file(output / "lora" / "pytorch_lora_weights.safetensors")
+        assert first.keys() == second.keys()
+        assert any(not torch.equal(first[name], second[name]) for name in first)
+        # Nothing but the adapters is trained: the pipeline beside them is the one they came from.
+        shipped = VidTwinPipeline.from_pretrained(ROOT / "checkpoints" / "shapes")
+        beside = VidTwinPipeline.from_pretrained(output / "pipeline")
+        for part in ("transformer", "latent_stats"):
+            found, expected = (getattr(one, part).state_dict() for one in (beside, shipped))
+            assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+        def latents(*adapters: str) -> torch.Tensor:
+            folder = tmp_path / f"made{len(list(tmp_path.iterdir()))}"
+            run(
+                "sample", "--prompt", "a star", "--steps", "1", "--output", folder, *adapters
+            ).done()
+            return load_file(folder / "sample_0000.latents.safetensors")["structure"]
+
+        plain, changed = latents(), latents("--lora", f"{output / 'lora'}:4")
+        assert not torch.equal(plain, changed)
+        asked = run("sample", "--prompt", "a star", "--lora", tmp_path / "none")
+        assert "--lora" in asked.refused()
+
+    def test_adapters_need_a_transformer_to_adapt(self, train, tmp_path) -> None:
+        assert "init_from" in train(f"output={tmp_path / 'run'}", "lora.rank=4").refused()
+
     def test_the_length_of_the_average_is_chosen_after_training(
         self, train, cache, tmp_path
     ) -> None:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OPTIONAL = (
     *("accelerate", "av", "datasets", "decord", "gradio", "lpips", "matplotlib", "mujoco", "onnx"),
     *("onnxruntime", "pandas", "psutil", "pyarrow", "scipy", "sklearn", "tensorboard"),
-    *("tokenizers", "torchmetrics", "torchvision", "transformers", "wandb"),
+    *("tokenizers", "torchmetrics", "torchvision", "transformers", "peft", "wandb"),
 )
 BLOCK = """
 import importlib.machinery, json, sys, tempfile

@@ -780,7 +780,9 @@ class TestFiles:
         assert isinstance(loaded.scheduler, UniPCMultistepScheduler)
         assert_same(ask(loaded).latents, ask(pipeline).latents)
 
-    @pytest.mark.parametrize("dtype", ["auto", "bfloat16", 16, {"transformer": "float16"}])
+    @pytest.mark.parametrize(
+        "dtype", ["bfloat16", 16, {"transformer": "auto"}, {"transformer": "float16"}]
+    )
     def test_a_dtype_that_is_none_is_named(self, dtype, tmp_path) -> None:
         for keyword in ("torch_dtype", "dtype"):
             with pytest.raises(ValueError, match=f"`{keyword}` must be a dtype of torch"):

@@ -51,7 +51,7 @@ from vidtwin_lab.runtime.run_config import (
     RunConfig,
     check_precision,
 )
-from vidtwin_lab.runtime.sample_arguments import guidance_of, parse_sample_arguments
+from vidtwin_lab.runtime.sample_arguments import adapters_of, guidance_of, parse_sample_arguments
 from vidtwin_lab.runtime.sample_folder import SampleFolder, new_sample_folder
 from vidtwin_lab.runtime.sharding import start_accelerator
 from vidtwin_lab.runtime.trackers import Trackers, build_trackers
@@ -86,6 +86,7 @@ __all__ = [
     "StepTimer",
     "Trackers",
     "TrainingRun",
+    "adapters_of",
     "add_share",
     "build_ema",
     "build_optimizer",

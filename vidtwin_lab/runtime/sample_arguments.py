@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from diffusion.scheduler_names import SCHEDULER_NAMES
 from vidtwin_lab.runtime.arguments import ArgumentParser, RenamedOption
 from vidtwin_lab.runtime.sample_folder import new_sample_folder
 
-__all__ = ["guidance_of", "parse_sample_arguments"]
+__all__ = ["adapters_of", "guidance_of", "parse_sample_arguments"]
 
 
 def parse_sample_arguments(doc: str, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -65,6 +66,12 @@ def add_how(add: Callable[..., Any]) -> None:
     add("--given-guidance-scale", type=float, metavar="X", help="of --structure-from and the like")
     add("--held-guidance-scale", action=RenamedOption, now="--given-guidance-scale")
     add("--guider", nargs="+", metavar=("NAME", "KEY=VALUE"), help=f"{', '.join(GUIDER_NAMES)}")
+    add(
+        "--lora",
+        action="append",
+        metavar="FOLDER[:SCALE]",
+        help="adapters of train_diffusion.py lora.rank=N; several are added up",
+    )
     add("--structure-lead", type=float, metavar="X", help="share of the steps that structure leads")
     add("--motion-scale", type=float, default=1.0, metavar="X", help="more motion above 1")
     add("--num-frames", type="count", metavar="N", help="of the video (default: the model's)")
@@ -104,3 +111,26 @@ def guidance_of(arguments: argparse.Namespace) -> dict[str, Any]:
         own = ("guidance_scale", "given_guidance_scale")
         refuse_scales(**{name: scale for name, scale in given.items() if name not in own})
     return {name: given.get(name) for name in names}
+
+
+def adapters_of(arguments: argparse.Namespace) -> list[tuple[Path, float]]:
+    """The folder and the scale of each --lora.
+
+    Raises:
+        ValueError: for one that holds no adapters.
+    """
+    found = []
+    for text in arguments.lora or []:
+        folder, colon, scale = text.rpartition(":")
+        try:
+            strength = float(scale) if colon else 1.0
+        except ValueError:
+            folder, strength = text, 1.0
+        path = Path(folder or text)
+        if not math.isfinite(strength) or not list(path.glob("*.safetensors")):
+            raise ValueError(
+                f"--lora {text}: expected a folder with pytorch_lora_weights.safetensors, such as "
+                "RUN/lora, and perhaps :SCALE, such as RUN/lora:0.8"
+            )
+        found.append((path, strength))
+    return found
