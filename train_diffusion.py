@@ -211,6 +211,7 @@ def task_of(config: TrainConfig, inputs: TrainingInputs) -> tuple[Reads, Losses]
         return inputs.read, lambda model, part: losses_of(model, inputs.objective, part)
     teacher: Any = build_transformer(inputs.transformer_sizes(config.model), config.init_from)
     distillation = Distillation(teacher.to(inputs.device), inputs.objective, config.distill)
+    inputs.digests["teacher"] = distillation.digest()  # a run goes on with the one it began with
     return inputs.noise_and_conditions, lambda model, asked: distillation.losses(model, *asked)
 
 

@@ -28,7 +28,7 @@ from diffusion.dit import TwinDiT
 from diffusion.flow import FlowLosses, FlowObjective, Levels
 from diffusion.flow_config import NUM_TIMESTEPS
 from diffusion.guidance import guidance_terms, guided_prediction
-from vidtwin import VidTwinLatents
+from vidtwin import VidTwinLatents, weights_digest
 
 __all__ = ["Distillation", "build_student_scheduler"]
 
@@ -58,6 +58,10 @@ class Distillation:
         scheduler = build_student_scheduler(config.steps)
         scheduler.set_timesteps(config.steps)
         self.sigmas: list[float] = scheduler.sigmas.tolist()  # S + 1, from 1 down to 0
+
+    def digest(self) -> str:
+        """Of the teacher's weights."""
+        return weights_digest(self.teacher)
 
     @torch.no_grad()
     def trajectory(self, noise: VidTwinLatents, conditions: Conditions) -> list[VidTwinLatents]:

@@ -164,6 +164,9 @@ class TestRuns:
         config = ("--config", "configs/diffusion/shapes_few_steps_debug.yaml")
         output = tmp_path / "run"
         run("train_diffusion", *config, f"output={output}", "steps=2").done()
+        student = f"init_from={output / TRANSFORMER}"
+        told = run("train_diffusion", *config, f"output={output}", "steps=3", student).refused()
+        assert "the run's teacher has the digest" in told
         run("train_diffusion", *config, f"output={output}", "steps=3").done()
         assert [record["step"] for record in records(output) if "loss/total" in record] == [1, 2, 3]
         pipeline = VidTwinPipeline.from_pretrained(output / "pipeline")
