@@ -109,6 +109,17 @@ class TestCalls:
         assert used
         torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
 
+    def test_an_empty_negative_prompt_is_none(self, pipeline) -> None:
+        assert torch.equal(structure(pipeline, negative_prompt=[""]), structure(pipeline))
+
+    def test_weights_are_offloaded_in_groups(self, pipeline) -> None:
+        plain = structure(pipeline)
+        pipeline.transformer.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+        hooks = [HookRegistry.check_if_exists_or_initialize(m).hooks
+                 for m in pipeline.transformer.modules()]  # fmt: skip
+        assert any("group_offloading" in names for names in hooks)
+        assert torch.equal(structure(pipeline), plain)
+
     def test_layers_are_stored_in_less_than_they_compute_in(self, pipeline) -> None:
         pipeline.transformer.enable_layerwise_casting(torch.float16, torch.float32)
         assert any(
