@@ -361,7 +361,7 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
         # A long video goes on from its last frames where the transformer takes given frames.
         takes_frames = self.transformer.sizes.given_frames and "structure" not in given_names
         conditions, negative = self._conditions(
-            **asked, known=[frames and frames.condition(), acting], batch_size=batch_size
+            **asked, known=[frames.condition() if frames else None, acting], batch_size=batch_size
         )
         if negative is not None and guider is None:
             later = [given_names | {"structure"}] if len(starts) > 1 else []

@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from vidtwin_lab import runtime
 from vidtwin_lab.evaluation.intervals import mean_interval
 
 
-def regions(video: Tensor) -> dict[str, dict[str, Tensor]]:
+def regions(video: Tensor) -> dict[str, dict[str, Any]]:
     """What may be given of a (B, 3, T, H, W) video, by keyword of the pipeline."""
     first, last, half = video[:, :, 0], video[:, :, -1], video[:, :, : video.shape[2] // 2]
     return {
@@ -72,15 +73,13 @@ def main() -> None:
         clips = [shapes.clip(index) for index in numbers]
         video = torch.stack([from_uint8(clip.video) for clip in clips])
         captions = [clip.caption for clip in clips]
-        options = {"num_inference_steps": arguments.steps, "seed": list(numbers)}
+        options: dict[str, Any] = {"num_inference_steps": arguments.steps, "seed": list(numbers)}
         alone = 2 * pipeline(captions, **options).videos - 1
         decoded = pipeline.autoencoder.decode(pipeline.autoencoder.encode(video).mode())
         for name, given in regions(video).items():
             sampled = 2 * pipeline(captions, **given, **options).videos - 1
-            known = given_video(
-                *(given.get(key) for key in ("first_frame", "last_frame", "prefix")),
-                tuple(video.shape[1:]),
-            )
+            first, last, prefix = map(given.get, ("first_frame", "last_frame", "prefix"))
+            known = given_video(first, last, prefix, video.shape[1:])
             assert known is not None
             frames = known[1].bool()
             held = filled_video(known[0], frames.expand(len(video), -1))

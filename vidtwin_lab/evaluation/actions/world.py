@@ -240,7 +240,7 @@ def _foretold(
         # The structure of a clip is that of its first frame, so it is known.
         options["structure"] = filled_video(real, frames)
     found = {"real": real, "reconstruction": pipeline.autoencoder(real).reconstruction}
-    asked = {
+    asked: dict[str, dict[str, Any]] = {
         "world": {"actions": actions},
         "no_actions": {"num_videos_per_prompt": 1},
         "other_actions": {"actions": actions.roll(1, 0)},
