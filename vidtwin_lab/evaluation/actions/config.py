@@ -64,6 +64,17 @@ class NetworkConfig:
         check_least(self, "networks.", steps=1, batch_size=1, channels=1)
 
 
+def _check_physics(data: DataConfig, why: str) -> None:
+    """Raises ValueError for clips that no simulator made."""
+    if data.source != "physics":
+        raise ValueError(f"{why}, so data.source must be physics, got {data.source}")
+
+
+def _sized(data: DataConfig, sizes: AutoencoderConfig) -> DataConfig:
+    """The data in an autoencoder's sizes, with nothing random in them."""
+    return data.centered().sized(*sizes.video_shape[1:])
+
+
 @dataclass(frozen=True, kw_only=True)
 class ActionsConfig:
     """A measurement of what the latents of an autoencoder know of actions.
@@ -104,7 +115,7 @@ class ActionsConfig:
 
     def data_for(self, sizes: AutoencoderConfig, looks: str | None) -> DataConfig:
         """The data in an autoencoder's sizes, with nothing random in them, in some looks."""
-        data = self.data.centered().sized(*sizes.video_shape[1:])
+        data = _sized(self.data, sizes)
         if looks is None:
             return data
         size = max(self.data.options.size, self.train_clips + self.test_clips)  # type: ignore[attr-defined]
@@ -144,15 +155,11 @@ class WorldConfig:
 
     def __post_init__(self) -> None:
         check_least(self, judge_clips=10, clips=2, given_frames=1, steps=1, batch_size=2, seed=0)
-        if self.data.source != "physics":
-            raise ValueError(
-                f"the places are the simulator's, so data.source must be physics, got "
-                f"{self.data.source}"
-            )
+        _check_physics(self.data, "the places are the simulator's")
 
     def data_for(self, sizes: AutoencoderConfig) -> tuple[DataConfig, DataConfig]:
         """The judge's clips and the foretold ones in an autoencoder's sizes."""
-        data = self.data.centered().sized(*sizes.video_shape[1:])
+        data = _sized(self.data, sizes)
         judge = replace(
             data.with_options(looks="all", size=self.judge_clips), part="train", max_clips=None
         )
@@ -196,13 +203,9 @@ class PolicyConfig:
         check_least(self, batch_size=1)
         if not 0 < self.tolerance < math.inf:
             raise ValueError(f"tolerance must be above 0 metres, got {self.tolerance}")
-        if self.data.source != "physics":
-            raise ValueError(
-                "policies act in the simulator, so data.source must be physics, got "
-                f"{self.data.source}"
-            )
+        _check_physics(self.data, "policies act in the simulator")
 
     def data_for(self, sizes: AutoencoderConfig) -> DataConfig:
         """The demonstrations in an autoencoder's sizes."""
-        data = self.data.centered().sized(*sizes.video_shape[1:])
+        data = _sized(self.data, sizes)
         return replace(data.with_options(size=self.train_clips + self.test_clips), max_clips=None)

@@ -1,4 +1,5 @@
-"""Two small convolutional networks: a latent-action baseline, and a judge that reads states.
+"""Two small convolutional networks: a latent-action baseline, and a judge that reads states; and
+how networks are trained.
 
 Both see frames of 32 x 32. The baseline is an inverse-dynamics bottleneck: from two frames in a
 row a few numbers, with which the second frame is to be made from the first; those of a clip
@@ -10,6 +11,9 @@ Source: latent actions as in LAPO (arXiv 2312.10812) and LAPA (arXiv 2410.11758)
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from einops import rearrange
@@ -17,9 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vidtwin_lab.evaluation.actions.clips import THUMBNAIL, ActionClips
-from vidtwin_lab.evaluation.actions.config import NetworkConfig
+from vidtwin_lab.evaluation.actions.config import NetworkConfig, PolicyConfig, ProbesConfig
 
-__all__ = ["LatentActions", "StateJudge", "train_judge", "train_latent_actions"]
+__all__ = ["LatentActions", "StateJudge", "train_judge", "train_latent_actions", "train_to_best"]
 
 Array = NDArray[np.float32]
 BLOCK = 256  # frames of one pass without gradients
@@ -120,6 +124,42 @@ def _train(network: nn.Module, config: NetworkConfig, seed: int, loss: object) -
         loss(rng).backward()
         optimizer.step()
         schedule.step()
+
+
+def train_to_best(
+    network: nn.Module,
+    config: ProbesConfig | PolicyConfig,
+    loss: Callable[[], Tensor],
+    error: Callable[[], Tensor],
+) -> int:
+    """AdamW; the network is left as it was at the step at which it erred least, which is returned.
+
+    Args:
+        network: in place.
+        config: steps, learning rate and weight decay.
+        loss: of the next batch.
+        error: on what it is not trained on, asked for twenty times.
+    Raises:
+        ValueError: if the error is never a number.
+    """
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    best, chosen, weights = float("inf"), 0, network.state_dict()
+    every = max(1, config.steps // 20)
+    for step in range(1, config.steps + 1):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        if step % every == 0 or step == config.steps:
+            with torch.no_grad():
+                found = float(error())
+            if found < best:
+                best, chosen, weights = found, step, copy.deepcopy(network.state_dict())
+    if not chosen:
+        raise ValueError(f"the network diverged; lower learning_rate={config.learning_rate}")
+    network.load_state_dict(weights)
+    return chosen
 
 
 def train_latent_actions(

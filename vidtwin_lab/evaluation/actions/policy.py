@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from vidtwin import load_autoencoder
 from vidtwin.data import build_dataset
 from vidtwin.data.synthetic.physics import PhysicsDataset
-from vidtwin.media import from_uint8
 from vidtwin_lab.evaluation.actions.clips import thumbnails
 from vidtwin_lab.evaluation.actions.config import PolicyConfig
+from vidtwin_lab.evaluation.actions.networks import train_to_best
 from vidtwin_lab.evaluation.intervals import interval_text, mean_interval, share_of
 from vidtwin_lab.evaluation.report import (
     COLORS,
@@ -103,9 +103,8 @@ def _collect(
     count = config.train_clips + config.test_clips
     for batch in processes.share(batches_of(count, config.batch_size)):
         clips = [dataset.clip(index) for index in batch]
-        played = [dataset.simulated(clip) for clip in clips]
-        videos = [each.recording.video for each in played]
-        video = torch.stack([from_uint8(each) for each in videos if each is not None])
+        played, videos = zip(*(dataset.played(clip) for clip in clips))
+        video = torch.stack(videos)
         dynamics = model.encode_dynamics(video.to(processes.device)).float().cpu().numpy()
         small = thumbnails(video)
         for place, index in enumerate(batch):
@@ -163,22 +162,18 @@ def _clone(
             nn.Linear(config.hidden_size, config.hidden_size), nn.GELU(),
             nn.Linear(config.hidden_size, wanted.shape[1]),
         )  # fmt: skip
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
-    best, chosen, made = float("inf"), 0, wanted
-    for step in range(1, config.steps + 1):
+
+    def loss() -> Tensor:
         batch = torch.from_numpy(used[rng.integers(len(used), size=64)])
-        loss = (network(rows[batch]) - wanted[batch]).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step % max(1, config.steps // 20) == 0:
-            with torch.no_grad():
-                every: Tensor = network(rows)
-            error = float((every - wanted)[torch.from_numpy(held_out)].square().mean())
-            if error < best:
-                best, chosen, made = error, step, every.clamp(-1, 1)
+        return (network(rows[batch]) - wanted[batch]).square().mean()
+
+    def error() -> Tensor:
+        clips = torch.from_numpy(held_out)
+        return (network(rows[clips]) - wanted[clips]).square().mean()
+
+    chosen = train_to_best(network, config, loss, error)
+    with torch.no_grad():
+        made: Tensor = network(rows).clamp(-1, 1)
     return made.numpy(), chosen
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vidtwin_lab.evaluation.actions.config import ProbesConfig
+from vidtwin_lab.evaluation.actions.networks import train_to_best
 from vidtwin_lab.evaluation.statistics import resampling_counts
 
 __all__ = ["Probed", "probe", "r_squared"]
@@ -143,25 +144,18 @@ def _network(
             nn.GELU(),
             nn.Linear(config.hidden_size, wanted.shape[-1]),
         )
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
     rng = np.random.default_rng([seed, 8])
-    best, chosen, outputs = float("inf"), 0, []
-    every = max(1, config.steps // 20)
-    for step in range(1, config.steps + 1):
+
+    def loss() -> Tensor:
         batch = torch.from_numpy(rng.integers(len(rows), size=config.batch_size))
-        loss = (network(rows[batch]) - answers[batch]).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step % every == 0 or step == config.steps:
-            with torch.no_grad():
-                gap = network(inputs[0][validation]) - wanted[validation]
-                if float(gap.square().mean()) < best:
-                    best, chosen = float(gap.square().mean()), step
-                    outputs = [network(each) for each in inputs[1:]]
-    return outputs, float(chosen)
+        return (network(rows[batch]) - answers[batch]).square().mean()
+
+    def error() -> Tensor:
+        return (network(inputs[0][validation]) - wanted[validation]).square().mean()
+
+    chosen = train_to_best(network, config, loss, error)
+    with torch.no_grad():
+        return [network(each) for each in inputs[1:]], float(chosen)
 
 
 def r_squared(predicted: Array, true: Array, seed: int = 0) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from vidtwin import VidTwinAutoencoder
 from vidtwin.data.synthetic.physics import PhysicsDataset
-from vidtwin.media import from_uint8, to_uint8
+from vidtwin.media import to_uint8
+from vidtwin.metrics import psnr
 from vidtwin_lab.evaluation.actions.clips import thumbnails
 from vidtwin_lab.evaluation.actions.networks import StateJudge
 from vidtwin_lab.evaluation.actions.probes import r_squared
@@ -39,22 +40,13 @@ def _draw(dataset: PhysicsDataset, index: int, seed: int) -> dict[str, Any]:
     a = dataset.clip(index)
     wanted = dataset.swapped("motion_swap", a, rng)
     b = dataset.swapped("appearance_swap", wanted, rng)
-    played = {
-        name: dataset.simulated(clip) for name, clip in (("a", a), ("b", b), ("wanted", wanted))
-    }
-    videos = {}
-    for name, simulated in played.items():
-        assert simulated.recording.video is not None
-        videos[name] = from_uint8(simulated.recording.video)
-    return {**videos, "positions": {name: played[name].positions for name in ("a", "b")}}
+    played = {name: dataset.played(clip) for name, clip in (("a", a), ("b", b), ("wanted", wanted))}
+    videos = {name: video for name, (_, video) in played.items()}
+    return {**videos, "positions": {name: played[name][0].positions for name in ("a", "b")}}
 
 
 def _error(one: Tensor, other: Tensor) -> float:
     return float((one - other).square().mean())
-
-
-def _psnr(one: Tensor, other: Tensor) -> float:
-    return float(10 * np.log10(4 / max(_error(one, other), 1e-12)))
 
 
 @torch.no_grad()
@@ -88,6 +80,11 @@ def judge_swaps(
             name: judge.read(thumbnails(video))
             for name, video in (("swap", swapped), ("plain", plain), ("real", stacked["wanted"]))
         }
+        made = {"psnr": swapped, "psnr_plain": plain}
+        decibels = {
+            name: psnr(stacked["wanted"], video, pooled=True).tolist()
+            for name, video in made.items()
+        }
         for number, place in enumerate(batch):
             swap, wanted = swapped[number], stacked["wanted"][number]
             row = {
@@ -95,8 +92,7 @@ def judge_swaps(
                 "clip": chosen[place],
                 "motion_of_b": _error(swap, wanted) < _error(swap, stacked["a"][number]),
                 "look_of_a": _error(swap, wanted) < _error(swap, stacked["b"][number]),
-                "psnr": _psnr(swap, wanted),
-                "psnr_plain": _psnr(plain[number], wanted),
+                **{name: each[number] for name, each in decibels.items()},
                 "read": {name: each[number] for name, each in read.items()},
                 "positions": drawn[number]["positions"],
                 "videos": None,

@@ -23,7 +23,7 @@ from torch import Tensor
 from diffusion.given_frames import filled_video
 from vidtwin.data import build_dataset
 from vidtwin.data.synthetic.physics import PhysicsDataset
-from vidtwin.media import from_uint8
+from vidtwin.metrics import psnr
 from vidtwin_lab.evaluation.actions.clips import thumbnails
 from vidtwin_lab.evaluation.actions.config import WorldConfig
 from vidtwin_lab.evaluation.actions.networks import StateJudge, train_judge
@@ -71,9 +71,8 @@ class Played:
 def _play(dataset: PhysicsDataset, index: int) -> tuple[Tensor, Array, Array]:
     """(3, T, H, W) video, (T, A) actions and (T, 2) places of a clip."""
     clip = dataset.clip(index)
-    recording = dataset.simulated(clip).recording
-    assert recording.video is not None
-    return from_uint8(recording.video), clip.motion.actions, recording.sites[:, 0, :2]
+    result, video = dataset.played(clip)
+    return video, clip.motion.actions, result.recording.sites[:, 0, :2]
 
 
 def _gathered(dataset: PhysicsDataset, count: int, batch: int, processes: Processes) -> Played:
@@ -205,23 +204,19 @@ def _measure_batch(
     read["copy"] = np.repeat(read["real"][:, given - 1 : given], real.shape[2], axis=1)
     guessed = rearrange(features @ linear, "n (t p) -> n t p", p=2)
     read["linear"] = np.concatenate([read["real"][:, :given], guessed], axis=1)
+    seen = {name: videos[name] for name in VIDEOS[1:]}
+    seen["copy"] = real[:, :, given - 1 : given].expand_as(real)
+    decibels = {
+        name: psnr(real[:, :, given:], video[:, :, given:], pooled=True).tolist()
+        for name, video in seen.items()
+    }
     rows = []
     for place, index in enumerate(batch):
         gaps = {name: each[place, given:] - places[place, given:] for name, each in read.items()}
         errors = {name: np.linalg.norm(gap, axis=-1) for name, gap in gaps.items()}
-        psnr = {
-            name: _psnr(videos[name][place, :, given:], real[place, :, given:])
-            for name in VIDEOS[1:]
-        }
-        copied = real[place, :, given - 1 : given].expand_as(real[place, :, given:])
-        psnr["copy"] = _psnr(copied, real[place, :, given:])
-        rows.append({"index": index, "errors": errors, "psnr": psnr})
+        made = {name: each[place] for name, each in decibels.items()}
+        rows.append({"index": index, "errors": errors, "psnr": made})
     return rows
-
-
-def _psnr(made: Tensor, real: Tensor) -> float:
-    error = float((made.clamp(-1, 1) - real).square().mean())
-    return float(10 * np.log10(4 / max(error, 1e-12)))
 
 
 @torch.no_grad()

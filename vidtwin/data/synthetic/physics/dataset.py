@@ -107,11 +107,15 @@ class PhysicsDataset(VideoDataset):
         )
         return scene.read(recording)
 
+    def played(self, clip: PhysicsClip) -> tuple[Simulated, torch.Tensor]:
+        """The clip's simulation and its (3, T, H, W) video in [-1, 1]."""
+        result = self.simulated(clip)
+        assert result.recording.video is not None
+        return result, from_uint8(result.recording.video)
+
     def video(self, clip: PhysicsClip) -> torch.Tensor:
         """(3, T, H, W) in [-1, 1]."""
-        video = self.simulated(clip).recording.video
-        assert video is not None
-        return from_uint8(video)
+        return self.played(clip)[1]
 
     def swapped(self, change: str, clip: PhysicsClip, rng: np.random.Generator) -> PhysicsClip:
         """The same body and motion in another look, or the same body and look in another motion."""
@@ -124,11 +128,10 @@ class PhysicsDataset(VideoDataset):
     def load(self, index: int, draws: Draws) -> dict[str, Any]:
         """The simulated clip; of the draws the epoch alone counts, it words the caption."""
         clip = self.clip(index)
-        result = self.simulated(clip)
-        assert result.recording.video is not None
+        result, video = self.played(clip)
         states = np.concatenate([result.positions, result.velocities], axis=1)
         return {
-            "video": from_uint8(result.recording.video),
+            "video": video,
             "caption": self._caption(index, draws.epoch, clip, result),
             "label": self.label_names.index(f"{clip.scene.name} {result.direction}"),
             "path": f"physics/{self.looks}/{self.config.part}/{self.options.seed}/{index}",
