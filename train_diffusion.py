@@ -146,7 +146,7 @@ def find_inputs(config: TrainConfig, device: torch.device | str, **options: Any)
 
 def train(config: TrainConfig, resume: str | None) -> None:
     """Trains the steps that are left."""
-    from diffusion.lora import add_lora, lora_stats
+    from diffusion.lora import add_lora
     from diffusion.training import build_transformer
     from vidtwin.media import write_video
 
@@ -160,7 +160,7 @@ def train(config: TrainConfig, resume: str | None) -> None:
     run.prepare(transformer)
     run.resume(resume, {"inputs": inputs}, write_video)
     if not run.start_step and (config.lora.rank or config.distill.steps):
-        inputs.stats.load_state_dict(lora_stats(str(config.init_from)).state_dict())
+        inputs.keep_stats(str(config.init_from))
     elif not run.start_step:
         gather = functools.partial(runtime.gather_rows, accelerator)
         settings = (config.stats_samples, config.validation_batch_size)

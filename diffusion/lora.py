@@ -11,10 +11,8 @@ from typing import Any
 
 from diffusion.config import LoraConfig
 from diffusion.dit import TwinDiT
-from diffusion.latent_stats import LatentStats
-from diffusion.training_files import find_transformer
 
-__all__ = ["add_lora", "load_adapters", "lora_stats", "require_peft", "save_lora"]
+__all__ = ["add_lora", "load_adapters", "require_peft", "save_lora"]
 
 ADAPTER = "default"
 
@@ -75,22 +73,6 @@ def save_lora(transformer: TwinDiT, folder: Path) -> None:
         transformer_lora_layers=layers,
         transformer_lora_adapter_metadata=transformer.peft_config[ADAPTER].to_dict(),
     )
-
-
-def lora_stats(init_from: str) -> LatentStats:
-    """The latent statistics of the pipeline whose transformer is adapted; it keeps them.
-
-    Raises:
-        ValueError: if the transformer does not lie in a pipeline.
-    """
-    folder = find_transformer(init_from).parent / "latent_stats"
-    if not folder.is_dir():
-        raise ValueError(
-            f"init_from={init_from} lies in no pipeline: LoRA goes with the statistics of one, and "
-            f"{folder} is missing; name PIPELINE/transformer"
-        )
-    stats: LatentStats = LatentStats.from_pretrained(folder, local_files_only=True)
-    return stats
 
 
 def load_adapters(pipeline: Any, asked: Sequence[tuple[Path, float]]) -> None:

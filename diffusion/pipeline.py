@@ -34,6 +34,8 @@ from diffusion.inputs import (
     check_lead,
     class_indices,
     common_length,
+    negative_list,
+    prompt_list,
 )
 from diffusion.latent_stats import LatentStats
 from diffusion.long_video import join_windows, latent_windows, scale_motion
@@ -60,7 +62,7 @@ from diffusion.sampling import (
     given_latents,
     repeated_to,
 )
-from diffusion.schedulers import note_flow, prediction_of
+from diffusion.schedulers import note_flow, prediction_of, without_notes
 from diffusion.text_encoder import TextEncoder
 from vidtwin import VidTwinAutoencoder, VidTwinLatents, decode_windows
 
@@ -169,6 +171,15 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
             ValueError: naming the part that is missing, or does not belong.
         """
         return load_parts(cls, super().from_pretrained, pretrained_model_name_or_path, kwargs)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Writes a folder that `from_pretrained` reads; arguments as of diffusers' own method."""
+        noted = self.scheduler
+        self.register_modules(scheduler=without_notes(noted))
+        try:
+            super().save_pretrained(*args, **kwargs)
+        finally:
+            self.register_modules(scheduler=noted)
 
     @classmethod
     def _get_signature_types(cls) -> dict[str, tuple[Any, ...]]:
@@ -325,18 +336,17 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
                 dynamics_guidance_scale=dynamics_guidance_scale,
             )
         check_size(self, height, width)
-        text_width = self.transformer.sizes.text_hidden_size
         starts = starts_of(self, num_frames, overlap_frames, dynamics is not None)
         gives = structure is not None or dynamics is not None or len(starts) > 1
         check_distilled(self, num_inference_steps, scales, guider, gives)
         asked: dict[str, Any] = {
-            "prompt": text_of("prompt", prompt, prompt_embeds, prompt_attention_mask, text_width),
+            "prompt": text_of(self, "prompt", prompt, prompt_embeds, prompt_attention_mask),
             "negative_prompt": text_of(
+                self,
                 "negative_prompt",
                 negative_prompt,
                 negative_prompt_embeds,
                 negative_prompt_attention_mask,
-                text_width,
             ),
             "class_labels": self.class_indices(class_labels),
         }
@@ -416,16 +426,13 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
             tuple: prompt_embeds (B, L, D), prompt_attention_mask (B, L) bool, and both of the
             negative prompt, None without one.
         """
-        width = self.transformer.sizes.text_hidden_size
         count = check_count("num_videos_per_prompt", num_videos_per_prompt)
         found: list[Tensor | None] = []
-        for kind, asked in (("prompt", prompt), ("negative_prompt", negative_prompt)):
-            text = text_of(kind, asked, None, None, width)
+        for text in (prompt_list(prompt), negative_list(negative_prompt)):
             if text is None:
                 found += [None, None]
             else:
-                read = self._read(text)
-                read = read.map(lambda tensor: repeated_to(tensor, len(tensor) * count))
+                read = self._read(text).map(lambda tensor: tensor.repeat_interleave(count, dim=0))
                 found += [read.encoder_hidden_states, read.encoder_attention_mask]
         return tuple(found)  # type: ignore[return-value]
 

@@ -65,11 +65,11 @@ class VidTwinPipelineOutput(BaseOutput):
 
 
 def text_of(
+    pipeline: Any,
     kind: str,
     prompt: str | Sequence[str] | None,
     embeds: Tensor | None,
     mask: Tensor | None,
-    width: int | None,
 ) -> Text | None:
     """A prompt as the list of its texts, or as the condition that was made of it before.
 
@@ -77,7 +77,6 @@ def text_of(
         kind: "prompt" or "negative_prompt".
         prompt: of a call.
         embeds, mask: of a call; the states (B, L, D) and which tokens (B, L) are real.
-        width: D of the transformer's text; None for a transformer without.
     """
     if embeds is None:
         if mask is not None:
@@ -85,6 +84,7 @@ def text_of(
         return prompt_list(prompt) if kind == "prompt" else negative_list(prompt)
     if prompt is not None:
         raise ValueError(f"give `{kind}` or `{kind}_embeds`, got both")
+    width = pipeline.transformer.sizes.text_hidden_size
     if embeds.ndim != 3 or embeds.shape[2] != width:
         raise ValueError(
             f"`{kind}_embeds` must be of shape (videos, tokens, {width}) for this transformer, "

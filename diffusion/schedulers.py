@@ -39,6 +39,7 @@ __all__ = [
     "note_flow",
     "prediction_of",
     "sampling_prediction",
+    "without_notes",
 ]
 
 # Name -> class.
@@ -96,7 +97,7 @@ def prediction_of(scheduler: Any) -> str:
             f"the scheduler {name} draws one noise for the whole batch, so a video would depend "
             'on the others; take "sde-dpmsolver++" of DPMSolverMultistepScheduler'
         )
-    if name.startswith("FlowMatch"):
+    if _is_flow_matching(scheduler):
         return "velocity"
     prediction = config.get("prediction_type", "epsilon")
     if prediction == "flow_prediction" and config.get("use_flow_sigmas"):
@@ -116,12 +117,26 @@ def note_flow(scheduler: Any) -> None:
     `UniPCMultistepScheduler.from_config(pipe.scheduler.config)` is then a solver of flows as well,
     where it would otherwise be one of epsilon.
     """
-    if type(scheduler).__name__.startswith("FlowMatch"):
-        scheduler.register_to_config(
-            prediction_type="flow_prediction",
-            use_flow_sigmas=True,
-            flow_shift=scheduler.config.get("shift", 1.0),
-        )
+    if _is_flow_matching(scheduler):
+        scheduler.register_to_config(**_flow_options(scheduler.config.get("shift", 1.0)))
+
+
+def without_notes(scheduler: Any) -> Any:
+    """The same scheduler as it is saved: its class would warn of what `note_flow` notes."""
+    if not _is_flow_matching(scheduler):
+        return scheduler
+    notes = _flow_options(1.0)
+    kept = {name: value for name, value in scheduler.config.items() if name not in notes}
+    return type(scheduler).from_config(kept)
+
+
+def _is_flow_matching(scheduler: Any) -> bool:
+    return type(scheduler).__name__.startswith("FlowMatch")
+
+
+def _flow_options(shift: float) -> dict[str, Any]:
+    """What makes a solver of both kinds one of flows."""
+    return {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
 
 
 def build_scheduler(name: str, like: Any) -> Any:
@@ -146,7 +161,7 @@ def build_scheduler(name: str, like: Any) -> Any:
     shift = like.config.get("shift", like.config.get("flow_shift", 1.0))
     if flow in (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler):
         return flow(shift=shift)
-    return flow(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    return flow(**_flow_options(shift))
 
 
 def build_sampling_scheduler(config: FlowConfig) -> Any:

@@ -95,9 +95,9 @@ class TrainingInputs:
         given_dropout: float = 0.5,
         noise_draws: int = 1,
     ) -> None:
-        self.noise_draws = noise_draws
         self.source, self.objective = source, objective
         self.embedders, self.given_dropout = list(embedders), given_dropout
+        self.noise_draws = noise_draws
         self.device = source.device
         sizes = source.autoencoder.sizes
         # Until they are measured, or come with a checkpoint.
@@ -220,6 +220,21 @@ class TrainingInputs:
         stats = self.source.stats(num_clips, batch_size, **shared)
         self.stats.load_state_dict(stats.state_dict())
 
+    def keep_stats(self, init_from: str) -> None:
+        """Takes over the statistics of the pipeline that a saved transformer lies in.
+
+        Raises:
+            ValueError: if it lies in none.
+        """
+        folder = find_transformer(init_from).parent / "latent_stats"
+        if not folder.is_dir():
+            raise ValueError(
+                f"init_from={init_from} lies in no pipeline: what is adapted or distilled keeps "
+                f"the statistics of one, and {folder} is missing; name PIPELINE/transformer"
+            )
+        stats = LatentStats.from_pretrained(folder, local_files_only=True)
+        self.stats.load_state_dict(stats.state_dict())
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the statistics, and what gave latents and conditions."""
         return {"stats": self.stats.state_dict(), "digests": self.digests}
@@ -276,7 +291,11 @@ def build_inputs(
     source = _open_source(config, autoencoder.to(device), validates, autocast)
     embedders = _build_embedders(config, source, device)
     return TrainingInputs(
-        *(source, FlowObjective(config.flow), embedders, config.given_dropout, config.noise_draws)
+        source,
+        FlowObjective(config.flow),
+        embedders,
+        given_dropout=config.given_dropout,
+        noise_draws=config.noise_draws,
     )
 
 

@@ -81,8 +81,8 @@ def main() -> None:
             first, last, prefix = map(given.get, ("first_frame", "last_frame", "prefix"))
             known = given_video(first, last, prefix, video.shape[1:])
             assert known is not None
-            frames = known[1].bool()
-            held = filled_video(known[0], frames.expand(len(video), -1))
+            begun, frames = known
+            held = filled_video(begun, frames.expand(len(video), -1))
             made = {
                 "sampled": sampled,
                 "caption alone": alone,

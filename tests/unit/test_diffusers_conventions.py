@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import diffusers
 import pytest
 import torch
@@ -18,9 +20,7 @@ PROMPT = "a red circle moving left"
 
 @pytest.fixture
 def pipeline(build_pipeline) -> VidTwinPipeline:
-    found = build_pipeline()
-    found.set_progress_bar_config(disable=True)
-    return found
+    return build_pipeline()
 
 
 def structure(pipeline: VidTwinPipeline, **options: object) -> torch.Tensor:
@@ -36,6 +36,20 @@ class TestCalls:
             pipeline.scheduler.config
         )
         assert structure(pipeline, num_inference_steps=4).isfinite().all()
+
+    def test_saved_and_loaded_it_still_is_without_a_warning(
+        self, pipeline, tmp_path, caplog, monkeypatch
+    ) -> None:
+        monkeypatch.setattr(diffusers.utils.logging.get_logger("diffusers"), "propagate", True)
+        expected = dict(pipeline.scheduler.config)
+        pipeline.save_pretrained(tmp_path)
+        assert dict(pipeline.scheduler.config) == expected
+        saved = json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())
+        assert not {"flow_shift", "prediction_type", "use_flow_sigmas"} & set(saved)
+        loaded = VidTwinPipeline.from_pretrained(tmp_path)
+        assert "not expected" not in caplog.text
+        solver = diffusers.UniPCMultistepScheduler.from_config(loaded.scheduler.config)
+        assert solver.config.use_flow_sigmas and solver.config.prediction_type == "flow_prediction"
 
     def test_a_scheduler_that_does_not_fit_names_those_that_do(self, pipeline) -> None:
         pipeline.scheduler = diffusers.DDIMScheduler(clip_sample=False)
