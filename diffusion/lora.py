@@ -39,6 +39,8 @@ def add_lora(transformer: TwinDiT, config: LoraConfig, seed: int) -> None:
         transformer: in training mode.
         config: of the adapters.
         seed: of the run.
+    Raises:
+        ValueError: if no layer has such a name.
     """
     import torch
 
@@ -46,15 +48,16 @@ def add_lora(transformer: TwinDiT, config: LoraConfig, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer.requires_grad_(False)
-        transformer.add_adapter(
-            peft.LoraConfig(
-                r=config.rank,
-                lora_alpha=config.alpha or config.rank,
-                lora_dropout=config.dropout,
-                target_modules=list(config.target_modules),
-            ),
-            adapter_name=ADAPTER,
+        adapter = peft.LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha or config.rank,
+            lora_dropout=config.dropout,
+            target_modules=list(config.target_modules),
         )
+        try:
+            transformer.add_adapter(adapter, adapter_name=ADAPTER)
+        except ValueError as error:
+            raise ValueError(f"lora.target_modules: {error}") from error
 
 
 def save_lora(transformer: TwinDiT, folder: Path) -> None:
