@@ -43,7 +43,7 @@ FLAGS |= {name: f"--{name}-from" for name in ("structure", "dynamics")}
 SHIPPED_PIPELINE = shipped_path("checkpoints/shapes")
 DEFAULT_FPS, SHEET_ROWS = 8.0, 16
 # Arguments that name a file which must be there.
-FILES = ("structure_from", "dynamics_from", "first_frame", "last_frame", "continue_from")
+FILES = ("structure_from", "dynamics_from", "first_frame", "last_frame", "continue_from", "actions")
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,9 @@ def plan(
 
 def sampling_options(arguments: argparse.Namespace, pipeline: VidTwinPipeline) -> dict[str, Any]:
     """Keywords of the pipeline that all videos share."""
+    import torch
+
+    from diffusion.action_files import read_actions
     from diffusion.guiders import build_guider
     from vidtwin.data.file_dataset import read_first_window
     from vidtwin.data.given_frames import read_image, read_last_frames
@@ -186,6 +189,9 @@ def sampling_options(arguments: argparse.Namespace, pipeline: VidTwinPipeline) -
     if (path := arguments.continue_from) is not None:
         count = arguments.continue_frames
         options["prefix"] = read_last_frames(path, count, sizes.height, sizes.width, fps)
+    if (path := arguments.actions) is not None:
+        names = pipeline.config["action_names"] or ()
+        options["actions"] = torch.tensor(read_actions(path, names, sizes.num_frames))
     for name in ("structure", "dynamics"):
         path = getattr(arguments, f"{name}_from")
         if path is not None:
@@ -262,7 +268,7 @@ def describe(
         shown.setdefault("structure_lead", lead)
     if arguments.continue_from is not None:
         shown["continue_frames"] = arguments.continue_frames
-    tensors = ("structure", "dynamics", "first_frame", "last_frame", "prefix")
+    tensors = ("structure", "dynamics", "first_frame", "last_frame", "prefix", "actions")
     return {
         "pipeline": str(arguments.pipeline or SHIPPED_PIPELINE),
         **({"lora": arguments.lora} if arguments.lora else {}),

@@ -114,6 +114,25 @@ def test_a_world_model_is_trained_and_measured_beside_baselines(world, tmp_path)
     assert "takes no actions" in told
 
 
+def test_a_video_by_a_table_of_torques(world, tmp_path):
+    def made(name: str, *words: object) -> tuple[dict, bytes]:
+        common = ("--pipeline", world / "pipeline", "--steps", 2, "--output", tmp_path / name)
+        run("sample", *common, *words).done()
+        latents = (tmp_path / name / "sample_0000.latents.safetensors").read_bytes()
+        return read_json(tmp_path / name / "sample.json")["made_by"], latents
+
+    table = tmp_path / "torques.csv"
+    table.write_text("elbow torque,shoulder torque\n" + "0.5,-1\n" * 8)
+    told, pushed = made("pushed", "--actions", table)
+    assert told["actions"] == str(table)
+    assert made("free")[1] != pushed
+    table.write_text("elbow torque,shoulder torque\n" + "0.5,-1\n" * 7)
+    words = ("sample", "--pipeline", world / "pipeline", "--actions", table)
+    assert "for each of the 8 frames, got 7" in run(*words).refused()
+    words = ("sample", "--actions", table)
+    assert "not trained with actions" in run(*words).refused()
+
+
 def test_policies_are_cloned_and_act_in_the_simulator(tiny, tmp_path):
     command = ("evaluate", "policy", "--config", "configs/evaluation/policy_debug.yaml")
     run(*command, f"autoencoder={tiny}", f"output={tmp_path}").done()

@@ -10,6 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from diffusion import FlowConfig, FlowObjective, TwinDiT, VidTwinPipeline
+from diffusion.action_files import read_actions
 from diffusion.conditions import ActionCondition, ActionEmbedder
 from diffusion.config import InputsConfig
 from diffusion.latent_sources import CachedLatents
@@ -119,6 +120,33 @@ def test_a_pipeline_without_and_several_windows(pipeline, build_pipeline) -> Non
     frames = 2 * pipeline.autoencoder.sizes.num_frames
     with pytest.raises(ValueError, match="leave out `num_frames`"):
         ask(pipeline, actions=acted(pipeline), num_frames=frames)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("left\n1\n2\n", "expected the columns left, right, got left"),
+        ("left,right,up\n1,2,3\n1,2,3\n", "got left, right, up"),
+        ("left,right\n1,2\n", "expected a row for each of the 2 frames, got 1"),
+        ("left,right\n1,2\n1,full\n", "line 3: right must be a number, got 'full'"),
+        ("left,right\n1,2\n1,nan\n", "line 3: right must be a number, got 'nan'"),
+        ("", "expected the columns left, right, got none"),
+    ],
+)
+def test_a_table_of_actions_that_does_not_fit(tmp_path, text, reason) -> None:
+    file = tmp_path / "actions.csv"
+    file.write_text(text)
+    with pytest.raises(ValueError, match="--actions") as caught:
+        read_actions(file, NAMES, num_frames=2)
+    assert reason in str(caught.value)
+
+
+def test_a_table_of_actions_by_their_names(tmp_path) -> None:
+    file = tmp_path / "actions.csv"
+    file.write_text("right,left\n2,1\n-4,3e-1\n")
+    assert read_actions(file, NAMES, num_frames=2) == [[1.0, 2.0], [0.3, -4.0]]
+    with pytest.raises(ValueError, match="not trained with actions"):
+        read_actions(file, (), num_frames=2)
 
 
 def test_training_on_begins_as_the_saved_one(build_pipeline, tmp_path) -> None:

@@ -47,6 +47,7 @@ def add_what(add: Callable[..., Any]) -> None:
     add("--last-frame", type=Path, metavar="IMAGE", help="that it ends with")
     add("--continue", dest="continue_from", type=Path, metavar="VIDEO", help="whose last frames")
     add("--continue-frames", type="count", default=4, metavar="N", help="start it (%(default)s)")
+    add("--actions", type=Path, metavar="TABLE", help="what acts in each frame, .csv with names")
     add("--pipeline", metavar="PATH", help="folder or hub id (default: the moving shapes)")
     add("--output", type=Path, metavar="FOLDER", help="(default: a new outputs/samples...)")
     add("--overwrite", action="store_true", help="remove older samples from the folder")
