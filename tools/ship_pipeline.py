@@ -1,7 +1,8 @@
-"""Writes a trained pipeline for distribution: in half precision, without local paths.
+"""Writes a trained pipeline or autoencoder to be shipped: in half precision, without local paths.
 
 python tools/ship_pipeline.py --pipeline outputs/diffusion_shapes/pipeline \
     --output checkpoints/shapes
+python tools/ship_pipeline.py --autoencoder outputs/clips/autoencoder_ema --output checkpoints/clips
 """
 
 from __future__ import annotations
@@ -18,15 +19,33 @@ from vidtwin_lab import runtime
 
 
 def main() -> None:
-    """Writes the pipeline."""
+    """Writes the pipeline, or the autoencoder where there is no pipeline."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pipeline", required=True, help="folder")
+    parser.add_argument("--pipeline", help="folder")
     parser.add_argument("--output", type=Path, required=True, help="folder")
     parser.add_argument(
         "--autoencoder",
-        help="folder of an autoencoder with a further trained decoder (freeze_encoder=true)",
+        help="folder: of one with a further trained decoder (freeze_encoder=true) for the "
+        "pipeline, or of what is written where there is no pipeline",
     )
     arguments = parser.parse_args()
+    if arguments.pipeline is not None:
+        ship_pipeline(arguments)
+    elif arguments.autoencoder is not None:
+        autoencoder, _ = load_autoencoder(arguments.autoencoder)
+        autoencoder.half().save_pretrained(arguments.output)
+    else:
+        parser.error("give --pipeline, --autoencoder or both")
+    for path in arguments.output.rglob("*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    size = sum(path.stat().st_size for path in arguments.output.rglob("*") if path.is_file())
+    print(f"{arguments.output}: {size / 1e6:.1f} MB")
+
+
+def ship_pipeline(arguments: argparse.Namespace) -> None:
+    """Writes the pipeline, with the decoder that is asked for."""
     pipeline = VidTwinPipeline.from_pretrained(arguments.pipeline)
     if arguments.autoencoder is not None:
         autoencoder, _ = load_autoencoder(arguments.autoencoder)
@@ -44,12 +63,6 @@ def main() -> None:
         if part is not None:
             part.to(torch.float16)
     pipeline.save_pretrained(arguments.output)
-    for path in arguments.output.rglob("*.json"):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    size = sum(path.stat().st_size for path in arguments.output.rglob("*") if path.is_file())
-    print(f"{arguments.output}: {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
