@@ -26,6 +26,7 @@ from vidtwin_lab.language.tasks.glue import (
 from vidtwin_lab.language.tasks.rows import RowFormat, Sample, length_batches
 from vidtwin_lab.language.tasks.squad import (
     Question,
+    SquadFile,
     WindowSpans,
     best_answers,
     evaluate_v1,
@@ -174,12 +175,14 @@ def _glue_task(
     )
 
 
-def prepare_squad(data: SquadData, encoder: TextEncoder, max_length: int | None) -> PreparedTask:
-    """Questions and the windows of their contexts.
+def _squad_questions(
+    data: SquadData,
+) -> tuple[dict[str, SquadFile], list[Question], list[Question]]:
+    """The files by part, the questions to train on and those to measure.
 
     Raises:
-        ValueError: if a file is not in SQuAD's format, has no answers to measure against, or the
-            text encoder can't read it.
+        ValueError: if a file is not in SQuAD's format, has no answers to measure against, or a
+            question stands on both sides.
     """
     named = {"dev": str(data.dev), **{f"train_{i}": name for i, name in enumerate(data.train)}}
     files = {
@@ -203,12 +206,27 @@ def prepare_squad(data: SquadData, encoder: TextEncoder, max_length: int | None)
             f"{len(both)} questions would be trained on and measured, such as {min(both)}; give "
             "article_split, or other files"
         )
-    unanswered = [question for question in asked if not question.answers]
+    unanswered = _unanswered(asked)
     if len(unanswered) == len(asked) or (unanswered and not dev.version2):
         raise ValueError(
             f"{dev.source}: question {unanswered[0].id} has no answers; labels are missing: is "
             "it a test file?"
         )
+    return files, train, asked
+
+
+def _unanswered(questions: Sequence[Question]) -> list[Question]:
+    return [question for question in questions if not question.answers]
+
+
+def prepare_squad(data: SquadData, encoder: TextEncoder, max_length: int | None) -> PreparedTask:
+    """Questions and the windows of their contexts.
+
+    Raises:
+        ValueError: as `_squad_questions`, or if the text encoder can't read them.
+    """
+    files, train, asked = _squad_questions(data)
+    dev = files["dev"]
     form = RowFormat(encoder, max_length)
     chosen = _subset(train, data.max_train)
     windows = {
@@ -244,7 +262,7 @@ def prepare_squad(data: SquadData, encoder: TextEncoder, max_length: int | None)
             "article_split": data.article_split
             and {"path": data.article_split, "sha256": file_digest(Path(data.article_split))},
             "version": "2.0" if dev.version2 else "1.1",
-            "unanswerable": len(unanswered),
+            "unanswerable": len(_unanswered(asked)),
             "answers_not_in_context": {"n": len(lost), "first": lost[:10]},
             "no_answer_token": "last" if encoder.causal else "first",
             "max_length": form.max_length,
