@@ -248,7 +248,7 @@ class Adversary:
         self.statistics = runtime.BufferGuard(
             [*discriminator.buffers(), *objective.buffers(recurse=False)]
         )
-        self.optimizer = run.add_optimizer(settings, discriminator)
+        self.optimizer = run.add_optimizer(settings, discriminator, key="discriminator_optimizer")
 
     def step(self, pairs: list[tuple[Tensor, Tensor]], step: int) -> dict[str, Any]:
         """One update on the step's videos and their reconstructions; returns its logs."""

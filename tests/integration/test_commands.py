@@ -36,7 +36,10 @@ class Script(NamedTuple):
 SCRIPTS = {
     "train_ae": Script(
         ("train_ae.py", "--config", "configs/ae/shapes.yaml"),
-        (("model.hiden_size=8", "model.hidden_size"), ("steps=9", "`warmup_steps` must be less")),
+        (
+            ("model.hiden_size=8", "model.hidden_size"),
+            ("steps=9", "`optimizer.warmup_steps` must be less"),
+        ),
         (
             ("init_from=nowhere", "no checkpoint file at nowhere"),
             ("data.source=folder data.path=nowhere", "'nowhere' does not exist"),

@@ -128,7 +128,7 @@ def test_too_many_bad_files_stop_it(autoencoder, clips, tmp_path):
                "data.validation_fraction=0", "shard_size=4")  # fmt: skip
     for _ in range(2):  # again: what was skipped before is known before the work begins
         start = time.monotonic()
-        told = encode(*options, "data.max_bad_fraction=0.05").refused()
+        told = encode(*options, "data.max_bad_fraction=0").refused()
         assert "1 of 11 files can't be used" in told
         assert "clip05b.mp4" in told
         assert time.monotonic() - start < 60

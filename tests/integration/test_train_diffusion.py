@@ -318,7 +318,7 @@ class TestBadInput:
             (["text_encoder=./nowhere"], "nowhere"),
             (["data.height=99"], "data.height=99 differs"),
             (["batch_size=3", "accumulation=2"], "`batch_size` must be a multiple of 2"),
-            (["optimizer.warmup_steps=99"], "`warmup_steps` must be less than"),
+            (["optimizer.warmup_steps=99"], "`optimizer.warmup_steps` must be less than"),
             (["init_from=nowhere"], "init_from=nowhere holds no transformer"),
             (["sample_prompts=[a red circle]"], "`sample_prompts` are asked of a run without text"),
             (

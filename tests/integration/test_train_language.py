@@ -222,7 +222,7 @@ class TestBadInput:
             (["tokenizer.path=./nowhere"], "no tokenizer in ./nowhere"),
             (["init_from=./nowhere"], "no language model in ./nowhere"),
             (["batch_size=3", "accumulation=2"], "`batch_size` must be a multiple of 2"),
-            (["optimizer.warmup_steps=99"], "`warmup_steps` must be less than"),
+            (["optimizer.warmup_steps=99"], "`optimizer.warmup_steps` must be less than"),
             (["--resume", "nowhere"], "checkpoint nowhere does not exist"),
         ],
         ids=lambda value: value[-1] if isinstance(value, list) else "",

@@ -310,8 +310,8 @@ def test_bad_file_is_replaced_counted_and_logged(
 
 
 def test_too_many_bad_files_stop_with_the_list(spoilt: Path) -> None:
-    dataset = files(spoilt, fps=10.0)
-    with pytest.raises(TooManyBadFiles, match=r"1 of 10 files can't be used, more than the 5\.0%"):
+    dataset = files(spoilt, fps=10.0, max_bad_fraction=0.0)
+    with pytest.raises(TooManyBadFiles, match=r"1 of 10 files can't be used, more than the 0\.0%"):
         dataset[9]
     with pytest.raises(TooManyBadFiles, match=r"9\.mp4: can't be opened"):
         dataset[9]
@@ -325,13 +325,25 @@ def test_only_bad_files(tmp_path: Path) -> None:
 
 
 def test_bad_file_log() -> None:
-    log = BadFileLog(total_files=40, max_bad_fraction=0.05)
+    log = BadFileLog(total_files=99, max_bad_fraction=0.05)
     log.add([SkippedFile("a", "broken"), SkippedFile("a", "broken"), SkippedFile("b", "short")])
-    with pytest.raises(TooManyBadFiles, match=r"3 of 40 files") as caught:
-        log.add([SkippedFile("c", "gone")])
-    assert [file.path for file in caught.value.files] == ["a", "b", "c"]
-    for line in ("  a: broken", "  b: short", "  c: gone"):
+    log.add([SkippedFile(name, "gone") for name in "cd"])
+    with pytest.raises(TooManyBadFiles, match=r"5 of 99 files") as caught:
+        log.add([SkippedFile("e", "gone")])
+    assert [file.path for file in caught.value.files] == ["a", "b", "c", "d", "e"]
+    for line in ("  a: broken", "  b: short", "  e: gone"):
         assert line in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("total", "bad", "stops"),
+    [(11, 2, False), (11, 3, True), (4, 1, False), (3, 1, True), (50, 3, False), (50, 4, True)],
+)
+def test_a_few_bad_files_do_not_stop_a_small_data_set(total: int, bad: int, stops: bool) -> None:
+    for fraction in (0.05, 0.0):
+        log = BadFileLog(total, fraction)
+        log.record([SkippedFile(str(number), "broken") for number in range(bad)])
+        assert log.too_many == (stops or not fraction)
 
 
 # The order of the samples
@@ -414,7 +426,8 @@ def test_loader_counts_bad_files_of_its_workers(
     assert [Path(file.path).name for file in batch["skipped"]] == ["9.mp4"]
     assert list(loader.bad_file_log.files) == [str(spoilt / "9.mp4")]
     assert caplog.text.count("skipped") == 1
-    strict = build_loader(files(spoilt, fps=10.0), batch_size=10, seed=0, num_workers=num_workers)
+    dataset = files(spoilt, fps=10.0, max_bad_fraction=0.0)
+    strict = build_loader(dataset, batch_size=10, seed=0, num_workers=num_workers)
     with pytest.raises(TooManyBadFiles, match=r"^1 of 10 files can't be used") as caught:
         next(iter(strict))
     assert "Traceback" not in str(caught.value)

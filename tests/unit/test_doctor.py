@@ -73,7 +73,7 @@ def test_what_is_wrong_is_named_with_its_cure(
         (["ae/clips_64.yaml", "data.path=nowhere"], "inputs", "'nowhere' does not exist"),
         (["encode/clips.yaml", "autoencoder=nowhere"], "inputs", "nowhere does not exist"),
         (["diffusion/shapes.yaml", "cache=nowhere"], "inputs", "no latent cache"),
-        (["ae/shapes.yaml", "steps=9"], "config", "`warmup_steps` must be less"),
+        (["ae/shapes.yaml", "steps=9"], "config", "`optimizer.warmup_steps` must be less"),
         (["README.md"], "config", "README.md"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

@@ -118,7 +118,7 @@ def test_bad_files_are_named_and_others_take_their_place(clips) -> None:
         list(iterate_videos(source, 10, 3, Processes(), names, "generated"))
     everything = iterate_videos(source, None, 4, Processes(), names, "real")
     assert sum(len(rows) for rows, _ in everything) == 8
-    strict = DataVideos(config_of(clips, max_bad_fraction=0.05))
+    strict = DataVideos(config_of(clips, max_bad_fraction=0.0))
     with pytest.raises(TooManyBadFiles, match=r"3\.mp4"):
         list(iterate_videos(strict, None, 4, Processes(), names, "real"))
 

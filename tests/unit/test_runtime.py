@@ -503,10 +503,20 @@ def test_schedules_are_ours_and_those_of_diffusers_that_need_no_table():
     assert set(SCHEDULES) == {"warmup_cosine"} | theirs
 
 
+def test_a_warmup_that_is_not_set_is_a_twentieth_of_the_run():
+    config, same = (OptimizerConfig(learning_rate=2.0, warmup_steps=each) for each in (None, 3))
+    assert rates(config, 60, 60) == rates(same, 60, 60)
+    assert rates(config, 4, 4)[0] == 2.0  # too short for one
+
+
 def test_warmup_longer_than_the_run_is_an_error():
     config = OptimizerConfig(warmup_steps=10)
-    with pytest.raises(ValueError, match="`warmup_steps` must be less than the run's 10 steps"):
+    with pytest.raises(
+        ValueError, match=r"`optimizer\.warmup_steps` .* the run's 10 steps, got 10;"
+    ):
         learning_rate_schedule(config, 10)
+    with pytest.raises(ValueError, match=r"set other\.warmup_steps=0, or null"):
+        learning_rate_schedule(config, 10, "other")
     with pytest.raises(ValueError, match="`total_steps` must be >= 1, got 0"):
         learning_rate_schedule(config, 0)
     with pytest.raises(ValueError, match="no parameter to train"):

@@ -33,6 +33,9 @@ class SkippedFile(NamedTuple):
     reason: str
 
 
+FEW_FILES = 3  # that may be bad of a small data set, whatever their share
+
+
 class TooManyBadFiles(RuntimeError):  # noqa: N818
     """More files could not be used than `max_bad_fraction` allows; the message lists them."""
 
@@ -46,7 +49,8 @@ class BadFileLog:
 
     Args:
         total_files: files in the data set.
-        max_bad_fraction: share of them that may be bad.
+        max_bad_fraction: share of them that may be bad; above 0, up to three files may be as long
+            as they are at most a quarter of all, so that one does not stop a run on few.
     """
 
     def __init__(self, total_files: int, max_bad_fraction: float):
@@ -67,8 +71,9 @@ class BadFileLog:
 
     @property
     def too_many(self) -> bool:
-        """Whether more than the allowed share of files is bad."""
-        return len(self.files) > self.max_bad_fraction * self.total_files
+        """Whether more files are bad than may be."""
+        few = min(FEW_FILES, self.total_files // 4) if self.max_bad_fraction else 0
+        return len(self.files) > max(few, self.max_bad_fraction * self.total_files)
 
     def add(self, skipped: Iterable[SkippedFile]) -> None:
         """Count files.

@@ -89,7 +89,8 @@ class DataConfig:
         timeout: seconds that reading one clip may take.
         max_pixels: of a frame as it lies in the file; one with larger ones is unusable.
         max_frames: of a file; one with more is unusable.
-        max_bad_fraction: share of the files that may be unusable before the run stops.
+        max_bad_fraction: share of the files that may be unusable before the run stops; above 0, up
+            to three files may be while they are at most a quarter of all.
         seed: of every random choice.
         appearance_swap_fraction: paired augmentation: share of the training clips that bring along
             a clip with their motion in another look, for "shapes", "physics" and "sprites".

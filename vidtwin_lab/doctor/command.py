@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         try:
             script, config = find_config(arguments.config, arguments.overrides, arguments.script)
             if hasattr(config, "optimizer"):
-                config.optimizer.check_steps(config.steps)
+                config.optimizer.warmup(config.steps)
         except ValueError as error:
             page.fault(
                 "config",

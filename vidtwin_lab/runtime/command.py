@@ -44,7 +44,7 @@ def read_training_config(
     if arguments.overfit:
         arguments.overrides.append(f"overfit={arguments.overfit}")
     config = read_config(config_class, arguments)
-    config.optimizer.check_steps(config.steps)
+    config.optimizer.warmup(config.steps)
     config.check_files(arguments.dry_run)
     if arguments.resume:
         find_checkpoint(arguments.resume)

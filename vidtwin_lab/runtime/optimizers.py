@@ -96,27 +96,33 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
 def learning_rate_at(step: int, config: OptimizerConfig, total_steps: int) -> float:
     """Rate of "warmup_cosine" after `step` steps: a line up, half a cosine down, then 0."""
-    if step < config.warmup_steps:
+    warmup = config.warmup(total_steps)
+    if step < warmup:
         rise = config.learning_rate - config.warmup_start
-        return rise * step / config.warmup_steps + config.warmup_start
+        return rise * step / warmup + config.warmup_start
     if step >= total_steps:
         return 0.0
-    progress = (step - config.warmup_steps) / (total_steps - config.warmup_steps)
+    progress = (step - warmup) / (total_steps - warmup)
     return 0.5 * config.learning_rate * (1 + math.cos(progress * math.pi))
 
 
-def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> Callable[[int], float]:
+def learning_rate_schedule(
+    config: OptimizerConfig, total_steps: int, key: str = "optimizer"
+) -> Callable[[int], float]:
     """The learning rate as a function of the steps that are done, over all processes.
 
     It follows from the config alone, so a resumed run needs nothing of its past. A step that was
     skipped counts like any other. Past `total_steps` the rate stays where it ended.
 
+    Args:
+        total_steps: of the run.
+        key: of the optimizer's config in the run's, for messages.
     Raises:
         ValueError: if the warm-up does not fit into so many steps.
     """
     if total_steps < 1:
         raise ValueError(f"`total_steps` must be >= 1, got {total_steps}")
-    config.check_steps(total_steps)
+    warmup = config.warmup(total_steps, key)
     base = config.learning_rate
     if config.schedule == "warmup_cosine":
         return lambda step: base * (learning_rate_at(step, config, total_steps) / base)
@@ -124,7 +130,7 @@ def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> Callabl
     scheduler = get_scheduler(
         config.schedule,
         torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=base),
-        num_warmup_steps=config.warmup_steps,
+        num_warmup_steps=warmup,
         num_training_steps=total_steps,
     )
     (factor,) = scheduler.lr_lambdas

@@ -130,12 +130,18 @@ class TrainingRun(Generic[RunConfigType]):
         self.ema = build_ema(model, config.ema)
 
     def add_optimizer(
-        self, settings: OptimizerConfig, model: nn.Module, *others: nn.Module
+        self,
+        settings: OptimizerConfig,
+        model: nn.Module,
+        *others: nn.Module,
+        key: str = "optimizer",
     ) -> torch.optim.Optimizer:
-        """An optimizer whose learning rate is set at the start of each step."""
+        """An optimizer whose learning rate is set at the start of each step; `key` says where its
+        settings stand in the config."""
+        schedule = learning_rate_schedule(settings, self.config.steps, key)
         optimizer = self.accelerator.prepare(build_optimizer(model, settings, *others))
         assert isinstance(optimizer, torch.optim.Optimizer)
-        self._schedules.append((optimizer, learning_rate_schedule(settings, self.config.steps)))
+        self._schedules.append((optimizer, schedule))
         return optimizer
 
     def resume(

@@ -83,7 +83,7 @@ class OptimizerConfig:
         weight_decay: decoupled from the gradient, times the learning rate.
         schedule: "warmup_cosine", which falls to 0, or one of diffusers': "linear", "cosine",
             "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup".
-        warmup_steps: in which the learning rate rises in a line.
+        warmup_steps: in which the learning rate rises in a line; None for a twentieth of the run.
         warmup_start: learning rate that the rise begins with, of "warmup_cosine" alone.
         max_grad_norm: longer gradients are scaled down to it; None clips none.
     """
@@ -96,7 +96,7 @@ class OptimizerConfig:
     weight_decay: float = 1e-4
     epsilon: float = 1e-8
     schedule: str = "warmup_cosine"
-    warmup_steps: int = 1000
+    warmup_steps: int | None = 1000
     warmup_start: float = 0.0
     max_grad_norm: float | None = 1.0
 
@@ -109,7 +109,7 @@ class OptimizerConfig:
         require(all(0 <= b < 1 for b in self.betas), "betas", "in [0, 1)", self.betas)
         require(self.weight_decay >= 0, "weight_decay", ">= 0", self.weight_decay)
         require(self.epsilon > 0, "epsilon", "> 0", self.epsilon)
-        require(self.warmup_steps >= 0, "warmup_steps", ">= 0", self.warmup_steps)
+        require((self.warmup_steps or 0) >= 0, "warmup_steps", ">= 0", self.warmup_steps)
         require(self.warmup_start >= 0, "warmup_start", ">= 0", self.warmup_start)
         norm = self.max_grad_norm
         require(norm is None or norm > 0, "max_grad_norm", "> 0 or null (no clipping)", norm)
@@ -122,13 +122,22 @@ class OptimizerConfig:
                 f"schedule={self.schedule}; set warmup_start=0"
             )
 
-    def check_steps(self, total_steps: int) -> None:
-        """Raises ValueError if the warm-up does not fit into a run of so many steps."""
-        if self.schedule != "constant" and self.warmup_steps >= total_steps:
+    def warmup(self, total_steps: int, key: str = "optimizer") -> int:
+        """The steps of a run's warm-up.
+
+        Args:
+            total_steps: of the run.
+            key: of this config in the run's.
+        Raises:
+            ValueError: if they do not fit into the run.
+        """
+        steps = total_steps // 20 if self.warmup_steps is None else self.warmup_steps
+        if self.schedule != "constant" and steps >= total_steps:
             raise ValueError(
-                f"`warmup_steps` must be less than the run's {total_steps} steps, "
-                f"got {self.warmup_steps}; lower warmup_steps"
+                f"`{key}.warmup_steps` must be less than the run's {total_steps} steps, got "
+                f"{steps}; set {key}.warmup_steps={total_steps // 20}, or null for a twentieth"
             )
+        return steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
