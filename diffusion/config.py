@@ -405,6 +405,9 @@ class InputsConfig:
         cache: folder of encode.py with `train` and, to validate, `validation`; None encodes `data`.
         verify: compare the whole cache with its sums when it is opened.
         data: for a run without a cache; its sizes follow the autoencoder's.
+        posterior: without a cache, learn a "sample" of each clip's posterior or its "mode". A model
+            that goes on from another must learn what that one did: the mode where a cache was
+            made with store=mode, as the shipped one's.
         stats_samples: clips that the latents' statistics are measured on, without a cache.
         class_conditional: learn the classes of the data set.
         text_encoder: folder or hub id of the encoder that reads captions; None for no text.
@@ -425,6 +428,7 @@ class InputsConfig:
     cache: str | None = None
     verify: bool = True
     data: DataConfig = DataConfig()
+    posterior: str = "sample"
     stats_samples: int = 512
     class_conditional: bool = False
     action_conditional: bool = False
@@ -444,6 +448,13 @@ class InputsConfig:
         for name in ("class_dropout", "text_dropout", "action_dropout", "given_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}")
+        if self.posterior not in ("sample", "mode"):
+            raise ValueError(f"`posterior` must be sample or mode, got {self.posterior!r}")
+        if self.posterior == "mode" and self.cache is not None:
+            raise ValueError(
+                "`posterior` is for clips that are encoded at every step, and a cache holds what "
+                f"encode.py stored; set posterior=sample, got mode and cache={self.cache}"
+            )
         check_count("stats_samples", self.stats_samples)
         check_count("noise_draws", self.noise_draws)
         if self.action_conditional and self.cache is not None:

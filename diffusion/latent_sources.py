@@ -128,7 +128,7 @@ class LatentSource(ABC):
 
     @abstractmethod
     def latents(self, batch: Mapping[str, Any]) -> VidTwinLatents:
-        """The raw latents of a batch, drawn from the posterior by each sample's noise_seed."""
+        """The raw latents of a batch; what is drawn of them, by each sample's noise_seed."""
 
     def given_latents(self, batch: Mapping[str, Any], frames: torch.Tensor) -> VidTwinLatents:
         """The raw latents of what is known of a batch.
@@ -148,6 +148,7 @@ class EncodedClips(LatentSource):
         overfit: take the first N clips alone, for validation as well.
         validates: whether validation clips are wanted.
         autocast: context that they are encoded in, see `encode_clips`.
+        posterior: "sample" or "mode", what is taken of each clip's.
     """
 
     def __init__(
@@ -157,8 +158,9 @@ class EncodedClips(LatentSource):
         overfit: int | None = None,
         validates: bool = True,
         autocast: Autocast = nullcontext,
+        posterior: str = "sample",
     ) -> None:
-        self.autocast = autocast
+        self.autocast, self.posterior = autocast, posterior
         sizes = autoencoder.sizes
         data = data.first(overfit) if overfit else data
         data = data.sized(sizes.num_frames, sizes.height, sizes.width)
@@ -209,8 +211,10 @@ class EncodedClips(LatentSource):
 
     @torch.no_grad()
     def latents(self, batch: Mapping[str, Any]) -> VidTwinLatents:
-        """Drawn from the posteriors of the videos."""
+        """Drawn from the posteriors of the videos, or their modes."""
         posterior = encode_clips(self.autoencoder, batch["video"], self.autocast)
+        if self.posterior == "mode":
+            return posterior.mode()
         noise = draw_noise(self.autoencoder.sizes, batch["noise_seed"].tolist())
         return posterior.sample(noise=noise.to(self.device))
 
@@ -314,10 +318,11 @@ def open_source(
     validates: bool = True,
     autocast: Autocast = nullcontext,
     verify: bool = True,
+    posterior: str = "sample",
 ) -> LatentSource:
     """The latents of a cache, or those of clips if there is none; arguments as of the classes."""
     if cache is None:
-        return EncodedClips(autoencoder, data, overfit, validates, autocast)
+        return EncodedClips(autoencoder, data, overfit, validates, autocast, posterior)
     return CachedLatents(cache, autoencoder, data, overfit, validates, verify)
 
 

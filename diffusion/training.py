@@ -306,9 +306,8 @@ def _open_source(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> LatentSource:
     frozen = autoencoder.requires_grad_(False)
-    return open_source(
-        *(frozen, config.cache, config.data, config.overfit, validates, autocast), config.verify
-    )
+    clips = (config.data, config.overfit, validates, autocast)
+    return open_source(frozen, config.cache, *clips, config.verify, config.posterior)
 
 
 def _build_embedders(
