@@ -1,7 +1,8 @@
-"""Links from docs/ to other files of the repository, such as ../examples/robot_actions.py.
+"""What the site needs beyond mkdocs and its plugins; mkdocs.yml names this file.
 
-A hook of mkdocs (mkdocs.yml names it). On the code host such a link leads to the file; the site
-gets a copy of each file that is linked, and the link leads there.
+Links from docs/ to other files of the repository, such as ../examples/robot_actions.py: on the code
+host they lead to the file; the site gets a copy of each file that is linked, and the link leads
+there. And "Source:" in a docstring is a line of text, as it is meant.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import posixpath
 import re
 from pathlib import Path
+from typing import Any
 
+import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -56,3 +59,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return posixpath.relpath(f"{COPIES}/{path}.txt", posixpath.dirname(name))
 
     return LINK.sub(lead, markdown)
+
+
+class Sources(griffe.Extension):
+    """Google's style would take "Source: ..." for the title of a box."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Makes the word bold instead."""
+        if obj.docstring is not None:
+            text = obj.docstring.value
+            obj.docstring.value = re.sub(r"^Source:", "**Source:**", text, flags=re.MULTILINE)
