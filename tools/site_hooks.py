@@ -2,7 +2,7 @@
 
 Links from docs/ to other files of the repository, such as ../examples/robot_actions.py: on the code
 host they lead to the file; the site gets a copy of each file that is linked, and the link leads
-there. And "Source:" in a docstring is a line of text, as it is meant.
+there. And docstrings as this project writes them.
 """
 
 from __future__ import annotations
@@ -61,11 +61,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return LINK.sub(lead, markdown)
 
 
-class Sources(griffe.Extension):
-    """Google's style would take "Source: ..." for the title of a box."""
+class Docstrings(griffe.Extension):
+    """Sections that no blank line parts, and "Source:", which would be the title of a box."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Makes the word bold instead."""
+        """Parts the sections, and makes the word bold."""
         if obj.docstring is not None:
-            text = obj.docstring.value
+            sections = r"(?<!\n)\n(?=(Returns|Raises|Yields|Source):)"
+            text = re.sub(sections, "\n\n", obj.docstring.value)
             obj.docstring.value = re.sub(r"^Source:", "**Source:**", text, flags=re.MULTILINE)

@@ -14,7 +14,7 @@ DOCS = ROOT / "docs"
 BLOCKS = re.compile(r"^```(?:bash|sh)?\n(.*?)^```$|((?:^(?: {4}.*)?\n)+)", re.DOTALL | re.MULTILINE)
 # What a command may begin with; the rest of a line is the command's.
 COMMAND = re.compile(
-    r"(?:.*&& )?(?:[A-Z_]+=\S+ )?(?:\S*/)?"
+    r"(?:.*&& +)?(?:[A-Z_]+=\S+ )?(?:\S*/)?"
     r"((?:python \S+\.py|vidtwin|accelerate launch|torchrun) .*|vidtwin studio)"
 )
 

@@ -15,7 +15,8 @@ def test_all_pictures_are_drawn(build_pipeline, tmp_path: Path, monkeypatch: pyt
     build_pipeline(num_inference_steps=1).save_pretrained(tmp_path / "pipeline")
     words = ["--pipeline", tmp_path / "pipeline", "--output", tmp_path / "out", "--clips", 3, 5]
     monkeypatch.setattr(sys, "argv", ["concept_pictures.py", *map(str, words)])
-    runpy.run_path(str(ROOT / "tools" / "concept_pictures.py"), run_name="__main__")
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(ROOT / "tools" / "concept_pictures.py"), run_name="__main__")
     rows = {"parts": 4, "swap": 4, "held": 5, "motion": 4}
     for name, count in rows.items():
         with Image.open(tmp_path / "out" / f"concepts_{name}.png") as picture:

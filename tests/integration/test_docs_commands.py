@@ -83,6 +83,12 @@ def test_each_script_takes_its_words(page: Path, world: Path) -> None:
         assert not told or (name not in WHOLE and MISSING.search(told)), f"{line}\n{told}"
 
 
+def test_the_first_command_is_the_readmes() -> None:
+    first, *_ = commands_of(DOCS / "index.md")
+    assert first == commands_of(ROOT / "README.md")[0]
+    assert first == Command("sample", ("--prompt", "a red circle moving left"))
+
+
 def test_a_wrong_word_would_be_found(world: Path) -> None:
     right = "vidtwin train-ae --config ae/clips_64.yaml data.path=FOLDER"
     assert lines_of(f"Text\n\n    {right} \\\n        steps=7\n\n```bash\nls\n{right}\n```\n") == [

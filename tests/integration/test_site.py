@@ -72,6 +72,7 @@ def test_every_public_name_has_its_docstring(site: Path) -> None:
         missing = {n for n in names if f"{package.replace('/', '.')}.{n}" not in shown}
         assert missing <= {"PAIRED_AUGMENTATIONS"}, missing  # a table, not a thing to call
         assert "Source:</strong>" in html or page == "data"
+        assert not re.search(r"<p>[^<]*\b(Args|Returns|Raises): ", html)
 
 
 def test_links_out_of_docs_lead_to_copies(site: Path) -> None:
