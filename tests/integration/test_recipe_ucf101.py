@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from docs_commands import shell_words
 from script_runs import ROOT, read_json, records, run
 
 from diffusion import VidTwinPipeline
@@ -70,21 +70,8 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def words_of(command: str, folder: Path) -> list[str]:
-    """The command's words as a shell makes them in that folder, with configs where they lie."""
-    printed = subprocess.run(
-        ["bash", "-c", f"printf '%s\\n' {command}"],
-        cwd=folder,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    words = printed.stdout.splitlines()
-    return [f"{ROOT}/{word}" if word.startswith("configs/") else word for word in words]
-
-
 def run_small(command: str, folder: Path) -> None:
-    script, *words = words_of(command, folder)
+    script, *words = shell_words(command, folder)
     kind = f"{script} {words[0]}" if script == "evaluate.py" else script
     small = [word.replace("/ae/paper.", "/ae/paper_debug.") for word in words]
     small = [re.sub(r"(/diffusion/\w+)\.yaml", r"\1_debug.yaml", word) for word in small]
@@ -118,7 +105,7 @@ def test_every_command_in_turn_on_tiny_clips(folder: Path) -> None:
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("train_")])
 def test_the_trainings_at_full_size_describe_themselves(command: str, folder: Path) -> None:
-    script, *words = words_of(command, folder)
+    script, *words = shell_words(command, folder)
     words = [
         f"autoencoder={ROOT}/configs/ae/paper.yaml" if word.startswith("autoencoder=") else word
         for word in words

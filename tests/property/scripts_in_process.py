@@ -119,8 +119,13 @@ def flags_of(name: str) -> list[str]:
 
 def answer(name: str, arguments: list[str]) -> Answer:
     """What a script says to these arguments; anything but an answer is raised."""
-    script = SCRIPTS[name]
-    module, words = module_of(script.words[0]), [*script.words[1:], *arguments]
+    return answer_of(SCRIPTS[name], arguments)
+
+
+def answer_of(script: Script, arguments: list[str]) -> Answer:
+    """The same of a script by its description."""
+    name = script.words[0]
+    module, words = module_of(name), [*script.words[1:], *arguments]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.ExitStack() as stack:
         for work in (*script.works, "runtime.configure_logging"):
