@@ -219,7 +219,9 @@ class CompareConfig:
     def _trained(self) -> tuple[str, ...]:
         found = []
         for name in self.objectives:
-            found += [name, *(BIDIRECTIONAL + name for own in self.bidirectional if own == name)]
+            found.append(name)
+            if name in self.bidirectional:
+                found.append(BIDIRECTIONAL + name)
         return tuple(found)
 
     def chosen(self, stage: str) -> bool:
