@@ -290,12 +290,16 @@ class TestTable:
         assert len(lines) == 1 + 4
 
     def test_a_bidirectional_reading_stands_beside_its_text_encoder(self, compared):
-        wanted = config("glue", bidirectional=("clm",), random_baselines=())
-        assert wanted.encoders == wanted.conditioning == ("mlm", "clm", "bidirectional_clm")
+        asked = ("clm", "prefix")
+        wanted = config("glue", objectives=asked, bidirectional=("clm",), random_baselines=())
+        assert wanted.encoders == wanted.conditioning == ("clm", "bidirectional_clm", "prefix")
         write(compared / "pretrain/bidirectional_clm/language_model/tokenizer.json", {"vocab": 1})
         text = write_comparison(compared, wanted, PAGE)
-        assert "next token (clm) | next token, read bidirectionally (clm) |" in text
-        assert "| steps | 30 | 30 | 30 |" in text  # it was pretrained as the other
+        assert (
+            "| next token (clm) | next token, read bidirectionally (clm) "
+            "| next token after a prefix (prefix) |"
+        ) in text
+        assert "| steps | 30 | 30 | 0 |" in text  # it was pretrained as the other
 
     def test_words_alone_are_a_median_too(self, compared):
         for seed, alone in enumerate((0.9, 0.3, 0.5)):
