@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from diffusion.prefix_attention import MARK, prefix_attention
 from diffusion.text_loading import (
     POOLER,
     find_encoder,
@@ -71,13 +72,20 @@ class TextEncoder:
         layer: which hidden state to give: -1 the model's own output, -2 the one before, ...; 0 the
             embeddings.
         max_length: tokens of a prompt, special ones included; None for all that the model can read.
+        bidirectional: let every token of a causal model read all tokens of its prompt; its config
+            says so from here on (`bidirectional_prompt`), as that of a prefix-LM does.
     Raises:
         ValueError: if the layer or length is out of range, the tokenizer is another model's, or
-            the model has a decoder.
+            the model has a decoder, or can't be bidirectional.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, layer: int = -1, max_length: int | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        layer: int = -1,
+        max_length: int | None = None,
+        bidirectional: bool = False,
     ) -> None:
         accepted = inspect.signature(model.forward).parameters
         if "decoder_input_ids" in accepted:
@@ -104,6 +112,8 @@ class TextEncoder:
         # Of a tokenizer that was trained on the captions of a small grammar (`keep_words`).
         words = tokenizer.init_kwargs.get("known_words") if tokenizer.is_fast else None
         self._known_words, self._told_words = frozenset(words or ()), False
+        if bidirectional and self.causal:
+            self._open()
 
     @classmethod
     def from_pretrained(
@@ -112,6 +122,7 @@ class TextEncoder:
         layer: int = -1,
         max_length: int | None = None,
         local_files_only: bool = False,
+        bidirectional: bool = False,
     ) -> Self:
         """The encoder of a folder or hub id; of a language model's folder, the part that reads; of
         a pipeline's folder, its text encoder and tokenizer.
@@ -126,7 +137,7 @@ class TextEncoder:
         parts = (str(folder), str(words)) if folder.is_dir() else (name, name)
         model = load_text_model(parts[0], local_files_only)
         tokenizer = load_tokenizer(parts[1], local_files_only)
-        return cls(model, tokenizer, layer, max_length)
+        return cls(model, tokenizer, layer, max_length, bidirectional)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Writes model and tokenizer for `from_pretrained`; layer and length are the caller's."""
@@ -168,6 +179,8 @@ class TextEncoder:
     def digest(self) -> str:
         """Hex digest of weights and vocabulary: equal for text encoders that give the same states.
 
+        One that is read bidirectionally has another than the same weights read causally.
+
         The pooler, which takes no part in reading, is left out.
         """
         total = hashlib.sha256()
@@ -179,6 +192,8 @@ class TextEncoder:
             total.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
         for token, number in sorted(self.tokenizer.get_vocab().items()):
             total.update(f"{number} {token}\n".encode())
+        if self._opened:
+            total.update(MARK.encode())
         return total.hexdigest()
 
     def __call__(self, prompts: str | Sequence[str], pad_to_max: bool = False) -> TextEncoding:
@@ -256,6 +271,8 @@ class TextEncoder:
             types: (B, L) token types, for a model that knows such.
         """
         inputs: dict[str, Any] = {"input_ids": identifiers, "attention_mask": mask.long()}
+        if self._opened:
+            inputs["attention_mask"] = prefix_attention(mask, mask.sum(1), self.model.dtype)
         if self._first_position:
             # RoBERTa numbers its tokens by counting what isn't padding; said outright, it holds
             # for any padding token.
@@ -266,6 +283,20 @@ class TextEncoder:
         if "use_cache" in self._accepted:
             inputs["use_cache"] = False
         return inputs
+
+    @property
+    def _opened(self) -> bool:
+        return bool(getattr(self.model.config, MARK, False))
+
+    def _open(self) -> None:
+        """Marks a causal model as one that is read bidirectionally."""
+        setattr(self.model.config, MARK, True)
+        del self.causal  # to be found out again
+        if self.causal:
+            raise ValueError(
+                f"a model of the family {self.model.config.model_type!r} can't be read with "
+                "bidirectional attention; leave bidirectional=True out"
+            )
 
     def _read(self, identifiers: Tensor, mask: Tensor) -> Tensor:
         """(B, L, D) hidden states of the chosen layer; identifiers and mask are (B, L)."""

@@ -5,7 +5,8 @@
 
 STAGES, in this order:
     corpus      text without what is tested on (collect_texts.py)
-    pretrain    a text encoder for each objective (train_language.py), and random baselines
+    pretrain    a text encoder for each objective (train_language.py), and what is made of them:
+                bidirectional readings, random baselines
     glue        each fine-tuned on GLUE with each seed (evaluate_language.py)
     squad       and on SQuAD
     probe       what its frozen states say of captions
@@ -35,11 +36,7 @@ from diffusion.text_encoder import TextEncoder
 from vidtwin.files import check_folder
 from vidtwin_lab import runtime
 from vidtwin_lab.language.comparison import write_comparison
-from vidtwin_lab.language.comparison_config import (
-    BASELINE,
-    STAGES,
-    CompareConfig,
-)
+from vidtwin_lab.language.comparison_config import BASELINE, BIDIRECTIONAL, STAGES, CompareConfig
 from vidtwin_lab.runtime.jobs import Job, Jobs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,9 +55,8 @@ class Plan:
 
     def jobs(self) -> list[Job]:
         """All jobs, those of every text encoder with the first seed before those with the next."""
-        stages = (self.corpus, self.pretrain, self.random_baselines, self.glue, self.squad,
-                  self.probe, self.latents, self.starts, self.diffusion,
-                  self.adherence)  # fmt: skip
+        stages = (self.corpus, self.pretrain, self.derived, self.glue, self.squad, self.probe,
+                  self.latents, self.starts, self.diffusion, self.adherence)  # fmt: skip
         return [job for stage in stages for job in stage()]
 
     def model(self, encoder: str) -> Path:
@@ -103,18 +99,23 @@ class Plan:
                 needs=("corpus/texts",) if texts else (),
             )
 
-    def random_baselines(self) -> Iterator[Job]:
-        """Text encoders with random weights."""
+    def derived(self) -> Iterator[Job]:
+        """Text encoders made of pretrained ones: read bidirectionally, or with random weights."""
         seed = self.config.pretrain.seed
-        for name in self.config.random_baselines:
-            target = self.model(BASELINE + name)
-            yield Job(
-                name=f"pretrain/{BASELINE}{name}",
-                fixed=(f"seed={seed}",),
-                files=(target / "config.json",),
-                needs=(f"pretrain/{name}",),
-                make=functools.partial(write_random_baseline, self.model(name), target, seed),
-            )
+        renewed = functools.partial(write_random_baseline, seed=seed)
+        for kind, names, fixed, write in (
+            (BIDIRECTIONAL, self.config.bidirectional, (), write_bidirectional),
+            (BASELINE, self.config.random_baselines, (f"seed={seed}",), renewed),
+        ):
+            for name in names:
+                target = self.model(kind + name)
+                yield Job(
+                    name=f"pretrain/{kind}{name}",
+                    fixed=fixed,
+                    files=(target / "config.json",),
+                    needs=(f"pretrain/{name}",),
+                    make=functools.partial(write, self.model(name), target),
+                )
 
     def glue(self) -> Iterator[Job]:
         """Each text encoder on GLUE with each seed."""
@@ -231,6 +232,12 @@ def values(stage: Any, *names: str, prefix: str = "") -> tuple[str, ...]:
             text = f"[{', '.join(value)}]" if isinstance(value, tuple) else value
             found.append(f"{prefix}{name}={text}")
     return tuple(found)
+
+
+def write_bidirectional(source: Path, target: Path) -> None:
+    """The same text encoder, marked to be read with bidirectional attention."""
+    encoder = TextEncoder.from_pretrained(str(source), local_files_only=True, bidirectional=True)
+    encoder.save_pretrained(target)
 
 
 def write_random_baseline(source: Path, target: Path, seed: int) -> None:

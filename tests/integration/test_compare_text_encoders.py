@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState, PartialState
+from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 from diffusion import TwinDiT
@@ -144,6 +145,28 @@ def test_the_whole_comparison_is_one_command_that_keeps_what_is_finished(run, ta
     assert "differs in epochs=1.0, epochs=2.0" in err
 
 
+@pytest.mark.timeout(1800)  # three scripts, one after another
+def test_a_causal_text_encoder_is_also_read_bidirectionally(run, tmp_path):
+    options = ("--config", DEBUG, "objectives=[clm]", "bidirectional=[clm]",
+               "random_baselines=[]", f"output={tmp_path / 'out'}")  # fmt: skip
+    code, out, err = run(*options, "--stages", "pretrain,probe,table")
+    assert code == 0, err
+    assert [line.split()[1] for line in out.splitlines() if line[2:3] == ":"] == [
+        "pretrain/clm", "pretrain/bidirectional_clm",
+        "probe/clm_seed0", "probe/bidirectional_clm_seed0",
+    ]  # fmt: skip
+    table = (tmp_path / "out" / "compare_text_encoders.md").read_text()
+    assert ("| measured, % | next token (clm) | next token, read bidirectionally (clm) |") in table
+    assert "| attention | causal | bidirectional |" in table
+    content = json.loads((tmp_path / "out" / "compare_text_encoders.json").read_text())
+    pretraining = content["protocol"]["pretraining"]
+    assert pretraining["bidirectional_clm"] == pretraining["clm"]
+    weights = [(tmp_path / "out/pretrain" / name / "language_model/model.safetensors")
+               for name in ("clm", "bidirectional_clm")]  # fmt: skip
+    own, read = (load_file(path) for path in weights)
+    assert all(torch.equal(value, own[f"transformer.{name}"]) for name, value in read.items())
+
+
 def test_a_trained_transformer_starts_with_a_new_text_part(script, build_pipeline, tmp_path):
     saved = build_pipeline().transformer
     saved.save_pretrained(tmp_path / "saved")
@@ -174,6 +197,11 @@ def test_bad_input_is_one_line_and_exit_code_2(run, tasks, tmp_path):
         (("objectives=[mln]",), "`objectives` must be different names of mlm, span"),
         (("tasks=[sst3]",), "the nearest is 'sst2'"),
         (("seeds=[]",), "`seeds` must be different numbers"),
+        (
+            ("objectives=[mlm]", "bidirectional=[clm]"),
+            "`bidirectional` must be of objectives=['mlm",
+        ),
+        (("bidirectional=[mlm]",), "`bidirectional` must be different names of clm; got ['mlm']"),
         (("glue.epoch=2",), "glue.epochs"),
         (("pretrain.config=configs/none.yaml",), "pretrain/clm failed (error: "),
     ):

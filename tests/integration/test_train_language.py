@@ -30,7 +30,7 @@ from vidtwin_lab.language.tokenizers import train_tokenizer
 
 CONFIGS = [path for path in sorted((ROOT / "configs" / "language").glob("*.yaml"))
            if not path.stem.startswith("compare_")]  # fmt: skip
-KINDS = ("mlm", "span", "rtd", "clm", "bert", "roberta", "albert", "distilbert")
+KINDS = ("mlm", "span", "rtd", "clm", "prefix", "bert", "roberta", "albert", "distilbert")
 DEBUG = "configs/language/shapes_bert_debug.yaml"
 # Families other than BERT need a token for each byte.
 FAMILIES = {"bert": (), "roberta": ("tokenizer.vocabulary_size=400",),
@@ -81,7 +81,7 @@ def test_every_config_describes_itself(config, tmp_path, teacher):
     family = re.search(r"(\w+): [\d,]+ parameters, [\d,]+ tokens in its vocabulary", out)
     assert family is not None
     assert f"family: {family[1]}" in out
-    assert re.search(r"(mlm|clm|contrastive)( \+ \w+)* on [\d,]+ samples an epoch", out)
+    assert re.search(r"(mlm|clm|prefix_lm|contrastive)( \+ \w+)* on [\d,]+ samples an epoch", out)
     assert not (tmp_path / "run").exists()
 
 

@@ -241,6 +241,22 @@ def config(*stages: str, **changes: Any) -> CompareConfig:
 WANTED = config("glue", "adherence")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bidirectional": ("mlm",)}, r"`bidirectional` must be different names of clm; got"),
+        (
+            {"bidirectional": ("clm",), "objectives": ("prefix",)},
+            r"`bidirectional` must be of objectives=\['prefix'\], .*; got \['clm'\]",
+        ),
+        ({"objectives": ("prefix_lm",)}, "`objectives` must be .* mlm, span, rtd, clm, prefix;"),
+    ],
+)
+def test_what_can_not_be_compared(changes, message):
+    with pytest.raises(ValueError, match=message):
+        config("glue", **changes)
+
+
 class TestTable:
     def test_medians_spreads_and_what_is_missing(self, compared):
         text = write_comparison(compared, WANTED, PAGE)
@@ -272,6 +288,18 @@ class TestTable:
         lines = (compared / "compare_text_encoders.csv").read_text().splitlines()
         assert lines[1] == "glue/sst2/accuracy,mlm,0,0.9"
         assert len(lines) == 1 + 4
+
+    def test_a_bidirectional_reading_stands_beside_its_text_encoder(self, compared):
+        asked = ("clm", "prefix")
+        wanted = config("glue", objectives=asked, bidirectional=("clm",), random_baselines=())
+        assert wanted.encoders == wanted.conditioning == ("clm", "bidirectional_clm", "prefix")
+        write(compared / "pretrain/bidirectional_clm/language_model/tokenizer.json", {"vocab": 1})
+        text = write_comparison(compared, wanted, PAGE)
+        assert (
+            "| next token (clm) | next token, read bidirectionally (clm) "
+            "| next token after a prefix (prefix) |"
+        ) in text
+        assert "| steps | 30 | 30 | 0 |" in text  # it was pretrained as the other
 
     def test_words_alone_are_a_median_too(self, compared):
         for seed, alone in enumerate((0.9, 0.3, 0.5)):

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
+from diffusion.prefix_attention import MARK
 from diffusion.text_encoder import TextEncoder
 from vidtwin_lab.language.config import (
     OBJECTIVES_OF,
@@ -57,6 +59,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "rtd_factorised": ("electra", {"rtd": {"generator_size": 0.5}}, {"embedding_size": 8}),
     "distillation": ("distilbert", {"distillation": {"teacher": "given"}}, {"num_layers": 1}),
     "electra_mlm": ("electra", {"name": "mlm"}, {}),
+    "prefix": ("gpt2", {"name": "prefix_lm"}, {}),
 }
 
 
@@ -480,6 +483,86 @@ class TestParaphrases:
             build_samples(config, object(), tokenizers["wordpiece"])
 
 
+class TestPrefixLM:
+    def test_all_after_a_prefix_is_predicted_and_nothing_before(self, tokenizers):
+        parts = Parts("prefix", tokenizers)
+        shares = []
+        for epoch in range(20):
+            for index, sample in enumerate(parts.hidden(6, epoch)):
+                row, prefix = parts.samples[epoch, index]["input_ids"], sample["prefix"]
+                assert sample["input_ids"] == row  # nothing is masked
+                assert 1 <= prefix < len(row)
+                assert sample["labels"] == [IGNORED] * prefix + row[prefix:]
+                shares.append((prefix - 1) / (len(row) - 2))
+        assert np.mean(shares) == pytest.approx(0.5, abs=0.08)
+        assert min(shares) < 0.1 and max(shares) > 0.9
+
+    def test_the_prefix_follows_from_the_samples_own_seed(self, tokenizers):
+        parts = Parts("prefix", tokenizers)
+        together = [sample["prefix"] for sample in parts.hidden(6)]
+        alone = [parts.objective.hide(parts.samples[0, i])["prefix"] for i in (5, 4, 3, 2, 1, 0)]
+        assert together == alone[::-1]
+        assert together != [sample["prefix"] for sample in parts.hidden(6, epoch=1)]
+
+    def test_reads_both_ways_in_the_prefix_and_one_way_after_it(self, tokenizers):
+        parts = Parts("prefix", tokenizers)
+        with torch.no_grad():
+            for parameter in parts.model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+        parts.model.eval()
+        row = parts.samples[0, 0]["input_ids"][:12]
+        sample = {**parts.samples[0, 0], "input_ids": row, "token_type_ids": [0] * 12}
+        # Beside a longer one, so that there is padding.
+        other = {**sample, "input_ids": row * 2, "token_type_ids": [0] * 24, "prefix": 3,
+                 "labels": [IGNORED] * 24}  # fmt: skip
+
+        def logits(place: int | None) -> torch.Tensor:
+            changed = list(row)
+            if place is not None:
+                changed[place] = row[place] % 50 + 1
+            own = {**sample, "input_ids": changed, "prefix": 6, "labels": [IGNORED] * 12}
+            batch = parts.objective.batch([own, other])
+            with torch.no_grad():
+                return parts.model(**inputs_for(parts.model, batch)).logits[0, :12]
+
+        plain = logits(None)
+        for place in range(12):
+            differs = (logits(place) - plain).abs().amax(1) > 1e-5
+            if place < 6:
+                assert differs.all(), place  # every token reads all of the prefix
+            else:
+                assert differs.tolist() == [later >= place for later in range(12)]
+
+    def test_bfloat16_has_gradients(self, tokenizers):
+        parts = Parts("prefix", tokenizers)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, _ = parts.loss(parts.hidden(6))
+        loss.backward()
+        expected, _ = parts.loss(parts.hidden(6))
+        assert loss.item() == pytest.approx(expected.item(), rel=2e-2)
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in parts.model.parameters())
+
+    def test_transformers_loads_the_folder(self, tokenizers, tmp_path):
+        parts = Parts("prefix", tokenizers)
+        parts.model.save_pretrained(tmp_path)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
+        assert type(loaded) is type(parts.model)
+        batch = parts.batch()
+        a, b = (m.eval()(**inputs_for(m, batch)).logits for m in (parts.model, loaded))
+        assert torch.equal(a, b)
+
+    def test_trained_on_by_the_next_token_it_is_causal_again(self, tokenizers, tmp_path):
+        parts = Parts("prefix", tokenizers)
+        LanguageModelFiles(parts.model, parts.tokenizer).save_pretrained(tmp_path / "prefix")
+        assert not TextEncoder.from_pretrained(tmp_path / "prefix").causal
+        sizes, source = LanguageModelConfig(family="gpt2", **TINY), str(tmp_path / "prefix")
+        model = build_language_model(sizes, ObjectiveConfig(), parts.tokenizer, source)
+        LanguageModelFiles(model, parts.tokenizer).save_pretrained(tmp_path / "clm")
+        assert TextEncoder.from_pretrained(tmp_path / "clm").causal
+        fresh = build_language_model(sizes, ObjectiveConfig(), parts.tokenizer)
+        assert MARK not in fresh.config.to_dict()  # its files are as they always were
+
+
 class TestDistillation:
     def test_nothing_to_learn_from_equal_predictions(self):
         logits = torch.randn(2, 5, 7)
@@ -551,8 +634,14 @@ class TestDistillation:
     [
         ("bert", {"name": "rdt"}, r"`name` must be one of null, mlm.*got 'rdt'"),
         ("bert", {"name": "rtd"}, "model.family=bert can be trained by mlm or distillation"),
-        ("gpt2", {"name": "mlm"}, "model.family=gpt2 can be trained by clm, got .*mlm"),
+        (
+            "gpt2",
+            {"name": "mlm"},
+            "gpt2 can be trained by clm or prefix_lm, got .*mlm",
+        ),
         ("gpt2", {"masking": "word"}, "clm masks no tokens; remove objective.masking=word"),
+        ("gpt2", {"name": "prefix_lm", "masking": "span"}, "prefix_lm masks no tokens; remove"),
+        ("bert", {"name": "prefix_lm"}, "model.family=bert can be trained by .*, got .*prefix_lm"),
         ("roberta", {"pairs": "nsp"}, "objective.pairs=nsp is for mlm with .*bert or albert"),
         ("bert", {"pairs": "npp"}, r"`pairs` must be one of none, nsp, sop"),
         ("bert", {"span_boundary": True}, r"set objective\.masking=span, got token"),
@@ -609,5 +698,5 @@ def test_an_objective_from_outside_is_trained_by_its_name(tokenizers, monkeypatc
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
-    with pytest.raises(ValueError, match=r"gpt2 can be trained by clm, got .*shuffled"):
+    with pytest.raises(ValueError, match=r"trained by clm or prefix_lm, got .*shuffled"):
         ObjectiveConfig(name="shuffled").named("gpt2")

@@ -492,6 +492,17 @@ class TestTaskModel:
                 assert torch.isfinite(parameter.grad).all(), name
         assert all(not p.requires_grad for n, p in model.named_parameters() if "pooler." in n)
 
+    def test_a_causal_model_that_is_read_bidirectionally_is_tuned_so(self):
+        """Its first token knows the last one; stored in half precision, as it may be."""
+        plain = encoder("gpt2")
+        opened = TextEncoder(plain.model, plain.tokenizer, bidirectional=True).to(torch.bfloat16)
+        model = self.model(opened)
+        assert model.pooling == "first"
+        rows = RowFormat(opened)([["the cat", "a dog"], ["the cat", "a mat"]])
+        first, second = (output for _, output in sorted(predict(model, rows, batch_size=2)))
+        assert first != pytest.approx(second, abs=1e-6)
+        assert opened.model.dtype == torch.bfloat16
+
     def test_the_reader_itself_stays_as_it_is(self, bert):
         before = bert.digest()
         model = self.model(bert)

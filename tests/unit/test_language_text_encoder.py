@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import re
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from diffusion.prefix_attention import MARK
 from diffusion.text_encoder import CachedTextEncoder, TextEncoder
 from vidtwin_lab.language.config import TokenizerConfig
 from vidtwin_lab.language.tokenizers import train_tokenizer
@@ -290,6 +292,80 @@ class TestEveryFamily:
         assert not encoder.model.training
         assert not any(p.requires_grad for p in encoder.model.parameters())
         assert not encoder(SHORT).hidden_states.requires_grad
+
+
+class TestBidirectional:
+    """Causal models that are read with bidirectional attention."""
+
+    @pytest.mark.parametrize("family", sorted(ONE_WAY))
+    def test_every_token_reads_all_tokens_of_its_prompt(self, family):
+        encoder = TextEncoder(*FAMILIES[family](), bidirectional=True)
+        assert not encoder.causal
+        with torch.no_grad():
+            for parameter in encoder.model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+        a, b = (encoder(f"a red circle moves {way}").hidden_states[0] for way in ("left", "up"))
+        assert ((a[:3] - b[:3]).abs().amax(dim=1) > 1e-3).all()
+        alone = encoder(SHORT)
+        length = alone.attention_mask.shape[1]
+        padded = encoder([LONG, SHORT]).hidden_states[1, :length]
+        torch.testing.assert_close(padded, alone.hidden_states[0], rtol=1e-4, atol=1e-5)
+
+    def test_agrees_with_the_mask_written_out(self):
+        encoder = build("gpt2", bidirectional=True)
+        rows, _ = encoder.tokenize([LONG])
+        open_mask = torch.zeros(1, 1, len(rows[0]), len(rows[0]))
+        own = encoder.model(input_ids=torch.tensor(rows), attention_mask=open_mask)
+        assert torch.equal(encoder(LONG).hidden_states, own.last_hidden_state)
+
+    @pytest.mark.parametrize("kind", ["sdpa", "eager"])
+    def test_every_kind_of_attention(self, kind):
+        encoder, other = (build("gpt2", bidirectional=True) for _ in range(2))
+        other.model.set_attn_implementation(kind)
+        a, b = (each([SHORT, LONG]).hidden_states for each in (encoder, other))
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+    def test_the_folder_says_so(self, tmp_path):
+        causal = build("gpt2")
+        before = causal([SHORT, LONG]).hidden_states
+        digest = causal.digest()
+        causal.save_pretrained(tmp_path / "causal")
+        assert MARK not in json.loads((tmp_path / "causal" / "config.json").read_text())
+        opened = TextEncoder.from_pretrained(tmp_path / "causal", bidirectional=True)
+        assert not opened.causal
+        assert opened.digest() != digest
+        opened.save_pretrained(tmp_path / "open")
+        loaded = TextEncoder.from_pretrained(tmp_path / "open")
+        assert not loaded.causal
+        assert loaded.digest() == opened.digest()
+        assert torch.equal(loaded(LONG).hidden_states, opened(LONG).hidden_states)
+        again = TextEncoder.from_pretrained(tmp_path / "causal")
+        assert again.causal
+        assert torch.equal(again([SHORT, LONG]).hidden_states, before)
+
+    def test_half_precision(self):
+        encoder = build("gpt2", bidirectional=True)
+        expected = encoder([SHORT, LONG]).hidden_states
+        came = encoder.to(torch.bfloat16)([SHORT, LONG]).hidden_states
+        torch.testing.assert_close(came, expected, rtol=0.1, atol=0.1)
+
+    def test_a_bidirectional_model_stays_as_it_is(self):
+        plain, asked = build("bert"), build("bert", bidirectional=True)
+        assert MARK not in asked.model.config.to_dict()
+        assert plain.digest() == asked.digest()
+
+    def test_a_model_that_can_not(self):
+        class Deaf(GPT2Model):
+            """Takes no mask of four axes."""
+
+            def forward(self, input_ids, attention_mask=None, use_cache=None, return_dict=None):
+                return super().forward(input_ids, use_cache=False, return_dict=True)
+
+        model, tokenizer = gpt2()
+        deaf = Deaf(model.config)
+        deaf.load_state_dict(model.state_dict())
+        with pytest.raises(ValueError, match=r"family 'gpt2' can't be .* leave bidirectional=True"):
+            TextEncoder(deaf, tokenizer, bidirectional=True)
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])

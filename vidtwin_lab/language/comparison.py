@@ -26,7 +26,7 @@ from vidtwin_lab.evaluation.report import (
     write_report,
 )
 from vidtwin_lab.language.alike import check_alike, told_once
-from vidtwin_lab.language.comparison_config import BASELINE, CompareConfig
+from vidtwin_lab.language.comparison_config import BASELINE, BIDIRECTIONAL, CompareConfig
 from vidtwin_lab.language.published import read_published
 from vidtwin_lab.language.tasks.caption_questions import QUESTIONS
 from vidtwin_lab.language.tasks.glue import GLUE_TASKS
@@ -45,6 +45,7 @@ TITLES = {
     "span": "spans",
     "rtd": "replaced tokens",
     "clm": "next token",
+    "prefix": "next token after a prefix",
 }
 # Stage, in the order of the rows -> the panel of its measures in the figure.
 PANELS = {
@@ -146,7 +147,7 @@ def collect(folder: Path, config: CompareConfig) -> Comparison:
     """
     found = Comparison()
     for encoder in config.encoders:
-        pretrained = _pretraining(folder / "pretrain" / encoder)
+        pretrained = _pretraining(folder / "pretrain" / encoder.removeprefix(BIDIRECTIONAL))
         if pretrained is not None:
             found.pretraining[encoder] = pretrained
     for encoder in config.encoders:
@@ -206,8 +207,10 @@ def called(measure: str) -> str:
 
 def title(encoder: str) -> str:
     """A text encoder as the table calls it."""
-    name = encoder.removeprefix(BASELINE)
+    name = encoder.removeprefix(BASELINE).removeprefix(BIDIRECTIONAL)
     called = TITLES.get(name, name)
+    if encoder.startswith(BIDIRECTIONAL):
+        return f"{called}, read bidirectionally ({name})"
     return f"random weights ({called})" if encoder.startswith(BASELINE) else f"{called} ({name})"
 
 

@@ -10,11 +10,14 @@ from vidtwin_lab.language.tasks.glue import find_task
 
 # Before the name of an objective: its architecture with random weights.
 BASELINE = "random_"
+# Before the name of a causal objective: its text encoder with bidirectional attention.
+BIDIRECTIONAL = "bidirectional_"
 STAGES = (
     *("corpus", "pretrain", "glue", "squad", "probe"),
     *("latents", "diffusion", "adherence", "table"),
 )
 OBJECTIVES = ("mlm", "span", "rtd", "clm")
+KNOWN_OBJECTIVES = (*OBJECTIVES, "prefix")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +148,9 @@ class CompareConfig:
     Args:
         output: folder of everything.
         stages: names of stages, or all.
-        objectives: of mlm, span, rtd, clm.
+        objectives: of mlm, span, rtd, clm, prefix.
+        bidirectional: of clm: those of `objectives` whose text encoder is also read with
+            bidirectional attention, which it was not trained with.
         random_baselines: objectives whose architecture is compared with random weights too.
         seeds: of fine-tuning, of the captions of probes and of the transformers; text encoders are
             pretrained once.
@@ -156,6 +161,7 @@ class CompareConfig:
     output: str = "outputs/compare_text_encoders"
     stages: tuple[str, ...] = ("all",)
     objectives: tuple[str, ...] = OBJECTIVES
+    bidirectional: tuple[str, ...] = ()
     random_baselines: tuple[str, ...] = ("mlm", "clm")
     seeds: tuple[int, ...] = (0, 1, 2)
     tasks: tuple[str, ...] = ("cola", "sst2", "mrpc", "rte", "stsb")
@@ -173,8 +179,9 @@ class CompareConfig:
     def __post_init__(self) -> None:
         for name, known in (
             ("stages", ("all", *STAGES)),
-            ("objectives", OBJECTIVES),
-            ("random_baselines", OBJECTIVES),
+            ("objectives", KNOWN_OBJECTIVES),
+            ("bidirectional", ("clm",)),
+            ("random_baselines", KNOWN_OBJECTIVES),
         ):
             given = getattr(self, name)
             wrong = [each for each in given if each not in known]
@@ -184,6 +191,11 @@ class CompareConfig:
                 )
         if not self.objectives:
             raise ValueError("`objectives` must name at least one")
+        if not set(self.bidirectional) <= set(self.objectives):
+            raise ValueError(
+                f"`bidirectional` must be of objectives={list(self.objectives)}, which are "
+                f"pretrained; got {list(self.bidirectional)}"
+            )
         check_seeds(self.seeds)
         for name in self.tasks:
             find_task(name)
@@ -195,13 +207,22 @@ class CompareConfig:
 
     @property
     def encoders(self) -> tuple[str, ...]:
-        """Objectives, then random_baselines."""
-        return (*self.objectives, *(BASELINE + name for name in self.random_baselines))
+        """Objectives, each with its bidirectional reading behind it, then random_baselines."""
+        return (*self._trained, *(BASELINE + name for name in self.random_baselines))
 
     @property
     def conditioning(self) -> tuple[str, ...]:
         """Those of `encoders` that video models are conditioned on."""
-        return self.encoders if self.diffusion.random_baselines else self.objectives
+        return self.encoders if self.diffusion.random_baselines else self._trained
+
+    @property
+    def _trained(self) -> tuple[str, ...]:
+        found = []
+        for name in self.objectives:
+            found.append(name)
+            if name in self.bidirectional:
+                found.append(BIDIRECTIONAL + name)
+        return tuple(found)
 
     def chosen(self, stage: str) -> bool:
         """Whether a stage shall be done."""

@@ -34,7 +34,7 @@ OBJECTIVES_OF: dict[str, tuple[str, ...]] = {
     "albert": ("mlm", "contrastive"),
     "distilbert": ("mlm", "distillation", "contrastive"),
     "electra": ("rtd", "mlm"),
-    "gpt2": ("clm",),
+    "gpt2": ("clm", "prefix_lm"),
 }
 # Families whose embeddings may be narrower than their layers.
 FACTORISED = ("albert", "electra")
@@ -287,11 +287,13 @@ class ObjectiveConfig:
     """The pretraining objective: what all share, and the settings of each.
 
     Args:
-        name: "mlm" predicts masked tokens (BERT), "clm" the next token (GPT), "rtd" which tokens a
-            small generator replaced (ELECTRA), "distillation" masked tokens as a teacher does
+        name: "mlm" predicts masked tokens (BERT), "clm" the next token (GPT), "prefix_lm" the next
+            token after a prefix that is read in both directions (T5), "rtd" which tokens a small
+            generator replaced (ELECTRA), "distillation" masked tokens as a teacher does
             (DistilBERT), "contrastive" the other text of a pair among those of its batch (SimCSE);
             None takes the default of the model's family.
-        mask_probability: share of the tokens that are to be predicted; all but "clm".
+        mask_probability: share of the tokens that are to be predicted; all but "clm" and
+            "prefix_lm".
         replaced_by_mask, replaced_by_random: shares of those; the rest keeps its token.
         masking: mask single tokens ("token"), whole words ("word"), or spans of words ("span").
         span_probability: of the geometric distribution of a span's length in words.
@@ -302,7 +304,8 @@ class ObjectiveConfig:
         short_fraction: share of the pairs that are shorter than they could be.
         rtd, distillation, contrastive: of these objectives.
     Source: BERT (arXiv 1810.04805), RoBERTa (1907.11692), SpanBERT (1907.10529), ALBERT
-        (1909.11942), ELECTRA (2003.10555), DistilBERT (1910.01108), SimCSE (2104.08821).
+        (1909.11942), ELECTRA (2003.10555), DistilBERT (1910.01108), SimCSE (2104.08821), T5
+        (1910.10683).
     """
 
     RENAMED_KEYS: ClassVar[dict[str, str]] = {
@@ -373,8 +376,8 @@ class ObjectiveConfig:
 
     def _check_parts(self, name: str, family: str) -> None:
         """Raises ValueError for parts that don't go together."""
-        if name == "clm" and self.words:
-            raise ValueError(f"clm masks no tokens; remove objective.masking={self.masking}")
+        if name in ("clm", "prefix_lm") and self.words:
+            raise ValueError(f"{name} masks no tokens; remove objective.masking={self.masking}")
         if self.pairs != "none" and (name != "mlm" or family not in PAIR_FAMILIES):
             raise ValueError(
                 f"objective.pairs={self.pairs} is for mlm with model.family="

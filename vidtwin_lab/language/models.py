@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_PRETRAINING_MAPPING,
 )
 
+from diffusion.prefix_attention import MARK
 from diffusion.text_loading import find_encoder, one_line, position_table, quiet
 from vidtwin_lab.language.config import TOKENIZER_OF, LanguageModelConfig, ObjectiveConfig
 from vidtwin_lab.language.objectives.distillation import build_student
@@ -57,6 +58,8 @@ def build_language_model(
         model, fresh = build_student(teacher, kind, config.num_layers), False
     else:
         model, fresh = kind(_model_config(config, tokenizer)), True
+    if (name == "prefix_lm") != getattr(model.config, MARK, False):
+        setattr(model.config, MARK, name == "prefix_lm")
     if name == "rtd":
         generator = _generator(model, objective, config, tokenizer, init_from)
         return ReplacedTokenModel(generator, model)
@@ -85,7 +88,7 @@ def load_teacher(config: LanguageModelConfig, name: str, tokenizer: Any) -> Any:
 def _model_class(family: str, objective: str, pairs: str) -> Any:
     """Transformers' class of a family with the heads of an objective."""
     # GPT-2 has one head, and stands among the classes for pretraining alone.
-    pretraining = pairs != "none" or objective in ("rtd", "clm")
+    pretraining = pairs != "none" or objective in ("rtd", "clm", "prefix_lm")
     mapping = MODEL_FOR_PRETRAINING_MAPPING if pretraining else MODEL_FOR_MASKED_LM_MAPPING
     return mapping[CONFIG_MAPPING[family]]
 

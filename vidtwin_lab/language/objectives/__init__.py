@@ -8,13 +8,15 @@ from vidtwin_lab.language.objectives.contrastive import Contrastive
 from vidtwin_lab.language.objectives.distillation import Distillation
 from vidtwin_lab.language.objectives.masked_tokens import MaskedTokens
 from vidtwin_lab.language.objectives.next_token import NextToken
+from vidtwin_lab.language.objectives.prefix import PrefixLM
 from vidtwin_lab.language.objectives.replaced_tokens import ReplacedTokens
 
 __all__ = ["OBJECTIVES", "Objective", "build_objective"]
 
 # The families of models that each can train are in `vidtwin_lab.language.config.OBJECTIVES_OF`.
 OBJECTIVES: dict[str, type[Objective]] = {
-    kind.name: kind for kind in (MaskedTokens, NextToken, ReplacedTokens, Distillation, Contrastive)
+    kind.name: kind
+    for kind in (MaskedTokens, NextToken, PrefixLM, ReplacedTokens, Distillation, Contrastive)
 }
 
 

@@ -54,6 +54,7 @@ class TaskModel(nn.Module):
         self.model = type(own)(copy.deepcopy(own.config)) if random_weights else copy.deepcopy(own)
         # What it is stored in does not decide how it is trained.
         self.model.to(encoder.device, torch.float32)
+        self._encoder.model = self.model  # inputs are made for this one
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_("pooler." not in name)  # the pooler takes no part
         self.kind, self.pooling, self.null_last = kind, pooling, encoder.causal
