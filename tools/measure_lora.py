@@ -79,7 +79,7 @@ def main() -> None:
         f"a {color} {shape} orbiting on a {background} background"
         for color, shape, background in (worlds[index] for index in order)
     ]
-    shapes = MovingShapes(ShapesConfig(split="test", wordings="test"))
+    shapes = MovingShapes(ShapesConfig(max_objects=1, split="test", wordings="test"))
     clips = [shapes.clip(index) for index in range(arguments.prompts)]
     found = {}
     for scale in arguments.scales:
