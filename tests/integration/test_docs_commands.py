@@ -11,9 +11,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import lerobot_folders
 import pytest
 from docs_commands import DOCS, Command, commands_of, lines_of, parse, shell_words
-from lerobot_folders import version_3
 from script_runs import ROOT, read_json, records, run
 from scripts_in_process import SCRIPTS, Script, answer_of
 
@@ -74,7 +74,7 @@ def test_each_script_takes_its_words(page: Path, world: Path) -> None:
     name = page.relative_to(DOCS).as_posix() if page.is_relative_to(DOCS) else page.name
     if name == "recipes/robots.md":
         shutil.rmtree(world / "FOLDER")
-        version_3(world / "FOLDER")
+        lerobot_folders.version_3(world / "FOLDER")
         (world / "vidtwin_structure_7_7_8_dynamics_7_8.ckpt").touch()
     for line in lines_of(page.read_text(encoding="utf-8")):
         if SKETCHES.search(line):
@@ -108,6 +108,26 @@ def test_extras_that_are_named_exist() -> None:
     named = {extra for text in texts for found in re.findall(r"\[(all[\w,]*)\]", text)
              for extra in found.split(",")}  # fmt: skip
     assert {"all", "physics", "studio"} <= named <= known
+
+
+def test_robots_from_the_vector_to_its_probes(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lerobot_folders, "LENGTHS", (20,) * 14)
+    monkeypatch.setattr(lerobot_folders, "TASKS", (["pick the cube"],) * 14)
+    shutil.rmtree(world / "FOLDER")
+    lerobot_folders.version_2(world / "FOLDER")
+    page = (DOCS / "recipes" / "robots.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    exec(example, {})
+    assert capsys.readouterr().out == "torch.Size([1, 768]) torch.Size([16, 3])\n"
+    commands = [parse(line) for line in lines_of(page)]
+    command = next(each for each in commands if "data.part=all" in each.words)
+    small = ("train_clips=12", "test_clips=2", "probes.steps=2", "networks.steps=2")
+    words = [f"{ROOT}/configs/{w}" if w.endswith(".yaml") else w for w in command.words]
+    run(command.script, *words, *small, folder=world).done()
+    found = read_json(world / "outputs" / "evaluation" / "robot" / "actions.json")["found"]
+    assert {"dynamics", "structure", "pixels"} <= found["probes"].keys()
 
 
 # docs/own_videos.md, command by command: what makes each a matter of seconds.
