@@ -34,28 +34,37 @@ MISSING = re.compile(
 SKETCHES = re.compile(r"\.\.\.$|\.\.\. |\[--|\$|NAME|MOTIONS_|=MODE|STAGE|camera_size|shuffled")
 
 
-@pytest.fixture
-def world(tmp_path: Path, write_clips: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder: what the pages call FOLDER, RUN and so on, and the repository's files."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: Any, write_clips: Any) -> Path:
+    """A folder with what the pages call FOLDER, RUN and so on, and the repository's files."""
+    folder: Path = tmp_path_factory.mktemp("named")
+    shipped = ROOT / "checkpoints" / "shapes"
     for name in ("configs", "checkpoints", "benchmarks", "tools"):
-        (tmp_path / name).symlink_to(ROOT / name)
+        (folder / name).symlink_to(ROOT / name)
     for name in ("waves", "wind"):
-        write_clips(tmp_path / "FOLDER" / name, [20] * 3, captions=True)
+        write_clips(folder / "FOLDER" / name, [20] * 3, captions=True)
     for name in ("a.mp4", "b.mp4", "clip.mp4"):
-        shutil.copy(tmp_path / "FOLDER" / "waves" / "clip00.mp4", tmp_path / name)
+        shutil.copy(folder / "FOLDER" / "waves" / "clip00.mp4", folder / name)
     for name in ("CLASSES", "CLIPS", "clips", "more_clips"):
-        (tmp_path / name).symlink_to(tmp_path / "FOLDER")
+        (folder / name).symlink_to(folder / "FOLDER")
     for name in ("RUN", *(f"outputs/{name}" for name in ("clips_64", "shapes", "robot", "a", "b"))):
-        (tmp_path / name).mkdir(parents=True)
-        weights = ROOT / "checkpoints" / "shapes" / "autoencoder"
-        (tmp_path / name / "autoencoder_ema").symlink_to(weights)
-        (tmp_path / name / "pipeline").symlink_to(ROOT / "checkpoints" / "shapes")
-        (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "loss/total": 1.0}\n')
-    (tmp_path / "PIPELINE").symlink_to(ROOT / "checkpoints" / "shapes")
-    (tmp_path / "outputs" / "physics_paired").symlink_to(tmp_path / "RUN")
-    (tmp_path / "i3d_torchscript.pt").touch()
-    return tmp_path
+        (folder / name).mkdir(parents=True)
+        (folder / name / "autoencoder_ema").symlink_to(shipped / "autoencoder")
+        (folder / name / "pipeline").symlink_to(shipped)
+        (folder / name / "metrics.jsonl").write_text('{"step": 1, "loss/total": 1.0}\n')
+    (folder / "PIPELINE").symlink_to(shipped)
+    (folder / "outputs" / "physics_paired").symlink_to(folder / "RUN")
+    (folder / "i3d_torchscript.pt").touch()
+    return folder
+
+
+@pytest.fixture
+def world(named: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder, the current one."""
+    folder = tmp_path / "world"
+    shutil.copytree(named, folder, symlinks=True)
+    monkeypatch.chdir(folder)
+    return folder
 
 
 def refusal(command: Command) -> str:
