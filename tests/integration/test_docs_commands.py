@@ -11,9 +11,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import lerobot_folders
 import pytest
 from docs_commands import DOCS, Command, commands_of, lines_of, parse, shell_words
-from lerobot_folders import version_3
 from script_runs import ROOT, read_json, records, run
 from scripts_in_process import SCRIPTS, Script, answer_of
 
@@ -34,28 +34,37 @@ MISSING = re.compile(
 SKETCHES = re.compile(r"\.\.\.$|\.\.\. |\[--|\$|NAME|MOTIONS_|=MODE|STAGE|camera_size|shuffled")
 
 
-@pytest.fixture
-def world(tmp_path: Path, write_clips: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder: what the pages call FOLDER, RUN and so on, and the repository's files."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: Any, write_clips: Any) -> Path:
+    """A folder with what the pages call FOLDER, RUN and so on, and the repository's files."""
+    folder: Path = tmp_path_factory.mktemp("named")
+    shipped = ROOT / "checkpoints" / "shapes"
     for name in ("configs", "checkpoints", "benchmarks", "tools"):
-        (tmp_path / name).symlink_to(ROOT / name)
+        (folder / name).symlink_to(ROOT / name)
     for name in ("waves", "wind"):
-        write_clips(tmp_path / "FOLDER" / name, [20] * 3, captions=True)
+        write_clips(folder / "FOLDER" / name, [20] * 3, captions=True)
     for name in ("a.mp4", "b.mp4", "clip.mp4"):
-        shutil.copy(tmp_path / "FOLDER" / "waves" / "clip00.mp4", tmp_path / name)
+        shutil.copy(folder / "FOLDER" / "waves" / "clip00.mp4", folder / name)
     for name in ("CLASSES", "CLIPS", "clips", "more_clips"):
-        (tmp_path / name).symlink_to(tmp_path / "FOLDER")
+        (folder / name).symlink_to(folder / "FOLDER")
     for name in ("RUN", *(f"outputs/{name}" for name in ("clips_64", "shapes", "robot", "a", "b"))):
-        (tmp_path / name).mkdir(parents=True)
-        weights = ROOT / "checkpoints" / "shapes" / "autoencoder"
-        (tmp_path / name / "autoencoder_ema").symlink_to(weights)
-        (tmp_path / name / "pipeline").symlink_to(ROOT / "checkpoints" / "shapes")
-        (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "loss/total": 1.0}\n')
-    (tmp_path / "PIPELINE").symlink_to(ROOT / "checkpoints" / "shapes")
-    (tmp_path / "outputs" / "physics_paired").symlink_to(tmp_path / "RUN")
-    (tmp_path / "i3d_torchscript.pt").touch()
-    return tmp_path
+        (folder / name).mkdir(parents=True)
+        (folder / name / "autoencoder_ema").symlink_to(shipped / "autoencoder")
+        (folder / name / "pipeline").symlink_to(shipped)
+        (folder / name / "metrics.jsonl").write_text('{"step": 1, "loss/total": 1.0}\n')
+    (folder / "PIPELINE").symlink_to(shipped)
+    (folder / "outputs" / "physics_paired").symlink_to(folder / "RUN")
+    (folder / "i3d_torchscript.pt").touch()
+    return folder
+
+
+@pytest.fixture
+def world(named: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder, the current one."""
+    folder = tmp_path / "world"
+    shutil.copytree(named, folder, symlinks=True)
+    monkeypatch.chdir(folder)
+    return folder
 
 
 def refusal(command: Command) -> str:
@@ -74,7 +83,7 @@ def test_each_script_takes_its_words(page: Path, world: Path) -> None:
     name = page.relative_to(DOCS).as_posix() if page.is_relative_to(DOCS) else page.name
     if name == "recipes/robots.md":
         shutil.rmtree(world / "FOLDER")
-        version_3(world / "FOLDER")
+        lerobot_folders.version_3(world / "FOLDER")
         (world / "vidtwin_structure_7_7_8_dynamics_7_8.ckpt").touch()
     for line in lines_of(page.read_text(encoding="utf-8")):
         if SKETCHES.search(line):
@@ -108,6 +117,26 @@ def test_extras_that_are_named_exist() -> None:
     named = {extra for text in texts for found in re.findall(r"\[(all[\w,]*)\]", text)
              for extra in found.split(",")}  # fmt: skip
     assert {"all", "physics", "studio"} <= named <= known
+
+
+def test_robots_from_the_vector_to_its_probes(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lerobot_folders, "LENGTHS", (20,) * 14)
+    monkeypatch.setattr(lerobot_folders, "TASKS", (["pick the cube"],) * 14)
+    shutil.rmtree(world / "FOLDER")
+    lerobot_folders.version_2(world / "FOLDER")
+    page = (DOCS / "recipes" / "robots.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    exec(example, {})
+    assert capsys.readouterr().out == "torch.Size([1, 768]) torch.Size([16, 3])\n"
+    commands = [parse(line) for line in lines_of(page)]
+    command = next(each for each in commands if "data.part=all" in each.words)
+    small = ("train_clips=12", "test_clips=2", "probes.steps=2", "networks.steps=2")
+    words = [f"{ROOT}/configs/{w}" if w.endswith(".yaml") else w for w in command.words]
+    run(command.script, *words, *small, folder=world).done()
+    found = read_json(world / "outputs" / "evaluation" / "robot" / "actions.json")["found"]
+    assert {"dynamics", "structure", "pixels"} <= found["probes"].keys()
 
 
 # docs/own_videos.md, command by command: what makes each a matter of seconds.
