@@ -113,8 +113,10 @@ class TwinDiT(StrictLoading, ModelMixin, PeftAdapterMixin, ConfigMixin):  # type
             self.class_projection = nn.Linear(sizes.class_embed_dim, width)
         self.text: TextProjection | None = None
         if sizes.text_hidden_size is not None:
-            self.text = TextProjection(sizes.text_hidden_size, width)
-            if sizes.text_conditioning == "in_context":
+            in_context = sizes.text_conditioning == "in_context"
+            attended_alone = not (in_context or sizes.reads_class)
+            self.text = TextProjection(sizes.text_hidden_size, width, attended_alone)
+            if in_context:
                 self.text_code = nn.Parameter(torch.empty(width))
         self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.depth))
         self.norm = layer_norm(width)
@@ -196,7 +198,8 @@ class TwinDiT(StrictLoading, ModelMixin, PeftAdapterMixin, ConfigMixin):  # type
             class_labels: (B,) int64; `num_classes` is the null class, which None gives to all.
             encoder_hidden_states: (B, L, text_hidden_size); None is the null text for all.
             encoder_attention_mask: (B, L) bool, True for real tokens; a row without any has the
-                null text.
+                null text. Or (B, 1) where no text is padded: whether a row has one. Attention
+                takes no mask then, unless the null text stands among other tokens.
             given_structure, given_dynamics_x, given_dynamics_y, given_frames: see
                 `diffusion.given_frames.FramesCondition`; all of them, or None for nothing given.
             actions: (B, T, action_size), each held from its frame to the next; None for none.
@@ -233,10 +236,8 @@ class TwinDiT(StrictLoading, ModelMixin, PeftAdapterMixin, ConfigMixin):  # type
         token_mask = None
         num_latent_tokens = tokens.shape[1]
         if context is not None and self.sizes.text_conditioning == "in_context":
-            assert context_mask is not None
-            seen = context_mask.new_ones(batch_size, num_latent_tokens)
             tokens = torch.cat([tokens, context + self.text_code], dim=1)  # (B, N + L, D)
-            token_mask = torch.cat([seen, context_mask], dim=1)
+            token_mask = seen_before(num_latent_tokens, context_mask)
             context, context_mask = None, None
         if class_vector is not None and self.sizes.reads_class:
             context, context_mask = joined(class_vector, context, context_mask)
@@ -398,9 +399,12 @@ class TwinDiT(StrictLoading, ModelMixin, PeftAdapterMixin, ConfigMixin):  # type
                 f"expected `encoder_hidden_states` of shape ({batch_size}, L, {width}), got "
                 f"{tuple(states.shape)}; take the text encoder that the model was trained with"
             )
-        if mask is not None and (mask.shape != states.shape[:2] or mask.dtype != torch.bool):
+        if mask is None:
+            return
+        shapes = (tuple(states.shape[:2]), (batch_size, 1))
+        if tuple(mask.shape) not in shapes or mask.dtype != torch.bool:
             raise ValueError(
-                f"expected `encoder_attention_mask` of shape {tuple(states.shape[:2])} and type "
+                f"expected `encoder_attention_mask` of shape {shapes[0]} or {shapes[1]} and type "
                 f"bool, got {tuple(mask.shape)} and {mask.dtype}"
             )
 
@@ -410,7 +414,13 @@ def joined(
 ) -> tuple[Tensor, Tensor | None]:
     """(B, 1 + L, D) and the mask of that: the class as a token, before the text if there is one."""
     token = rearrange(class_vector, "b d -> b 1 d")
-    if text is None or mask is None:
+    if text is None:
         return token, None
-    seen = mask.new_ones(len(mask), 1)
-    return torch.cat([token, text], dim=1), torch.cat([seen, mask], dim=1)
+    return torch.cat([token, text], dim=1), seen_before(1, mask)
+
+
+def seen_before(count: int, mask: Tensor | None) -> Tensor | None:
+    """(B, N + L): a mask with as many tokens before it that all see; None stays None."""
+    if mask is None:
+        return None
+    return torch.cat([mask.new_ones(len(mask), count), mask], dim=1)

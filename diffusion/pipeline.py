@@ -479,13 +479,13 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
 
         found = [condition for condition in known if condition is not None]
         if prompt is not None:
-            found.append(self._read(prompt))
+            found.append(self._read(prompt).without_padding())
         if class_labels is not None:
             found.append(ClassEmbedder(self.transformer.sizes.num_classes).embed(class_labels))
         conditions = Conditions(found).map(repeated)
         if negative_prompt is None:
             return conditions, None
-        negative = Conditions([self._read(negative_prompt)])
+        negative = Conditions([self._read(negative_prompt).without_padding()])
         return conditions, negative.map(repeated)
 
     def _read(self, text: Text) -> TextCondition:

@@ -8,6 +8,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.hooks import HookRegistry
+from diffusers.models.attention_dispatch import attention_backend
 from safetensors.torch import load_file
 
 from diffusion import VidTwinPipeline
@@ -122,6 +123,22 @@ class TestCalls:
             found = structure(pipeline)
         assert used
         torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize(
+        "asked", [{}, {"prompt": None}, {"prompt": [PROMPT] * 2}, {"negative_prompt": PROMPT}]
+    )
+    def test_backends_without_masks_take_prompts_of_equal_length(self, pipeline, asked) -> None:
+        plain = structure(pipeline, **asked)
+        with attention_backend("_native_flash"):
+            found = structure(pipeline, **asked)
+        torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
+
+    def test_backends_without_masks_refuse_padded_prompts(self, pipeline) -> None:
+        with (
+            attention_backend("_native_flash"),
+            pytest.raises(ValueError, match="`attn_mask` is not supported"),
+        ):
+            structure(pipeline, prompt=[PROMPT, "a star"])
 
     def test_an_empty_negative_prompt_is_none(self, pipeline) -> None:
         assert torch.equal(structure(pipeline, negative_prompt=[""]), structure(pipeline))
