@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -39,6 +40,7 @@ from diffusion.inputs import (
 )
 from diffusion.latent_stats import LatentStats
 from diffusion.long_video import join_windows, latent_windows, scale_motion
+from diffusion.model_card import write_model_card
 from diffusion.pipeline_files import check_parts, check_scheduler, check_trained_with, load_parts
 from diffusion.pipeline_values import (
     OUTPUT_TYPES,
@@ -172,14 +174,29 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
         """
         return load_parts(cls, super().from_pretrained, pretrained_model_name_or_path, kwargs)
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Writes a folder that `from_pretrained` reads; arguments as of diffusers' own method."""
+    def save_pretrained(
+        self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any
+    ) -> None:
+        """Writes a folder that `from_pretrained` reads, with a model card (README.md).
+
+        A card that lies there stays, unless it was written by this method.
+
+        Args:
+            save_directory: the folder.
+            args, kwargs: as of diffusers' own method.
+        """
         noted = self.scheduler
         self.register_modules(scheduler=without_notes(noted))
         try:
-            super().save_pretrained(*args, **kwargs)
+            super().save_pretrained(str(save_directory), *args, **kwargs)
         finally:
             self.register_modules(scheduler=noted)
+        write_model_card(self, Path(save_directory))
+
+    def _upload_folder(self, working_dir: str | PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Puts our card in place of diffusers' template, which `push_to_hub` has just written."""
+        write_model_card(self, Path(working_dir))
+        return super()._upload_folder(working_dir, *args, **kwargs)
 
     @classmethod
     def _get_signature_types(cls) -> dict[str, tuple[Any, ...]]:
