@@ -18,19 +18,21 @@ the marginal distributions. The joint tokens are this project's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 # From their own modules: type checkers can't see through the package's lazy imports.
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders.peft import PeftAdapterMixin
+from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional
 
+from diffusion.caching import cache_config, let_blocks_be_hooked
 from diffusion.config import DiTConfig
 from diffusion.dit_blocks import Block, TextProjection, layer_norm
 from diffusion.positions import position_codes
@@ -48,7 +50,9 @@ class TwinDiTOutput(NamedTuple):
     dynamics_y: Tensor
 
 
-class TwinDiT(StrictLoading, ModelMixin, PeftAdapterMixin, ConfigMixin):  # type: ignore[misc]
+class TwinDiT(  # type: ignore[misc]
+    StrictLoading, ModelMixin, PeftAdapterMixin, CacheMixin, ConfigMixin
+):
     """Diffusion transformer over structure, dynamics_x and dynamics_y; keywords as in `DiTConfig`.
 
     `sizes` is the config as a `DiTConfig`.
@@ -139,6 +143,19 @@ class TwinDiT(StrictLoading, ModelMixin, PeftAdapterMixin, ConfigMixin):  # type
             # The actions of the frames that a token covers, and whether there are any.
             self.actions = nn.Linear(sizes.dynamics_patch_size * (action_size + 1), width, False)
             nn.init.zeros_(self.actions.weight)
+
+    def enable_cache(self, config: Any) -> None:
+        """Lets what one step computed serve later ones, until `disable_cache`.
+
+        Args:
+            config: of diffusers, `FirstBlockCacheConfig`, `MagCacheConfig` or
+                `TaylorSeerCacheConfig`. The first decides by the mean over a batch, so a video
+                then depends on those beside it.
+        Raises:
+            ValueError: for another cache, or while one is enabled.
+        """
+        let_blocks_be_hooked(Block)
+        super().enable_cache(cache_config(config, len(self.blocks)))
 
     @torch.no_grad()
     def initialize(self) -> None:

@@ -143,9 +143,16 @@ class TestCalls:
     def test_an_empty_negative_prompt_is_none(self, pipeline) -> None:
         assert torch.equal(structure(pipeline, negative_prompt=[""]), structure(pipeline))
 
-    def test_weights_are_offloaded_in_groups(self, pipeline) -> None:
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"offload_type": "leaf_level"},
+            {"offload_type": "block_level", "num_blocks_per_group": 1},
+        ],
+    )
+    def test_weights_are_offloaded_in_groups(self, pipeline, options) -> None:
         plain = structure(pipeline)
-        pipeline.transformer.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+        pipeline.transformer.enable_group_offload(torch.device("cpu"), **options)
         hooks = [HookRegistry.check_if_exists_or_initialize(m).hooks
                  for m in pipeline.transformer.modules()]  # fmt: skip
         assert any("group_offloading" in names for names in hooks)
