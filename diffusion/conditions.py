@@ -111,7 +111,7 @@ class TextCondition(Condition):
     Args:
         encoder_hidden_states: (B, L, D) states of the text encoder.
         encoder_attention_mask: (B, L) bool, True for real tokens; a row without any is the null
-            text.
+            text. Or (B, 1), see `without_padding`.
     """
 
     name = "text"
@@ -128,19 +128,29 @@ class TextCondition(Condition):
         mask = torch.zeros_like(self.encoder_attention_mask)
         return replace(self, encoder_attention_mask=mask)
 
+    def without_padding(self) -> TextCondition:
+        """The same with a (B, 1) mask, by which attention needs none, if no text is padded.
+
+        It reads the mask, so on an accelerator it waits: for a call, not for a step.
+        """
+        mask = self.encoder_attention_mask
+        return replace(self, encoder_attention_mask=mask[:, :1]) if bool(mask.all()) else self
+
     @classmethod
     def cat(cls, parts: Sequence[TextCondition]) -> TextCondition:
         """Several batches as one, padded to the longest text."""
-        longest = max(part.encoder_attention_mask.shape[1] for part in parts)
+        longest = max(part.encoder_hidden_states.shape[1] for part in parts)
 
         def padded(part: TextCondition) -> TextCondition:
-            missing = longest - part.encoder_attention_mask.shape[1]
+            states = part.encoder_hidden_states
+            missing = longest - states.shape[1]
             return TextCondition(
-                functional.pad(part.encoder_hidden_states, (0, 0, 0, missing)),
-                functional.pad(part.encoder_attention_mask, (0, missing)),
+                functional.pad(states, (0, 0, 0, missing)),
+                functional.pad(part.encoder_attention_mask.expand(states.shape[:2]), (0, missing)),
             )
 
-        return super().cat([padded(part) for part in parts])
+        forms = {tuple(tensor.shape[1] for tensor in part.arguments().values()) for part in parts}
+        return super().cat(parts if len(forms) == 1 else [padded(part) for part in parts])
 
 
 class TextEmbedder(ConditionEmbedder):

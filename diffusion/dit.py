@@ -18,19 +18,21 @@ the marginal distributions. The joint tokens are this project's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 # From their own modules: type checkers can't see through the package's lazy imports.
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders.peft import PeftAdapterMixin
+from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional
 
+from diffusion.caching import cache_config, let_blocks_be_hooked
 from diffusion.config import DiTConfig
 from diffusion.dit_blocks import Block, TextProjection, layer_norm
 from diffusion.positions import position_codes
@@ -48,7 +50,9 @@ class TwinDiTOutput(NamedTuple):
     dynamics_y: Tensor
 
 
-class TwinDiT(StrictLoading, ModelMixin, PeftAdapterMixin, ConfigMixin):  # type: ignore[misc]
+class TwinDiT(  # type: ignore[misc]
+    StrictLoading, ModelMixin, PeftAdapterMixin, CacheMixin, ConfigMixin
+):
     """Diffusion transformer over structure, dynamics_x and dynamics_y; keywords as in `DiTConfig`.
 
     `sizes` is the config as a `DiTConfig`.
@@ -113,8 +117,10 @@ class TwinDiT(StrictLoading, ModelMixin, PeftAdapterMixin, ConfigMixin):  # type
             self.class_projection = nn.Linear(sizes.class_embed_dim, width)
         self.text: TextProjection | None = None
         if sizes.text_hidden_size is not None:
-            self.text = TextProjection(sizes.text_hidden_size, width)
-            if sizes.text_conditioning == "in_context":
+            in_context = sizes.text_conditioning == "in_context"
+            attended_alone = not (in_context or sizes.reads_class)
+            self.text = TextProjection(sizes.text_hidden_size, width, attended_alone)
+            if in_context:
                 self.text_code = nn.Parameter(torch.empty(width))
         self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.depth))
         self.norm = layer_norm(width)
@@ -137,6 +143,19 @@ class TwinDiT(StrictLoading, ModelMixin, PeftAdapterMixin, ConfigMixin):  # type
             # The actions of the frames that a token covers, and whether there are any.
             self.actions = nn.Linear(sizes.dynamics_patch_size * (action_size + 1), width, False)
             nn.init.zeros_(self.actions.weight)
+
+    def enable_cache(self, config: Any) -> None:
+        """Lets what one step computed serve later ones, until `disable_cache`.
+
+        Args:
+            config: of diffusers, `FirstBlockCacheConfig`, `MagCacheConfig` or
+                `TaylorSeerCacheConfig`. The first decides by the mean over a batch, so a video
+                then depends on those beside it.
+        Raises:
+            ValueError: for another cache, or while one is enabled.
+        """
+        let_blocks_be_hooked(Block)
+        super().enable_cache(cache_config(config, len(self.blocks)))
 
     @torch.no_grad()
     def initialize(self) -> None:
@@ -196,7 +215,8 @@ class TwinDiT(StrictLoading, ModelMixin, PeftAdapterMixin, ConfigMixin):  # type
             class_labels: (B,) int64; `num_classes` is the null class, which None gives to all.
             encoder_hidden_states: (B, L, text_hidden_size); None is the null text for all.
             encoder_attention_mask: (B, L) bool, True for real tokens; a row without any has the
-                null text.
+                null text. Or (B, 1) where no text is padded: whether a row has one. Attention
+                takes no mask then, unless the null text stands among other tokens.
             given_structure, given_dynamics_x, given_dynamics_y, given_frames: see
                 `diffusion.given_frames.FramesCondition`; all of them, or None for nothing given.
             actions: (B, T, action_size), each held from its frame to the next; None for none.
@@ -233,10 +253,8 @@ class TwinDiT(StrictLoading, ModelMixin, PeftAdapterMixin, ConfigMixin):  # type
         token_mask = None
         num_latent_tokens = tokens.shape[1]
         if context is not None and self.sizes.text_conditioning == "in_context":
-            assert context_mask is not None
-            seen = context_mask.new_ones(batch_size, num_latent_tokens)
             tokens = torch.cat([tokens, context + self.text_code], dim=1)  # (B, N + L, D)
-            token_mask = torch.cat([seen, context_mask], dim=1)
+            token_mask = seen_before(num_latent_tokens, context_mask)
             context, context_mask = None, None
         if class_vector is not None and self.sizes.reads_class:
             context, context_mask = joined(class_vector, context, context_mask)
@@ -398,9 +416,12 @@ class TwinDiT(StrictLoading, ModelMixin, PeftAdapterMixin, ConfigMixin):  # type
                 f"expected `encoder_hidden_states` of shape ({batch_size}, L, {width}), got "
                 f"{tuple(states.shape)}; take the text encoder that the model was trained with"
             )
-        if mask is not None and (mask.shape != states.shape[:2] or mask.dtype != torch.bool):
+        if mask is None:
+            return
+        shapes = (tuple(states.shape[:2]), (batch_size, 1))
+        if tuple(mask.shape) not in shapes or mask.dtype != torch.bool:
             raise ValueError(
-                f"expected `encoder_attention_mask` of shape {tuple(states.shape[:2])} and type "
+                f"expected `encoder_attention_mask` of shape {shapes[0]} or {shapes[1]} and type "
                 f"bool, got {tuple(mask.shape)} and {mask.dtype}"
             )
 
@@ -410,7 +431,13 @@ def joined(
 ) -> tuple[Tensor, Tensor | None]:
     """(B, 1 + L, D) and the mask of that: the class as a token, before the text if there is one."""
     token = rearrange(class_vector, "b d -> b 1 d")
-    if text is None or mask is None:
+    if text is None:
         return token, None
-    seen = mask.new_ones(len(mask), 1)
-    return torch.cat([token, text], dim=1), torch.cat([seen, mask], dim=1)
+    return torch.cat([token, text], dim=1), seen_before(1, mask)
+
+
+def seen_before(count: int, mask: Tensor | None) -> Tensor | None:
+    """(B, N + L): a mask with as many tokens before it that all see; None stays None."""
+    if mask is None:
+        return None
+    return torch.cat([mask.new_ones(len(mask), count), mask], dim=1)

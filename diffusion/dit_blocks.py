@@ -141,10 +141,13 @@ class TextProjection(nn.Module):
     Args:
         text_hidden_size: width of the encoder's states.
         hidden_size: D.
+        attended_alone: whether no other tokens are attended to together with the text. Then the
+            null token repeated says what it says alone.
     """
 
-    def __init__(self, text_hidden_size: int, hidden_size: int) -> None:
+    def __init__(self, text_hidden_size: int, hidden_size: int, attended_alone: bool) -> None:
         super().__init__()
+        self.attended_alone = attended_alone
         # Encoders differ in the scale of their states by orders of magnitude.
         self.norm = nn.LayerNorm(text_hidden_size, NORM_EPSILON)
         self.projection = nn.Sequential(
@@ -157,22 +160,24 @@ class TextProjection(nn.Module):
 
     def forward(
         self, states: Tensor | None, mask: Tensor | None, batch_size: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """(B, L, D) tokens, their (B, L) bool mask, and the (B, D) vector of their mean.
 
-        Without states, and for rows whose mask is all False, the text is the null token alone.
+        Without states, and for rows whose mask is all False, the text is the null token alone. The
+        mask is None where all tokens count, which shapes alone decide: no device is waited for.
         """
         if states is None:
             text: Tensor = repeat(self.null, "d -> b 1 d", b=batch_size)
-            mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
-        else:
-            if mask is None:
-                mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-            absent = ~mask.any(dim=1, keepdim=True)  # (B, 1)
-            first = torch.arange(mask.shape[1], device=mask.device) == 0  # (L,)
-            text = self.projection(self.norm(states.to(self.null.dtype)))
-            text = torch.where(absent[..., None], self.null, text)
-            mask = mask | (absent & first)
+            return text, None, self.pooled(self.null.expand(batch_size, -1))
+        text = self.projection(self.norm(states.to(self.null.dtype)))
+        if mask is None:
+            return text, None, self.pooled(text.mean(1))
+        absent = ~mask.any(dim=1, keepdim=True)  # (B, 1)
+        text = torch.where(absent[..., None], self.null, text)
+        if mask.shape[1] == 1 and self.attended_alone:
+            return text, None, self.pooled(text.mean(1))
+        first = torch.arange(text.shape[1], device=mask.device) == 0  # (L,)
+        mask = mask.expand(text.shape[:2]) | (absent & first)
         weights = mask.to(text.dtype)[..., None]
         mean = (text * weights).sum(1) / weights.sum(1)
         return text, mask, self.pooled(mean)

@@ -139,7 +139,10 @@ def guide_tracks(
         predict: whether the conditions are known -> the model's predictions.
         transformer: the model, whose blocks a guider may skip.
     """
-    _let_blocks_be_skipped()
+    from diffusion.caching import caches_of_a_call, let_blocks_be_hooked
+    from diffusion.dit import Block
+
+    let_blocks_be_hooked(Block)
     # By the guiders' names for them; two tracks take the same predictions.
     found: dict[str, VidTwinLatents] = {}
     guided = {}
@@ -154,24 +157,10 @@ def guide_tracks(
             guider.prepare_models(transformer)
             try:
                 if name not in found:
-                    found[name] = predict(variant.known)
+                    with caches_of_a_call(transformer, name):
+                        found[name] = predict(variant.known)
             finally:
                 guider.cleanup_models(transformer)
             variant.noise_pred = found[name].pack(track.names)
         guided[track.names] = guider(variants).pred
     return guided
-
-
-def _let_blocks_be_skipped() -> None:
-    """Tells diffusers' hooks which argument of our blocks is what they pass on."""
-    from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
-
-    from diffusion.dit import Block
-
-    class FirstArgument(TransformerBlockMetadata):
-        def _get_parameter_from_args_kwargs(
-            self, identifier: str, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            return args[0]
-
-    TransformerBlockRegistry.register(Block, FirstArgument(return_hidden_states_index=0))

@@ -6,10 +6,10 @@ Axes: B batch, C channels, Q structure queries, T frames, H W pixels, h w latent
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -22,36 +22,36 @@ from diffusion.conditions import (
     ClassEmbedder,
     Condition,
     Conditions,
-    TextCondition,
-    TextEmbedder,
 )
 from diffusion.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, GuidanceScales
 from diffusion.dit import TwinDiT
+from diffusion.given_frames import GivenFrames
 from diffusion.guidance import check_negative
-from diffusion.guiders import check_guider, refuse_scales
 from diffusion.inputs import (
     check_count,
     check_lead,
-    class_indices,
     common_length,
-    negative_list,
-    prompt_list,
 )
 from diffusion.latent_stats import LatentStats
 from diffusion.long_video import join_windows, latent_windows, scale_motion
-from diffusion.pipeline_files import check_parts, check_scheduler, check_trained_with, load_parts
+from diffusion.model_card import write_model_card
+from diffusion.pipeline_files import check_parts, load_parts
+from diffusion.pipeline_prompts import PromptReading
 from diffusion.pipeline_values import (
-    OUTPUT_TYPES,
     Text,
     VidTwinPipelineOutput,
     actions_of,
     after_step_of,
     as_output,
+    check_call,
+    check_class_scale,
     check_distilled,
+    check_guidance,
     check_size,
     frames_of,
     going_on,
     lead_of,
+    lengths_of,
     noise_of,
     starts_of,
     text_of,
@@ -63,7 +63,6 @@ from diffusion.sampling import (
     repeated_to,
 )
 from diffusion.schedulers import note_flow, prediction_of, without_notes
-from diffusion.text_encoder import TextEncoder
 from vidtwin import VidTwinAutoencoder, VidTwinLatents, decode_windows
 
 __all__ = ["VidTwinPipeline", "VidTwinPipelineOutput"]
@@ -73,7 +72,9 @@ Callback = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]]
 
 
 # Of diffusers' loaders the one that takes a transformer's adapters as they are, whatever the model.
-class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ignore[misc]
+class VidTwinPipeline(  # type: ignore[misc]
+    PromptReading, CogVideoXLoraLoaderMixin, DiffusionPipeline
+):
     """Text, class or nothing to video; structure or dynamics may be given and the other sampled.
 
     Args:
@@ -172,14 +173,29 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
         """
         return load_parts(cls, super().from_pretrained, pretrained_model_name_or_path, kwargs)
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Writes a folder that `from_pretrained` reads; arguments as of diffusers' own method."""
+    def save_pretrained(
+        self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any
+    ) -> None:
+        """Writes a folder that `from_pretrained` reads, with a model card (README.md).
+
+        A card that lies there stays, unless it was written by this method.
+
+        Args:
+            save_directory: the folder.
+            args, kwargs: as of diffusers' own method.
+        """
         noted = self.scheduler
         self.register_modules(scheduler=without_notes(noted))
         try:
-            super().save_pretrained(*args, **kwargs)
+            super().save_pretrained(str(save_directory), *args, **kwargs)
         finally:
             self.register_modules(scheduler=noted)
+        write_model_card(self, Path(save_directory))
+
+    def _upload_folder(self, working_dir: str | PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Puts our card in place of diffusers' template, which `push_to_hub` has just written."""
+        write_model_card(self, Path(working_dir))
+        return super()._upload_folder(working_dir, *args, **kwargs)
 
     @classmethod
     def _get_signature_types(cls) -> dict[str, tuple[Any, ...]]:
@@ -312,14 +328,7 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
         num_inference_steps = check_count(
             "num_inference_steps", self._or_own("num_inference_steps", num_inference_steps)
         )
-        check_count("num_videos_per_prompt", num_videos_per_prompt)
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(
-                f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}; got {output_type!r}"
-            )
-        if not math.isfinite(motion_scale):
-            raise ValueError(f"`motion_scale` must be finite, got {motion_scale}")
-        check_scheduler(self)
+        check_call(self, num_videos_per_prompt, output_type, motion_scale)
         scales = GuidanceScales.from_keywords(
             self._or_own("guidance_scale", guidance_scale),
             class_guidance_scale,
@@ -327,14 +336,13 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
             dynamics_guidance_scale,
             self._or_own("given_guidance_scale", given_guidance_scale),
         )
-        if guider is not None:
-            check_guider(guider)
-            refuse_scales(
-                guidance_scale=guidance_scale,
-                class_guidance_scale=class_guidance_scale,
-                structure_guidance_scale=structure_guidance_scale,
-                dynamics_guidance_scale=dynamics_guidance_scale,
-            )
+        check_guidance(
+            guider,
+            guidance_scale=guidance_scale,
+            class_guidance_scale=class_guidance_scale,
+            structure_guidance_scale=structure_guidance_scale,
+            dynamics_guidance_scale=dynamics_guidance_scale,
+        )
         check_size(self, height, width)
         starts = starts_of(self, num_frames, overlap_frames, dynamics is not None)
         gives = structure is not None or dynamics is not None or len(starts) > 1
@@ -350,18 +358,12 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
             ),
             "class_labels": self.class_indices(class_labels),
         }
-        if class_guidance_scale is not None and asked["class_labels"] is None:
-            raise ValueError(
-                f"`class_guidance_scale` is {class_guidance_scale} and there are no class labels "
-                "to guide by; leave it out, or ask for a class"
-            )
+        check_class_scale(class_guidance_scale, asked["class_labels"])
         sizes, device = self.autoencoder.sizes, self._execution_device
         given, given_names = given_latents(structure, dynamics, sizes, self._encode, device)
         frames = frames_of(self, first_frame, last_frame, prefix, len(starts), given_names)
-        lengths = {name: getattr(given, name) for name in sorted(given_names)}
-        lengths |= {"given frames": frames.video} if frames else {}
         acting = actions_of(self, actions, len(starts))
-        lengths |= {"actions": acting.actions} if acting else {}
+        lengths = lengths_of(given, given_names, frames, acting)
         batch_size = common_length(**asked, **lengths) * num_videos_per_prompt
         given = given.map(lambda tensor: repeated_to(tensor, batch_size))
         generators = generators_of(seed, generator, batch_size)
@@ -399,42 +401,12 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
             known_frames=frames.num_known if frames else 0,
             noise=noise_of(self, latents, batch_size, len(starts)),
         ).sample(starts, batch_size)
-        starts = starts[: len(windows)]
-        made = self.latent_stats.unscale(join_windows(windows, starts))
-        # What was given comes out bit for bit, not scaled and scaled back.
-        made = scale_motion(made.taking(given, given_names), motion_scale)
-        videos = None
-        if output_type != "latent":
-            videos = self._decode(made, starts)
-            videos = as_output(frames.put_into(videos) if frames else videos, output_type)
+        made, videos = self._made(
+            windows, starts, given, given_names, frames, motion_scale, output_type
+        )
         self.maybe_free_model_hooks()
         output = VidTwinPipelineOutput(videos=videos, latents=made)
         return output if return_dict else output.to_tuple()
-
-    @torch.no_grad()
-    def encode_prompt(
-        self,
-        prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str] | None = None,
-        num_videos_per_prompt: int = 1,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """What a call takes instead of its prompts, to read them once or to change what was read.
-
-        Args:
-            prompt, negative_prompt, num_videos_per_prompt: as in a call.
-        Returns:
-            tuple: prompt_embeds (B, L, D), prompt_attention_mask (B, L) bool, and both of the
-            negative prompt, None without one.
-        """
-        count = check_count("num_videos_per_prompt", num_videos_per_prompt)
-        found: list[Tensor | None] = []
-        for text in (prompt_list(prompt), negative_list(negative_prompt)):
-            if text is None:
-                found += [None, None]
-            else:
-                read = self._read(text).map(lambda tensor: tensor.repeat_interleave(count, dim=0))
-                found += [read.encoder_hidden_states, read.encoder_attention_mask]
-        return tuple(found)  # type: ignore[return-value]
 
     def _or_own(self, name: str, value: Any) -> Any:
         """The value that a call gives, or else the pipeline's own."""
@@ -479,41 +451,34 @@ class VidTwinPipeline(CogVideoXLoraLoaderMixin, DiffusionPipeline):  # type: ign
 
         found = [condition for condition in known if condition is not None]
         if prompt is not None:
-            found.append(self._read(prompt))
+            found.append(self._read(prompt).without_padding())
         if class_labels is not None:
             found.append(ClassEmbedder(self.transformer.sizes.num_classes).embed(class_labels))
         conditions = Conditions(found).map(repeated)
         if negative_prompt is None:
             return conditions, None
-        negative = Conditions([self._read(negative_prompt)])
+        negative = Conditions([self._read(negative_prompt).without_padding()])
         return conditions, negative.map(repeated)
 
-    def _read(self, text: Text) -> TextCondition:
-        """The condition of texts, or what was read of them before."""
-        sizes = self.transformer.sizes
-        check_trained_with("text", sizes.text_hidden_size, sizes.num_classes)
-        return text if isinstance(text, TextCondition) else self._text_embedder().embed(text)
-
-    def _text_embedder(self) -> TextEmbedder:
-        if self.text_encoder is None or self.tokenizer is None:
-            raise ValueError(
-                "this pipeline has no text encoder and tokenizer to read a prompt with"
-            )
-        self._bring(self.text_encoder)
-        layer, length = self.config["text_layer"], self.config["max_text_length"]
-        return TextEmbedder(TextEncoder(self.text_encoder, self.tokenizer, layer, length))
-
-    def class_indices(self, labels: int | str | Sequence[int | str] | None) -> list[int] | None:
-        """Classes by number or name as numbers.
-
-        Raises:
-            ValueError: for a class that is not there, with the nearest names.
-        """
-        if labels is None:
-            return None
-        sizes = self.transformer.sizes
-        check_trained_with("classes", sizes.num_classes, sizes.text_hidden_size)
-        return class_indices(labels, sizes.num_classes, self.config["class_names"])
+    def _made(
+        self,
+        windows: list[VidTwinLatents],
+        starts: list[int],
+        given: VidTwinLatents,
+        given_names: frozenset[str],
+        frames: GivenFrames | None,
+        motion_scale: float,
+        output_type: str,
+    ) -> tuple[VidTwinLatents, Any]:
+        """The raw latents of windows of scaled ones, and their videos, None for "latent"."""
+        starts = starts[: len(windows)]
+        made = self.latent_stats.unscale(join_windows(windows, starts))
+        # What was given comes out bit for bit, not scaled and scaled back.
+        made = scale_motion(made.taking(given, given_names), motion_scale)
+        if output_type == "latent":
+            return made, None
+        videos = self._decode(made, starts)
+        return made, as_output(frames.put_into(videos) if frames else videos, output_type)
 
     def _bring(self, module: Any) -> None:
         """Moves a module that was offloaded to the device, for a method other than forward."""

@@ -5,6 +5,7 @@ Axes: B batch, T frames, H W pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,10 @@ from torch import Tensor
 from diffusion.conditions import ActionCondition, ActionEmbedder, TextCondition
 from diffusion.config import GuidanceScales
 from diffusion.given_frames import GivenFrames, filled_video, given_video, known_dynamics
+from diffusion.guiders import check_guider, refuse_scales
 from diffusion.inputs import check_count, check_lead, negative_list, prompt_list
 from diffusion.long_video import window_starts
+from diffusion.pipeline_files import check_scheduler
 from diffusion.sampling import AfterStep
 from vidtwin import VidTwinLatents
 
@@ -31,11 +34,15 @@ __all__ = [
     "actions_of",
     "after_step_of",
     "as_output",
+    "check_call",
+    "check_class_scale",
     "check_distilled",
+    "check_guidance",
     "check_size",
     "frames_of",
     "going_on",
     "lead_of",
+    "lengths_of",
     "noise_of",
     "starts_of",
     "text_of",
@@ -98,6 +105,46 @@ def text_of(
             f"`{kind}_embeds`, got {tuple(mask.shape)}"
         )
     return TextCondition(embeds, mask.bool())
+
+
+def check_call(pipeline: Any, num_videos: int, output_type: str, motion_scale: float) -> None:
+    """Raises ValueError for plain values out of range, or a scheduler that does not fit."""
+    check_count("num_videos_per_prompt", num_videos)
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(
+            f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}; got {output_type!r}"
+        )
+    if not math.isfinite(motion_scale):
+        raise ValueError(f"`motion_scale` must be finite, got {motion_scale}")
+    check_scheduler(pipeline)
+
+
+def check_guidance(guider: Any, **scales: float | None) -> None:
+    """Raises ValueError for a guider that does not fit, or one beside scales."""
+    if guider is not None:
+        check_guider(guider)
+        refuse_scales(**scales)
+
+
+def check_class_scale(scale: float | None, labels: list[int] | None) -> None:
+    """Raises ValueError for a scale of classes where none is asked for."""
+    if scale is not None and labels is None:
+        raise ValueError(
+            f"`class_guidance_scale` is {scale} and there are no class labels to guide by; leave "
+            "it out, or ask for a class"
+        )
+
+
+def lengths_of(
+    given: VidTwinLatents,
+    given_names: frozenset[str],
+    frames: GivenFrames | None,
+    acting: ActionCondition | None,
+) -> dict[str, Tensor]:
+    """What is given beside prompts and classes, whose lengths must fit them, by its name."""
+    found = {name: getattr(given, name) for name in sorted(given_names)}
+    found |= {"given frames": frames.video} if frames else {}
+    return found | ({"actions": acting.actions} if acting else {})
 
 
 def check_size(pipeline: Any, height: int | None, width: int | None) -> None:

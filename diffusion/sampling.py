@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion.caching import caches_of_a_call, empty_cache
 from diffusion.conditions import Conditions
 from diffusion.config import ALWAYS_KNOWN, GuidanceScales
 from diffusion.dit import TwinDiT
@@ -128,6 +129,7 @@ class LatentSampler:
                 and come out as they are.
             known_frames: how many of them.
         """
+        empty_cache(self.transformer)
         tracks = self.tracks(noise)
         if known is not None and known_frames:
             for track in tracks:
@@ -217,7 +219,8 @@ class LatentSampler:
         if self.guider is not None:
             return self.predict_by_guider(predict, tracks, call)
         terms = guidance_terms(self.conditions, self.scales, bool(self.given_names))
-        return guided_prediction(predict, self.conditions, terms, self.negative)
+        with caches_of_a_call(self.transformer, "all"):
+            return guided_prediction(predict, self.conditions, terms, self.negative)
 
     def predict_by_guider(
         self,
@@ -233,8 +236,10 @@ class LatentSampler:
 
         guided = guide_tracks(tracks, call, of, self.transformer)
         if self.given_names and self.scales.given != 1:
-            nothing = predict(self.conditions.keep(ALWAYS_KNOWN), [False])
-            pushed = VidTwinLatents.combine(torch.sub, of(False), nothing)
+            with caches_of_a_call(self.transformer, "nothing"):
+                nothing = predict(self.conditions.keep(ALWAYS_KNOWN), [False])
+            with caches_of_a_call(self.transformer, "known"):
+                pushed = VidTwinLatents.combine(torch.sub, of(False), nothing)
             for names in guided:
                 guided[names] = guided[names] + (self.scales.given - 1) * pushed.pack(names)
         return self.joined(self.given, guided)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from os import PathLike
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from vidtwin.branches import (
     StructureEncoder,
 )
 from vidtwin.config import AutoencoderConfig
-from vidtwin.convert import read_official
+from vidtwin.convert import ReleasedLoading
 from vidtwin.latents import (
     DiagonalGaussian,
     Generators,
@@ -38,7 +37,7 @@ from vidtwin.latents import (
 )
 from vidtwin.refinement import PatchOverlap, Refinement
 from vidtwin.seams import seam_options
-from vidtwin.strict_loading import StrictLoading, load_strictly
+from vidtwin.strict_loading import StrictLoading
 from vidtwin.transformer import PatchEmbedding, PatchHead, SpaceTimeTransformer
 
 
@@ -57,7 +56,9 @@ class AutoencoderOutput:
     latents: VidTwinLatents
 
 
-class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[misc]
+class VidTwinAutoencoder(  # type: ignore[misc]
+    ReleasedLoading, StrictLoading, ModelMixin, ConfigMixin
+):
     """The VidTwin autoencoder; keywords as in `vidtwin.config.AutoencoderConfig`.
 
     Source: VidTwin (arXiv 2412.17726). Computes exactly what the released model does, without its
@@ -380,22 +381,6 @@ class VidTwinAutoencoder(StrictLoading, ModelMixin, ConfigMixin):  # type: ignor
         return tiled_reconstruct(
             self, video, tile_overlap=tile_overlap, part=part, tile_batch_size=tile_batch_size
         )
-
-    @classmethod
-    def from_official(cls, path: str | PathLike[str], **config_overrides) -> VidTwinAutoencoder:
-        """The released weights (microsoft/VidTok, .ckpt or .safetensors) in this class.
-
-        Args:
-            path: the checkpoint file; loaded without unpickling objects.
-            config_overrides: what the weights' shapes don't determine: head counts, causality,
-                and height and width of a model that isn't square.
-        Raises:
-            ValueError: naming every key that is missing or unexpected, or has another shape.
-        """
-        config, weights, unknown = read_official(path)
-        model = cls(**(config | config_overrides))
-        load_strictly(model, weights, path, unknown)
-        return model.eval()
 
     def with_mended_seams(self, **options: Any) -> VidTwinAutoencoder:
         """This model with new parts that mend the seams between patches; untrained they do nothing.

@@ -13,10 +13,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from typing_extensions import Self
+
+from vidtwin.config import AutoencoderConfig
+from vidtwin.files import nearest_name
+from vidtwin.strict_loading import load_strictly
 
 __all__ = [
     "DEAD_KEYS",
     "TABLE_KEYS",
+    "ReleasedLoading",
     "infer_config",
     "our_key",
     "read_official",
@@ -73,6 +79,58 @@ _LISTS = (
     (r"content_upsample_blocks\.(\d+)\.", "structure_decoder.upsamplers.", 3),
     (r"downsample_motion_module\.(\d+)\.", "dynamics_encoder.downsamplers.", 2),
 )
+
+
+class ReleasedLoading:
+    """A base class for the autoencoder: makes it from the file that its authors published."""
+
+    @classmethod
+    def from_official(cls, path: str | PathLike[str], **config_overrides: Any) -> Self:
+        """The released weights (microsoft/VidTok, .ckpt or .safetensors) in this class.
+
+        Args:
+            path: the checkpoint file; loaded without unpickling objects.
+            config_overrides: what the weights' shapes don't determine: head counts, causality,
+                and height and width of a model that isn't square.
+        Raises:
+            ValueError: naming every key that is missing or unexpected, or has another shape.
+        """
+        config, weights, unknown = read_official(path)
+        model: Any = cls(**(config | config_overrides))
+        load_strictly(model, weights, path, unknown)
+        return model.eval()
+
+    @classmethod
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path_or_dict: str | PathLike[str],
+        torch_dtype: torch.dtype | None = None,
+        **config_overrides: Any,
+    ) -> Self:
+        """As `from_official`, by diffusers' name for it; its own loader knows its own models alone.
+
+        Args:
+            pretrained_model_link_or_path_or_dict: a file, .ckpt or .safetensors.
+            torch_dtype: of the weights; None for what the file holds, float32.
+            config_overrides: as of `from_official`.
+        Raises:
+            ValueError: as `from_official`; also for a link, a dict, or an option that is no size.
+        """
+        source = pretrained_model_link_or_path_or_dict
+        if not isinstance(source, str | PathLike) or "://" in str(source):
+            raise ValueError(
+                "from_single_file reads a file, got "
+                f"{source if isinstance(source, str) else type(source).__name__}; download it, and "
+                "name its path"
+            )
+        for name in config_overrides:
+            if name not in (known := AutoencoderConfig.__dataclass_fields__):
+                raise ValueError(
+                    f"from_single_file takes no `{name}` (the nearest size of the model is "
+                    f"`{nearest_name(name, known)}`); sizes come from the weights' shapes"
+                )
+        model: Any = cls.from_official(source, **config_overrides)
+        return model if torch_dtype is None else model.to(torch_dtype)
 
 
 def our_key(official_key: str) -> str | None:

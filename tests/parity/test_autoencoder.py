@@ -82,6 +82,31 @@ def test_the_noncausal_variant(official_file, case):
     compare(stages, case, "noncausal", FLOAT64_TOLERANCE)
 
 
+def test_the_name_that_diffusers_has_for_it(official_file, case, model) -> None:
+    other = VidTwinAutoencoder.from_single_file(official_file, **case.overrides)
+    assert dict(other.config) == dict(model.config) and not other.training
+    for name, weight in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name].to(weight), weight)
+    half = VidTwinAutoencoder.from_single_file(
+        str(official_file), torch_dtype=torch.float16, **case.overrides
+    )
+    assert half.dtype == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "told"),
+    [
+        ("https://huggingface.co/x/y/blob/main/z.ckpt", {}, "download it"),
+        ({}, {}, "got dict"),
+        ("x.ckpt", {"original_config": "a.yaml"}, "takes no `original_config`"),
+        ("x.ckpt", {"encoder_head": 2}, "nearest size of the model is `encoder_heads`"),
+    ],
+)
+def test_what_a_single_file_is_not(source, options, told) -> None:
+    with pytest.raises(ValueError, match=told):
+        VidTwinAutoencoder.from_single_file(source, **options)
+
+
 def test_sampling_with_the_stored_noise(model, case):
     stored = {k.removeprefix("causal_sampled."): v for k, v in case.tensors.items()}
     noise = VidTwinLatents(

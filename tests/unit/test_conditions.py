@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -293,6 +294,23 @@ class TestBatches:
             assert torch.equal(whole[:2].arguments()[name][:, :3], one[name])
         states = whole[2:].arguments()["encoder_hidden_states"]
         assert torch.equal(states, other["encoder_hidden_states"])
+
+    @pytest.mark.parametrize(("length", "columns"), [(3, 1), (5, 5)])
+    def test_texts_without_padding_stay_so_among_those_of_their_length(
+        self, length, columns
+    ) -> None:
+        padded = text_condition()
+        assert padded.without_padding() is padded
+        first, second = (
+            replace(one, encoder_attention_mask=torch.ones_like(one.encoder_attention_mask))
+            for one in (text_condition(length=3), text_condition(length=length, seed=1))
+        )
+        parts = [first.without_padding(), second.without_padding(), first.without_padding().null()]
+        joined = TextCondition.cat(parts).encoder_attention_mask
+        assert joined.shape == (6, columns)
+        assert joined.any(1).tolist() == [True] * 4 + [False] * 2
+        expected = TextCondition.cat([first, second, first.null()]).encoder_attention_mask
+        assert torch.equal(joined.expand(expected.shape), expected)
 
     def test_only_alike_ones_can_be_joined(self) -> None:
         with pytest.raises(ValueError, match="the same kinds of conditions"):

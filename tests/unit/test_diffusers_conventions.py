@@ -8,6 +8,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.hooks import HookRegistry
+from diffusers.models.attention_dispatch import attention_backend
 from safetensors.torch import load_file
 
 from diffusion import VidTwinPipeline
@@ -123,12 +124,35 @@ class TestCalls:
         assert used
         torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
 
+    @pytest.mark.parametrize(
+        "asked", [{}, {"prompt": None}, {"prompt": [PROMPT] * 2}, {"negative_prompt": PROMPT}]
+    )
+    def test_backends_without_masks_take_prompts_of_equal_length(self, pipeline, asked) -> None:
+        plain = structure(pipeline, **asked)
+        with attention_backend("_native_flash"):
+            found = structure(pipeline, **asked)
+        torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
+
+    def test_backends_without_masks_refuse_padded_prompts(self, pipeline) -> None:
+        with (
+            attention_backend("_native_flash"),
+            pytest.raises(ValueError, match="`attn_mask` is not supported"),
+        ):
+            structure(pipeline, prompt=[PROMPT, "a star"])
+
     def test_an_empty_negative_prompt_is_none(self, pipeline) -> None:
         assert torch.equal(structure(pipeline, negative_prompt=[""]), structure(pipeline))
 
-    def test_weights_are_offloaded_in_groups(self, pipeline) -> None:
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"offload_type": "leaf_level"},
+            {"offload_type": "block_level", "num_blocks_per_group": 1},
+        ],
+    )
+    def test_weights_are_offloaded_in_groups(self, pipeline, options) -> None:
         plain = structure(pipeline)
-        pipeline.transformer.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+        pipeline.transformer.enable_group_offload(torch.device("cpu"), **options)
         hooks = [HookRegistry.check_if_exists_or_initialize(m).hooks
                  for m in pipeline.transformer.modules()]  # fmt: skip
         assert any("group_offloading" in names for names in hooks)

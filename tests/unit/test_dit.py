@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffusion import DiTConfig, TwinDiT
+from diffusion import DiTConfig, TwinDiT, dit_blocks
 from diffusion.config import TransformerConfig
 from diffusion.dit_blocks import DiTAttention
 from diffusion.positions import position_codes
@@ -387,12 +387,38 @@ class TestConditions:
         assert_close(run(model, inputs, **longer), expected, rtol=1e-4, atol=1e-4)
 
     @pytest.mark.parametrize("variant", TEXT_VARIANTS)
+    def test_texts_without_padding_need_a_mask_beside_other_tokens_alone(
+        self, variant, monkeypatch
+    ) -> None:
+        model, masks = build(variant), []
+        inputs = draw(model)
+        attend = dit_blocks.dispatch_attention_fn
+        monkeypatch.setattr(
+            dit_blocks,
+            "dispatch_attention_fn",
+            lambda *args, attn_mask: masks.append(attn_mask) or attend(*args, attn_mask=attn_mask),
+        )
+        mask = torch.ones(3, TEXT_LENGTH, dtype=torch.bool)
+        mask[1] = False  # the null text
+        expected = run(model, inputs, encoder_attention_mask=mask)
+        masks.clear()
+        came = run(model, inputs, encoder_attention_mask=mask[:, :1])
+        assert_close(came, expected, rtol=1e-5, atol=1e-5)
+        beside = variant in ("in_context", "both_read")
+        assert any(m is not None for m in masks) == beside
+        masks.clear()
+        none = run(model, inputs, encoder_attention_mask=None)
+        assert_close(none[0], expected[0], rtol=1e-5, atol=1e-5)
+        assert masks and not any(m is not None for m in masks)
+
+    @pytest.mark.parametrize("variant", TEXT_VARIANTS)
     def test_every_real_token_is_read(self, variant) -> None:
         model = build(variant)
         inputs = draw(model)
         inputs["encoder_attention_mask"][:] = True
         expected = run(model, inputs)
-        assert torch.equal(run(model, inputs, encoder_attention_mask=None), expected)
+        without = run(model, inputs, encoder_attention_mask=None)
+        assert_close(without, expected, rtol=1e-5, atol=1e-5)
         for token in range(TEXT_LENGTH):
             states = inputs["encoder_hidden_states"].clone()
             states[:, token] = states[:, token].flip(-1)
