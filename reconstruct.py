@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if not arguments.model and not SHIPPED_MODEL.is_dir():
         raise ValueError("no model ships with this version: name one with --model, or try --demo")
-    find_autoencoder(arguments.model or SHIPPED_MODEL)
+    runtime.tell_progress(find_autoencoder(arguments.model or SHIPPED_MODEL))
     if arguments.swap and not arguments.swap.exists():
         raise ValueError(f"--swap {arguments.swap}: no such file")
     folders = [video.target.parent for video in videos]

@@ -4,7 +4,7 @@
     python sample.py --prompts-file prompts.txt --num-videos 4 --seed 7 --output out
     python sample.py --structure-from clip.mp4 --prompt "..."    animate this: dynamics are sampled
     python sample.py --dynamics-from clip.mp4 --prompt "..."     re-skin this: structure is sampled
-    python sample.py --pipeline RUN/pipeline --first-frame cat.png --prompt "..."
+    python sample.py --pipeline RUN --first-frame cat.png --prompt "..."
     python sample.py --lora RUN/lora:0.8 --prompt "..."
     accelerate launch sample.py --class-label 3 --num-samples 2048 --batch-size 32
 
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 # What is heavy is imported where it is used: a wrong flag is answered at once.
 from diffusion.inputs import check_seed, common_length, prompt_list
 from diffusion.pipeline_files import check_asked, find_pipeline
-from vidtwin.files import check_folder, shipped_path
+from vidtwin.files import check_folder
 from vidtwin.text_files import read_lines
 from vidtwin_lab import runtime
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 # Keyword of the pipeline -> flag of another name.
 FLAGS = {"class_labels": "--class-label", "num_inference_steps": "--steps"}
 FLAGS |= {name: f"--{name}-from" for name in ("structure", "dynamics")}
-SHIPPED_PIPELINE = shipped_path("checkpoints/shapes")
+SHIPPED_PIPELINE = "checkpoints/shapes"
 DEFAULT_FPS, SHEET_ROWS = 8.0, 16
 # Arguments that name a file which must be there.
 FILES = ("structure_from", "dynamics_from", "first_frame", "last_frame", "continue_from", "actions")
@@ -61,10 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     runtime.configure_logging()
     prompts = read_prompts(arguments)
     check_folder(arguments.output)
-    found = find_pipeline(shipped_path(arguments.pipeline or SHIPPED_PIPELINE))
+    found = find_pipeline(arguments.pipeline or SHIPPED_PIPELINE)
     if found is not None:
+        arguments.pipeline = str(found)
         check_asked(found, arguments.scheduler, prompts, arguments.class_label)
     adapters = runtime.adapters_of(arguments)
+    if not adapters:
+        runtime.tell_progress(found)
+    for folder, _ in adapters:
+        runtime.tell_progress(folder)
     for name in FILES:
         if (path := getattr(arguments, name)) is not None and not path.is_file():
             flag = name.removesuffix("_from") if name == "continue_from" else name
@@ -131,8 +136,8 @@ def load_pipeline(arguments: argparse.Namespace, accelerator: Any) -> VidTwinPip
     from diffusion import VidTwinPipeline
     from diffusion.schedulers import build_scheduler
 
-    path = str(shipped_path(arguments.pipeline or SHIPPED_PIPELINE))
-    pipeline = VidTwinPipeline.from_pretrained(path, torch_dtype=getattr(torch, arguments.dtype))
+    dtype = getattr(torch, arguments.dtype)
+    pipeline = VidTwinPipeline.from_pretrained(arguments.pipeline, torch_dtype=dtype)
     if arguments.scheduler:
         pipeline.scheduler = build_scheduler(arguments.scheduler, pipeline.scheduler)
     # None: a bar on a terminal, none in a file.
@@ -270,7 +275,7 @@ def describe(
         shown["continue_frames"] = arguments.continue_frames
     tensors = ("structure", "dynamics", "first_frame", "last_frame", "prefix", "actions")
     return {
-        "pipeline": str(arguments.pipeline or SHIPPED_PIPELINE),
+        "pipeline": arguments.pipeline,
         **({"lora": arguments.lora} if arguments.lora else {}),
         **{f"{name}_sha256": digest for name, digest in digests.items()},
         "scheduler": scheduler,

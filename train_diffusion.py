@@ -101,7 +101,7 @@ class TrainConfig(InputsConfig, runtime.RunConfig):
 
     def check_files(self, dry_run: bool = False) -> None:
         runtime.RunConfig.check_files(self, dry_run)
-        check_input_files(self, dry_run)
+        runtime.tell_progress(check_input_files(self, dry_run))
         if self.init_from is not None:
             find_transformer(self.init_from)
 

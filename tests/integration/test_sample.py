@@ -264,6 +264,37 @@ def test_a_pipeline_with_a_part_missing(sample, workdir, tmp_path, part) -> None
     assert not out.exists()
 
 
+def test_a_run_folder_is_taken_and_says_what_it_has_reached(
+    sample, workdir, tmp_path, caplog
+) -> None:
+    run_folder, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(workdir / "text", run_folder / "pipeline")
+    (run_folder / "config.yaml").write_text("steps: 60\nsave_every: 20\nlora: {rank: 0}\n")
+    options = ("--prompt", "a star", "--output", out, "--overwrite")
+    with caplog.at_level("INFO", "vidtwin_lab"):
+        sample(*options, pipeline=str(run_folder)).done()
+        assert "has saved none of its 60 steps yet" in caplog.text
+        assert "is as it began (save_every=20)" in caplog.text
+        for step in (20, 60):
+            caplog.clear()
+            folder = run_folder / "checkpoints" / f"step_{step:09d}"
+            folder.mkdir(parents=True)
+            (folder / "progress.json").write_text("{}")
+            sample(*options, pipeline=str(run_folder)).done()
+            told = f"{run_folder} has done 20 of its 60 steps: {run_folder / 'pipeline'} is of then"
+            assert (told in caplog.text) == (step == 20)
+    assert read_json(out / "sample.json")["made_by"]["pipeline"] == str(run_folder / "pipeline")
+    (run_folder / "config.yaml").write_text("steps: 60\nlora: {rank: 2}\n")
+    sample(*options, pipeline=str(run_folder)).done()
+    assert f"without them; add --lora {run_folder / 'lora'}" in caplog.text
+
+
+def test_a_run_without_a_pipeline_is_told_from_other_folders(sample, tmp_path) -> None:
+    (tmp_path / "config.yaml").write_text("steps: 60\n")
+    ended = sample("--prompt", "a star", "--output", tmp_path / "out", pipeline=str(tmp_path))
+    assert f"the run {tmp_path} has no pipeline/: a run of train_diff" in ended.refused()
+
+
 def test_a_long_prompt_is_cut_with_a_warning(sample, caplog, tmp_path) -> None:
     prompt = "a red circle moves left " * 5 + "stars"
     sample("--prompt", prompt, "--output", tmp_path / "out").done()

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from vidtwin.files import shipped_path
 from vidtwin_lab.evaluation.codec import check_encoder
 from vidtwin_lab.evaluation.config import TORCHSCRIPT, crf_of, model_sizes
 from vidtwin_lab.evaluation.features import FeatureExtractor, features_name, load_features
@@ -98,7 +99,7 @@ def missing_files(config: GenerationConfig) -> list[str]:
     for key, path in named.items():
         # A name with one slash may be a pipeline of the hub.
         may_be_hub = key == "generated.path" and path is not None and path.count("/") == 1
-        if path is not None and not may_be_hub and not Path(path).expanduser().exists():
+        if path is not None and not may_be_hub and not shipped_path(path).exists():
             missing.append(f"{key}={path} is not there")
     return missing
 

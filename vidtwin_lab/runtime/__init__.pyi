@@ -42,6 +42,7 @@ from vidtwin_lab.runtime.processes import (
     sync_on_last,
     write_frozen,
 )
+from vidtwin_lab.runtime.progress import tell_progress
 from vidtwin_lab.runtime.run import TrainingRun, check_launched_precision
 from vidtwin_lab.runtime.run_config import (
     TRACKERS,
@@ -125,6 +126,7 @@ __all__ = [
     "set_learning_rate",
     "start_accelerator",
     "sync_on_last",
+    "tell_progress",
     "usable_device",
     "write_frozen",
 ]

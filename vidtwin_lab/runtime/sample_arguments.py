@@ -48,7 +48,8 @@ def add_what(add: Callable[..., Any]) -> None:
     add("--continue", dest="continue_from", type=Path, metavar="VIDEO", help="whose last frames")
     add("--continue-frames", type="count", default=4, metavar="N", help="start it (%(default)s)")
     add("--actions", type=Path, metavar="TABLE", help="what acts in each frame, .csv with names")
-    add("--pipeline", metavar="PATH", help="folder or hub id (default: the moving shapes)")
+    told = "run folder, pipeline or hub id (default: the moving shapes)"
+    add("--pipeline", metavar="PATH", help=told)
     add("--output", type=Path, metavar="FOLDER", help="(default: a new outputs/samples...)")
     add("--overwrite", action="store_true", help="remove older samples from the folder")
     add("--seed", type=int, default=0, help="of the first sample; the others count up from it")
