@@ -139,8 +139,8 @@ def find_inputs(config: TrainConfig, device: torch.device | str, **options: Any)
     from diffusion.training import build_inputs
 
     inputs = build_inputs(config, device, config.validation_samples > 0, **options)
-    if config.sample_classes:
-        class_indices(config.sample_classes, len(inputs.class_names), inputs.class_names)
+    if asked := config.sample_classes:
+        class_indices(asked, len(inputs.class_names), inputs.class_names, "sample_classes")
     return inputs
 
 

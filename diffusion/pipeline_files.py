@@ -170,10 +170,10 @@ def check_trained_with(condition: str, size: int | None, others: int | None) -> 
     if size is None:
         name, other = ("prompt", "class_labels")
         if condition == "classes":
-            name, other = ("class label", "prompt")
+            name, other = other, name
         known = f"; ask by `{other}`" if others else ""
         raise ValueError(
-            f"this pipeline was not trained with {condition}: leave out the {name}{known}"
+            f"this pipeline was not trained with {condition}: leave out `{name}`{known}"
         )
 
 

@@ -52,7 +52,13 @@ from vidtwin_lab.runtime.run_config import (
     RunConfig,
     check_precision,
 )
-from vidtwin_lab.runtime.sample_arguments import adapters_of, guidance_of, parse_sample_arguments
+from vidtwin_lab.runtime.sample_arguments import (
+    SAMPLE_FILES,
+    adapters_of,
+    flag_told,
+    guidance_of,
+    parse_sample_arguments,
+)
 from vidtwin_lab.runtime.sample_folder import SampleFolder, new_sample_folder
 from vidtwin_lab.runtime.sharding import start_accelerator
 from vidtwin_lab.runtime.trackers import Trackers, build_trackers
@@ -70,6 +76,7 @@ from vidtwin_lab.runtime.training import (
 )
 
 __all__ = [
+    "SAMPLE_FILES",
     "TRACKERS",
     "ArgumentParser",
     "BufferGuard",
@@ -100,6 +107,7 @@ __all__ = [
     "configure_logging",
     "ema_weights",
     "find_checkpoint",
+    "flag_told",
     "flatten",
     "format_config",
     "gather_rows",
