@@ -138,8 +138,9 @@ TORCHSCRIPT = {
 }
 
 
-# Of our own functions, the one that a config file may name too.
+# Of our own functions, those that a config file may name too.
 OWN_FEATURES = "vidtwin_lab.evaluation.features:random_convolutions"
+CLASSIFIER_FEATURES = "vidtwin_lab.evaluation.features:trained_classifier"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +162,7 @@ class FeaturesConfig:
     """
 
     FILE_VALUES: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "name": (*TORCHSCRIPT, "videomae", OWN_FEATURES),
+        "name": (*TORCHSCRIPT, "videomae", OWN_FEATURES, CLASSIFIER_FEATURES),
         "run_program": (False,),
     }
 
@@ -181,6 +182,11 @@ class FeaturesConfig:
             raise ValueError(
                 "features.name=videomae needs features.path: a folder, or a hub id such as "
                 "MCG-NJU/videomae-base-finetuned-kinetics"
+            )
+        if self.name == CLASSIFIER_FEATURES and not self.path:
+            raise ValueError(
+                f"features.name={self.name} needs features.path: the output folder of "
+                "evaluate.py classifier"
             )
 
 

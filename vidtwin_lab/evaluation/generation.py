@@ -8,6 +8,7 @@ generation_features computes the features of both sides, generation_distances th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,8 @@ from vidtwin_lab.evaluation.report import (
 )
 from vidtwin_lab.evaluation.statistics import check_enough, metric_name
 from vidtwin_lab.evaluation.videos import DataVideos, check_number
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["describe", "drawer", "markdown_row", "measure", "table"]
 
@@ -241,6 +244,8 @@ def load_networks(
         return features, load_features(config.classifier, processes.device)
 
     features, classifier = processes.main_first(load)
+    if features.about and processes.main:
+        logger.warning("the distances are by %s: %s", features.name, features.about)
     if classifier is not None and not classifier.probabilities:
         raise ValueError(
             f"an inception score needs class probabilities, and {classifier.name} gives none; "
