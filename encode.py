@@ -120,7 +120,7 @@ def main() -> None:
     runtime.configure_logging()
     arguments = runtime.parse_arguments(__doc__ or "", training=False, starters=STARTERS)
     config = runtime.read_config(EncodeConfig, arguments)
-    find_autoencoder(config.autoencoder, untrained=arguments.dry_run)
+    runtime.tell_progress(find_autoencoder(config.autoencoder, untrained=arguments.dry_run))
     if not arguments.dry_run:
         config.data.check_files()
         check_folder(Path(config.output), "output=FOLDER")

@@ -32,6 +32,7 @@ from typing import Any
 
 import yaml
 
+from diffusion.pipeline_files import pipeline_folder
 from vidtwin.data import TooManyBadFiles
 from vidtwin.files import check_folder
 from vidtwin.hub_names import check_local_path
@@ -85,13 +86,17 @@ def check_paths(config: Any, dry_run: bool) -> None:
     """Raises ValueError for a path that is not there, before torch is loaded."""
     check_folder(Path(config.output), "output=FOLDER")
     if autoencoder := getattr(config, "autoencoder", None):
-        find_autoencoder(autoencoder)
+        runtime.tell_progress(find_autoencoder(autoencoder))
     if pipeline := getattr(config, "pipeline", None):
         check_local_path(pipeline, "pipeline")
+        runtime.tell_progress(pipeline_folder(pipeline))
     if not dry_run:
         for part in ("data", "generated"):
             if hasattr(config, part):
                 getattr(config, part).check_files()
+        generated = getattr(config, "generated", None)
+        if generated is not None and generated.kind == "pipeline":
+            runtime.tell_progress(pipeline_folder(generated.path))
 
 
 def measure(name: str, config: Any, *, dry_run: bool) -> None:

@@ -73,6 +73,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
+    runtime.configure_logging()
     runtime.refuse_several_processes("reconstruct.py")
     if arguments.demo:
         prepare_demo(arguments)
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if not arguments.model and not SHIPPED_MODEL.is_dir():
         raise ValueError("no model ships with this version: name one with --model, or try --demo")
-    find_autoencoder(arguments.model or SHIPPED_MODEL)
+    runtime.tell_progress(find_autoencoder(arguments.model or SHIPPED_MODEL))
     if arguments.swap and not arguments.swap.exists():
         raise ValueError(f"--swap {arguments.swap}: no such file")
     folders = [video.target.parent for video in videos]
@@ -153,6 +154,7 @@ def build_reconstructor(arguments: argparse.Namespace) -> tuple[Path, str, Recon
         save_latents=arguments.save_latents,
         lpips=lpips,
         lpips_reason=reason,
+        resize_hint="--resize",
     )
     return found, digest, reconstructor
 
@@ -186,8 +188,6 @@ def show_plan(
     reconstructor: Reconstructor, videos: list[InputVideo], model_path: Path, digest: str
 ) -> int:
     """Prints what would be done, with which model; returns the number of bad videos."""
-    from vidtwin.tiling import tile_starts
-
     sizes, layout = reconstructor.model.sizes, reconstructor.layout
     count = sum(parameter.numel() for parameter in reconstructor.model.parameters())
     print(f"model    {model_path}  {count:,} parameters  sha256 {digest}")
@@ -205,8 +205,7 @@ def show_plan(
             bad += 1
             continue
         shape = (opened.total, *opened.size)
-        axes = zip(shape, layout.window, layout.overlap, strict=True)
-        windows = " x ".join(str(len(tile_starts(*axis))) for axis in axes)
+        windows = " x ".join(map(str, reconstructor.windows(opened)))
         size = " x ".join(map(str, shape))
         print(
             f"{video.source}: {size} at {opened.fps:.6g} fps, {windows} windows -> "

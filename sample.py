@@ -4,7 +4,7 @@
     python sample.py --prompts-file prompts.txt --num-videos 4 --seed 7 --output out
     python sample.py --structure-from clip.mp4 --prompt "..."    animate this: dynamics are sampled
     python sample.py --dynamics-from clip.mp4 --prompt "..."     re-skin this: structure is sampled
-    python sample.py --pipeline RUN/pipeline --first-frame cat.png --prompt "..."
+    python sample.py --pipeline RUN --first-frame cat.png --prompt "..."
     python sample.py --lora RUN/lora:0.8 --prompt "..."
     accelerate launch sample.py --class-label 3 --num-samples 2048 --batch-size 32
 
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 # What is heavy is imported where it is used: a wrong flag is answered at once.
 from diffusion.inputs import check_seed, common_length, prompt_list
 from diffusion.pipeline_files import check_asked, find_pipeline
-from vidtwin.files import check_folder, shipped_path
+from vidtwin.files import check_folder
 from vidtwin.text_files import read_lines
 from vidtwin_lab import runtime
 
@@ -38,12 +38,10 @@ if TYPE_CHECKING:
     from diffusion import VidTwinPipeline
 
 # Keyword of the pipeline -> flag of another name.
-FLAGS = {"class_labels": "--class-label", "num_inference_steps": "--steps"}
+FLAGS = {"class_labels": "--class-label", "num_inference_steps": "--steps", "prefix": "--continue"}
 FLAGS |= {name: f"--{name}-from" for name in ("structure", "dynamics")}
-SHIPPED_PIPELINE = shipped_path("checkpoints/shapes")
+SHIPPED_PIPELINE = "checkpoints/shapes"
 DEFAULT_FPS, SHEET_ROWS = 8.0, 16
-# Arguments that name a file which must be there.
-FILES = ("structure_from", "dynamics_from", "first_frame", "last_frame", "continue_from", "actions")
 
 
 @dataclass(frozen=True)
@@ -61,14 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     runtime.configure_logging()
     prompts = read_prompts(arguments)
     check_folder(arguments.output)
-    found = find_pipeline(shipped_path(arguments.pipeline or SHIPPED_PIPELINE))
+    found = find_pipeline(arguments.pipeline or SHIPPED_PIPELINE)
     if found is not None:
+        arguments.pipeline = str(found)
         check_asked(found, arguments.scheduler, prompts, arguments.class_label)
     adapters = runtime.adapters_of(arguments)
-    for name in FILES:
-        if (path := getattr(arguments, name)) is not None and not path.is_file():
-            flag = name.removesuffix("_from") if name == "continue_from" else name
-            raise ValueError(f"--{flag.replace('_', '-')} {path} is not a file")
+    if not adapters:
+        runtime.tell_progress(found)
+    for folder, _ in adapters:
+        runtime.tell_progress(folder)
 
     from diffusion.given_clips import given_clips
     from diffusion.lora import load_adapters
@@ -131,8 +130,8 @@ def load_pipeline(arguments: argparse.Namespace, accelerator: Any) -> VidTwinPip
     from diffusion import VidTwinPipeline
     from diffusion.schedulers import build_scheduler
 
-    path = str(shipped_path(arguments.pipeline or SHIPPED_PIPELINE))
-    pipeline = VidTwinPipeline.from_pretrained(path, torch_dtype=getattr(torch, arguments.dtype))
+    dtype = getattr(torch, arguments.dtype)
+    pipeline = VidTwinPipeline.from_pretrained(arguments.pipeline, torch_dtype=dtype)
     if arguments.scheduler:
         pipeline.scheduler = build_scheduler(arguments.scheduler, pipeline.scheduler)
     # None: a bar on a terminal, none in a file.
@@ -145,9 +144,9 @@ def plan(
 ) -> list[Request]:
     """Every video that is asked for, by its index."""
     labels = pipeline.class_indices(arguments.class_label)
-    count = common_length(prompt=prompts, class_label=labels)
+    count = common_length(prompt=prompts, class_labels=labels)
     number = arguments.num_samples or count * (arguments.num_videos or 1)
-    check_seed("--seed", arguments.seed, number)
+    check_seed("seed", arguments.seed, number)
 
     def request(index: int) -> Request:
         place = index % count if arguments.num_samples else index // (number // count)
@@ -185,18 +184,22 @@ def sampling_options(arguments: argparse.Namespace, pipeline: VidTwinPipeline) -
     sizes, fps = pipeline.autoencoder.sizes, pipeline.config["fps"]
     for name in ("first_frame", "last_frame"):
         if (path := getattr(arguments, name)) is not None:
-            options[name] = read_image(path, sizes.height, sizes.width)
+            with runtime.flag_told(name):
+                options[name] = read_image(path, sizes.height, sizes.width)
     if (path := arguments.continue_from) is not None:
-        count = arguments.continue_frames
-        options["prefix"] = read_last_frames(path, count, sizes.height, sizes.width, fps)
+        count, most = arguments.continue_frames, sizes.num_frames - 1
+        if count > most:
+            raise ValueError(f"--continue-frames must be 1 to this model's {most}, got {count}")
+        with runtime.flag_told("continue_from"):
+            options["prefix"] = read_last_frames(path, count, sizes.height, sizes.width, fps)
     if (path := arguments.actions) is not None:
         names = pipeline.config["action_names"] or ()
         options["actions"] = torch.tensor(read_actions(path, names, sizes.num_frames))
     for name in ("structure", "dynamics"):
         path = getattr(arguments, f"{name}_from")
         if path is not None:
-            _, frames, height, width = sizes.video_shape
-            options[name] = read_first_window(path, frames, height, width, fps)
+            with runtime.flag_told(f"{name}_from"):
+                options[name] = read_first_window(path, *sizes.video_shape[1:], fps)
     return options
 
 
@@ -258,8 +261,8 @@ def describe(
     # Older samples' files have the first two alone.
     sources = {
         name: path
-        for name in FILES
-        if (path := getattr(arguments, name)) is not None or name in FILES[:2]
+        for name in runtime.SAMPLE_FILES
+        if (path := getattr(arguments, name)) is not None or name in runtime.SAMPLE_FILES[:2]
     }
     shown = dict(options)
     if arguments.guider is not None:
@@ -270,7 +273,7 @@ def describe(
         shown["continue_frames"] = arguments.continue_frames
     tensors = ("structure", "dynamics", "first_frame", "last_frame", "prefix", "actions")
     return {
-        "pipeline": str(arguments.pipeline or SHIPPED_PIPELINE),
+        "pipeline": arguments.pipeline,
         **({"lora": arguments.lora} if arguments.lora else {}),
         **{f"{name}_sha256": digest for name, digest in digests.items()},
         "scheduler": scheduler,

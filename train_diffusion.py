@@ -101,7 +101,7 @@ class TrainConfig(InputsConfig, runtime.RunConfig):
 
     def check_files(self, dry_run: bool = False) -> None:
         runtime.RunConfig.check_files(self, dry_run)
-        check_input_files(self, dry_run)
+        runtime.tell_progress(check_input_files(self, dry_run))
         if self.init_from is not None:
             find_transformer(self.init_from)
 
@@ -139,8 +139,8 @@ def find_inputs(config: TrainConfig, device: torch.device | str, **options: Any)
     from diffusion.training import build_inputs
 
     inputs = build_inputs(config, device, config.validation_samples > 0, **options)
-    if config.sample_classes:
-        class_indices(config.sample_classes, len(inputs.class_names), inputs.class_names)
+    if asked := config.sample_classes:
+        class_indices(asked, len(inputs.class_names), inputs.class_names, "sample_classes")
     return inputs
 
 

@@ -57,16 +57,16 @@ def parse_guider(text: str) -> tuple[str, dict[str, Any]]:
     """
     name, *words = text.split() or [""]
     if name not in GUIDER_NAMES:
-        raise ValueError(f"the guiders are {', '.join(GUIDER_NAMES)}; got {name!r}")
+        raise ValueError(f"`guider` must be one of {', '.join(GUIDER_NAMES)}; got {name!r}")
     options: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not key or not equals or not value or key in options:
-            raise ValueError(f"guider {name}: expected key=value, each key once, got {word!r}")
+            raise ValueError(f"`guider` {name}: expected key=value, each key once, got {word!r}")
         try:
             options[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ValueError(f"guider {name}: {word!r} has no YAML value") from error
+            raise ValueError(f"`guider` {name}: {word!r} has no YAML value") from error
     return name, options
 
 
@@ -87,12 +87,12 @@ def build_guider(text: str, guidance_scale: float) -> Any:
     for key in options:
         if key not in known:
             raise ValueError(
-                f"guider {name}: no option `{key}`; the nearest is {nearest_name(key, known)}"
+                f"`guider` {name}: no option {key!r}; the nearest is {nearest_name(key, known)}"
             )
     try:
         guider = kind(**{"guidance_scale": guidance_scale} | options)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"guider {name}: {error}") from error
+        raise ValueError(f"`guider` {name}: {error}") from error
     check_guider(guider)
     return guider
 

@@ -77,7 +77,10 @@ def negative_list(prompt: str | Sequence[str] | None) -> list[str] | None:
 
 
 def class_indices(
-    labels: int | str | Sequence[int | str], num_classes: int, names: Sequence[str] | None
+    labels: int | str | Sequence[int | str],
+    num_classes: int,
+    names: Sequence[str] | None,
+    keyword: str = "class_labels",
 ) -> list[int]:
     """Classes by number or name as numbers.
 
@@ -85,6 +88,7 @@ def class_indices(
         labels: one or several; a name may also be a number in digits.
         num_classes: of the model.
         names: of the classes, if they have any.
+        keyword: that they are given by, for the message.
     Raises:
         ValueError: for a class that is not there, with the nearest names.
     """
@@ -92,11 +96,11 @@ def class_indices(
     several: Any = [labels] if alone else labels
     given = list(several)
     if not given:
-        raise ValueError("`class_labels` is an empty list; give at least one class, or None")
-    return [_class_index(label, num_classes, list(names or [])) for label in given]
+        raise ValueError(f"`{keyword}` is an empty list; give at least one class, or None")
+    return [_class_index(label, num_classes, list(names or []), keyword) for label in given]
 
 
-def _class_index(label: Any, num_classes: int, names: list[str]) -> int:
+def _class_index(label: Any, num_classes: int, names: list[str], keyword: str) -> int:
     if isinstance(label, str) and label in names:
         return names.index(label)
     digits = isinstance(label, str) and label.strip().isdecimal()
@@ -105,12 +109,12 @@ def _class_index(label: Any, num_classes: int, names: list[str]) -> int:
         return number
     if number is not None or not names:
         raise ValueError(
-            f"there is no class {label!r}: the classes are numbered 0 to {num_classes - 1}"
+            f"`{keyword}`: there is no class {label!r}; they are numbered 0 to {num_classes - 1}"
         )
     lowered = {name.lower(): name for name in names}
     near = difflib.get_close_matches(str(label).lower(), lowered, n=3, cutoff=0.0)
     nearest = ", ".join(lowered[name] for name in near)
-    raise ValueError(f"there is no class {label!r}; the nearest names are {nearest}")
+    raise ValueError(f"`{keyword}`: there is no class {label!r}; the nearest names are {nearest}")
 
 
 def common_length(**given: Sized | None) -> int:
@@ -122,7 +126,7 @@ def common_length(**given: Sized | None) -> int:
     lengths = {name: len(values) for name, values in given.items() if values is not None}
     count = max(lengths.values(), default=1)
     if not set(lengths.values()) <= {1, count}:
-        found = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        found = ", ".join(f"`{name}` {length}" for name, length in lengths.items())
         raise ValueError(f"expected one of each, or as many of each, got {found}")
     return count
 

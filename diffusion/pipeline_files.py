@@ -13,6 +13,7 @@ from diffusion.cache_format import LATENT_NAMES
 from diffusion.inputs import class_indices
 from diffusion.scheduler_names import check_scheduler_name, scheduler_names, stepped_by
 from diffusion.text_loading import load_text_model
+from vidtwin.files import shipped_path
 from vidtwin.hub_names import check_local_path
 from vidtwin.text_files import read_json
 
@@ -26,9 +27,11 @@ __all__ = [
     "check_scheduler",
     "find_pipeline",
     "load_parts",
+    "pipeline_folder",
 ]
 
 INDEX = "model_index.json"
+RUN_CONFIG, RUN_PIPELINE = "config.yaml", "pipeline"  # of a run folder of train_diffusion.py
 CLASS_NAME = "VidTwinPipeline"
 # Where the class of a component may come from: diffusers imports the module that the index names,
 # so a foreign name in it would be foreign code.
@@ -54,13 +57,23 @@ DOWNLOAD_OPTIONS = (
 )
 
 
+def pipeline_folder(name: str | PathLike[str]) -> Path:
+    """Where the pipeline of this name lies, if it is a folder: its own, a run's, a shipped one."""
+    folder = shipped_path(str(name))
+    below = folder / RUN_PIPELINE
+    return below if (below / INDEX).is_file() and not (folder / INDEX).is_file() else folder
+
+
 def find_pipeline(name: str | PathLike[str]) -> Path | None:
     """The folder of a saved pipeline, with all its parts; None for what must be a hub id.
 
+    Args:
+        name: a folder of `save_pretrained`, a run folder of train_diffusion.py, a shipped
+            pipeline such as "checkpoints/shapes", or a hub id.
     Raises:
-        ValueError: if it is neither, or the folder holds no pipeline.
+        ValueError: if it is none of them, or the folder holds no pipeline.
     """
-    folder = Path(name).expanduser()
+    folder = pipeline_folder(name)
     if folder.is_dir():
         check_pipeline_folder(folder)
         return folder
@@ -83,9 +96,14 @@ def check_pipeline_folder(folder: Path, passed: Collection[str] = ()) -> dict[st
     """
     index = folder / INDEX
     if not index.is_file():
+        if (folder / RUN_CONFIG).is_file():
+            raise ValueError(
+                f"the run {folder} has no {RUN_PIPELINE}/: a run of train_diffusion.py has one as "
+                "soon as its training begins, other runs have none"
+            )
         raise ValueError(
-            f"{folder} holds no pipeline: there is no {INDEX} in it; name a folder written by "
-            "save_pretrained"
+            f"{folder} holds no pipeline: there is no {INDEX} in it; name a run folder of "
+            "train_diffusion.py, or a folder written by save_pretrained"
         )
     entries = _read_json(index)
     if (found := entries.get("_class_name")) != CLASS_NAME:
@@ -152,10 +170,10 @@ def check_trained_with(condition: str, size: int | None, others: int | None) -> 
     if size is None:
         name, other = ("prompt", "class_labels")
         if condition == "classes":
-            name, other = ("class label", "prompt")
+            name, other = other, name
         known = f"; ask by `{other}`" if others else ""
         raise ValueError(
-            f"this pipeline was not trained with {condition}: leave out the {name}{known}"
+            f"this pipeline was not trained with {condition}: leave out `{name}`{known}"
         )
 
 
@@ -258,7 +276,7 @@ def load_parts(
     if "dtype" not in options:
         options = {"torch_dtype": torch.float32} | options
     options = options | {"use_safetensors": True}
-    folder = Path(name).expanduser()
+    folder = pipeline_folder(name)
     if not folder.is_dir():
         find_pipeline(name)
         asked = {key: options[key] for key in DOWNLOAD_OPTIONS if key in options}

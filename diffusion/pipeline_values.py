@@ -194,7 +194,7 @@ def frames_of(
     if not pipeline.transformer.sizes.given_frames:
         raise ValueError(
             "this pipeline was not trained with given frames: leave out `first_frame`, "
-            "`last_frame` and `prefix`, or train one with the shares of `given`"
+            "`last_frame` and `prefix`, or train one with given.prefix=0.2 or the like"
         )
     if "dynamics_x" in given_names:
         raise ValueError("frames and `dynamics` are both given; leave out one of them")
@@ -260,8 +260,8 @@ def check_distilled(
         return
     if steps != trained:
         raise ValueError(
-            f"this pipeline was distilled to {trained} steps and takes no other number, got "
-            f"num_inference_steps={steps}; leave it out, or {other}"
+            f"`num_inference_steps` must be {trained}, which this pipeline was distilled to, got "
+            f"{steps}; leave it out, or {other}"
         )
     if guider is not None or {*scales.of("text"), *scales.of("class_")} != {1.0}:
         raise ValueError(
@@ -280,8 +280,8 @@ def lead_of(pipeline: Any, asked: float | None, steps: int, given_names: frozens
     if given_names:
         if asked:
             raise ValueError(
-                f"`structure_lead` is {asked}, and {', '.join(sorted(given_names))} are given, "
-                "so there is one latent to sample and none to lead; leave it out"
+                f"`structure_lead` is {asked}, and one of the latents is given, so there is one to "
+                "sample and none to lead; leave it out"
             )
         return 0.0
     if asked is None:  # of few steps it may be none
@@ -299,8 +299,8 @@ def starts_of(
     starts = window_starts(num_frames, window, overlap)
     if len(starts) > 1 and dynamics_are_given:
         raise ValueError(
-            f"`dynamics` hold {window} frames of motion, got num_frames={num_frames}; "
-            "leave out `num_frames`"
+            f"`dynamics` hold {window} frames of motion, got `num_frames` of {num_frames}; "
+            "leave it out"
         )
     return starts
 

@@ -428,7 +428,7 @@ def describe_training(
     if source is not None:
         names = source.label_names if config.class_conditional else []
         if sample_classes:
-            class_indices(sample_classes, len(names), names)
+            class_indices(sample_classes, len(names), names, "sample_classes")
         lines.append(f"clips: {len(source):,}; classes: {', '.join(names) or 'none'}")
     return "\n".join(lines)
 

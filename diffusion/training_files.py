@@ -9,15 +9,15 @@ from pathlib import Path
 
 from diffusion.cache_format import read_manifest
 from diffusion.config import InputsConfig
+from diffusion.pipeline_files import pipeline_folder
 from diffusion.text_loading import find_encoder
-from vidtwin.files import shipped_path
 from vidtwin.model_paths import find_autoencoder
 
 __all__ = ["check_input_files", "find_transformer"]
 
 
-def check_input_files(config: InputsConfig, dry_run: bool = False) -> None:
-    """Looks for the autoencoder, the data or the cache, and the text encoder.
+def check_input_files(config: InputsConfig, dry_run: bool = False) -> Path:
+    """Where the autoencoder is; looks for the data or the cache, and the text encoder too.
 
     Args:
         config: of the run.
@@ -25,27 +25,30 @@ def check_input_files(config: InputsConfig, dry_run: bool = False) -> None:
     Raises:
         ValueError: for the first that is not there.
     """
-    find_autoencoder(config.autoencoder, untrained=dry_run)
+    autoencoder = find_autoencoder(config.autoencoder, untrained=dry_run)
     if dry_run:
-        return
+        return autoencoder
     if config.cache is None:
         config.data.check_files()
     else:
         read_manifest(Path(config.cache).expanduser() / "train")
     if config.text_encoder is not None:
         find_encoder(config.text_encoder)
+    return autoencoder
 
 
 def find_transformer(init_from: str) -> Path:
-    """The folder of a saved transformer.
+    """The folder of a saved transformer, of its own or in a pipeline or run folder.
 
     Raises:
         ValueError: if there is none in it.
     """
-    folder = shipped_path(init_from)
+    folder = pipeline_folder(init_from)
+    if (folder / "transformer").is_dir():
+        folder = folder / "transformer"
     if not (folder / "config.json").is_file():
         raise ValueError(
-            f"init_from={init_from} holds no transformer: expected a folder of save_pretrained, "
-            "such as RUN/pipeline/transformer"
+            f"init_from={init_from} holds no transformer: expected a run folder of "
+            "train_diffusion.py, a pipeline's, or a folder such as RUN/pipeline/transformer"
         )
     return folder

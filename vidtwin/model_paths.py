@@ -15,8 +15,8 @@ from vidtwin.yaml_files import read_config_file
 
 __all__ = ["find_autoencoder", "read_model_section"]
 
-# What a run of train_ae.py leaves, best first.
-MODEL_FOLDERS = ("autoencoder_ema", "autoencoder")
+# What a run of train_ae.py leaves, best first, and that of the pipeline of another run.
+MODEL_FOLDERS = ("autoencoder_ema", "autoencoder", "pipeline/autoencoder")
 OFFICIAL_SUFFIXES = (".ckpt", ".safetensors", ".pt", ".pth")
 CONFIG_SUFFIXES = (".yaml", ".yml")
 
@@ -26,7 +26,7 @@ def find_autoencoder(path: str | Path, *, untrained: bool = False) -> Path:
 
     Args:
         path: a `save_pretrained` folder, a run folder of train_ae.py (EMA weights are preferred
-            to the last ones), or a released checkpoint file.
+            to the last ones), that of a pipeline or of its run, or a released checkpoint file.
         untrained: also accept the YAML config of a train_ae.py run, for `--dry-run`.
     Raises:
         ValueError: if there is no autoencoder.
@@ -58,7 +58,8 @@ def find_autoencoder(path: str | Path, *, untrained: bool = False) -> Path:
     if folder is None:
         raise ValueError(
             f"the folder {path} holds no autoencoder: expected config.json in it (save_pretrained) "
-            f"or in {' or '.join(MODEL_FOLDERS)} below it (a finished run of train_ae.py)"
+            f"or in {' or '.join(MODEL_FOLDERS)} below it (a run of train_ae.py has them from its "
+            "first checkpoint on, after save_every steps)"
         )
     return folder
 

@@ -143,7 +143,10 @@ PLAIN = {
         ("--guidance-scale 0.5", "--guidance-scale must be at least 1.0"),
         ("--pipeline ./nowhere/at/all", "no pipeline in nowhere/at/all: the folder does not exist"),
         ("--scheduler foo", "--scheduler must be one of euler, heun, dpm++, unipc for"),
-        ("--class-label Wave", "not trained with classes: leave out the class label; ask by --pro"),
+        (
+            "--class-label Wave",
+            "not trained with classes: leave out --class-label; ask",
+        ),
         ("--pipeline docs", "docs holds no pipeline"),
         ("--prompts-file nowhere.txt", "nowhere.txt"),
         ("--structure-from nowhere.mp4", "--structure-from nowhere.mp4 is not a file"),

@@ -197,6 +197,34 @@ def test_memory_is_flat_for_the_distance_alone(evaluate, tmp_path) -> None:
     assert kept["value"] == report["found"][NAME]["value"]
 
 
+def test_a_few_own_clips_take_a_run_folder_and_one_command(
+    evaluate, workdir, tmp_path, caplog, build_pipeline
+) -> None:
+    build_pipeline(text=False, classes=True).save_pretrained(tmp_path / "run" / "pipeline")
+    out, of_run = tmp_path / "out", f"generated.path={tmp_path / 'run'}"
+    words = ("generation", "--config", ROOT / "configs/evaluation/generation_own.yaml")
+    few = ("data.path=clips", "num_videos=4", "generated.num_inference_steps=2", "cache=null")
+    run("evaluate", *words, of_run, *few, f"output={out}", folder=workdir).done()
+    protocol = result(out)["protocol"]
+    assert protocol["real"]["n"] == CLIPS
+    assert "nothing of whether a video looks real" in protocol["features"]["about"]
+    assert "random weights: colours and rough motion alone" in caplog.text
+    sizes = (f"data.num_frames={FRAMES}", f"data.height={HEIGHT}", f"data.width={WIDTH}")
+    judge = ("steps=2", "batch_size=2", "data.source=classes", "data.validation_fraction=0.3")
+    made = f"output={tmp_path / 'judge'}"
+    run("evaluate", "classifier", *judge, "data.path=clips", *sizes, made, folder=workdir).done()
+    name = "features.name=vidtwin_lab.evaluation.features:trained_classifier"
+    own = (name, f"features.path={tmp_path / 'judge'}", "metrics=[fvd,is]", "is_splits=2")
+    run("evaluate", *words, of_run, *few, *own, f"output={out}", folder=workdir).done()
+    assert result(out)["protocol"]["features"]["about"].startswith("a classifier of its own clips")
+    metrics = result(out)["protocol"]["metric"]
+    assert "FVD@4[vidtwin_lab.evaluation.features:trained_classifier]" in metrics
+    assert any(metric.startswith("IS") for metric in metrics)
+    assert "needs features.path" in evaluate(name, "features.path=null").refused()
+    lost = evaluate(name, "features.path=nowhere", f"output={tmp_path / 'no'}").refused()
+    assert "features.path=nowhere holds no classifier" in lost
+
+
 def test_dry_run_says_what_would_be_done(evaluate, tmp_path) -> None:
     dry = (f"output={tmp_path / 'out'}", "--dry-run")
     printed = evaluate(*dry, "protocol=ucf101-tats").done()
@@ -250,7 +278,7 @@ def test_bad_input_takes_one_line_and_leaves_nothing(evaluate, tmp_path, case) -
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["generation", "generation_debug", "ucf101_fvd"])
+@pytest.mark.parametrize("name", ["generation", "generation_debug", "generation_own", "ucf101_fvd"])
 def test_the_configs_that_come_with_it_are_read(name: str) -> None:
     from vidtwin_lab.evaluation.generation_protocols import compared
     from vidtwin_lab.evaluation.measurement_configs import GenerationConfig

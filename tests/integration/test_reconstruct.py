@@ -196,6 +196,23 @@ def test_dry_run_writes_nothing(reconstruct, tmp_path) -> None:
     assert "13 x 33 x 50 at 29.97 fps, 4 x 3 x 3 windows" in printed
 
 
+def test_it_says_how_much_there_is_to_do(reconstruct, tmp_path, caplog) -> None:
+    write_video(tmp_path / "long.mp4", make_frames(40, HEIGHT, WIDTH), 8)
+    with caplog.at_level("INFO", "vidtwin"):
+        reconstruct("videos/odd.mp4", "--part", "all", "--output", tmp_path / "a").done()
+        assert "odd.mp4: 36 windows (4 x 3 x 3), about " in caplog.text
+        assert "--resize" not in caplog.text
+        reconstruct(tmp_path / "long.mp4", "--part", "all", "--output", tmp_path / "b").done()
+        assert "117 windows (13 x 3 x 3), about" in caplog.text
+        assert "; with --resize 13 windows" in caplog.text
+        caplog.clear()
+        reconstruct(tmp_path / "long.mp4", "--resize", "--output", tmp_path / "c").done()
+        assert "13 windows (13 x 1 x 1), about" in caplog.text
+        assert "--resize" not in caplog.text
+        reconstruct("videos/odd.mp4", "--swap", "videos/odd.mp4", "--output", tmp_path / "d").done()
+        assert "36 windows (4 x 3 x 3)" in caplog.text
+
+
 def test_a_bad_file_does_not_stop_the_others(reconstruct, tmp_path) -> None:
     ended = reconstruct("bad", "videos", "--output", tmp_path)
     assert ended.refused().startswith("error: bad/text.mp4: ")

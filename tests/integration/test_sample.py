@@ -49,6 +49,7 @@ def workdir(tmp_path_factory, build_pipeline) -> Path:
     (folder / "utf16.txt").write_text("a red circle\n", encoding="utf-16")
     (folder / "blank.txt").write_text("\n \n")
     (folder / "file").write_text("not a folder")
+    Image.fromarray(video[0]).save(folder / "frame.png")
     return folder
 
 
@@ -200,10 +201,50 @@ BAD_INPUT: dict[str, tuple[tuple[object, ...], str]] = {
     "empty prompt": (("--prompt", ""), "says something"),
     "empty prompts file": (("--prompts-file", "blank.txt"), "holds no prompt"),
     "no prompts file": (("--prompts-file", "nothing.txt"), "nothing.txt"),
-    "unknown class": (("--class-label", "wive"), "nearest names are wave"),
-    "class out of range": (("--class-label", "7"), "0 to 2"),
-    "class to a text-only model": (("--class-label", "0"), "not trained with classes"),
-    "prompt to a class-only model": (("--prompt", "a star"), "not trained with text"),
+    "unknown class": (
+        ("--class-label", "wive"),
+        "--class-label: there is no class 'wive'; the nearest names are wave",
+    ),
+    "class out of range": (
+        ("--class-label", "7"),
+        "--class-label: there is no class '7'; they",
+    ),
+    "class to a text-only model": (("--class-label", "0"), "classes: leave out --class-label; ask"),
+    "prompt to a class-only model": (
+        ("--prompt", "a star"),
+        "not trained with text: leave out --prompt; ask by --class-label",
+    ),
+    "negative prompt to a class-only model": (("--negative-prompt", "a star"), "--negative-prompt"),
+    "no guidance": (
+        ("--prompt", "a star", "--negative-prompt", "red", "--guidance-scale", "1"),
+        "raise --guidance-scale",
+    ),
+    "guider": (("--guider", "agp"), "--guider must be one of cfg, apg"),
+    "option of a guider": (("--guider", "apg", "et=1"), "--guider apg: no option 'et'"),
+    "guider and scales": (
+        ("--guider", "apg", "--class-guidance-scale", "2"),
+        "--class-guidance-scale",
+    ),
+    "lead": (("--structure-lead", "2"), "--structure-lead must lie in [-1, 1]"),
+    "small lead": (("--structure-lead", "0.01"), "--structure-lead=0.01 is less than half"),
+    "lead of a given half": (
+        ("--structure-from", "clip.mp4", "--structure-lead", "0.5"),
+        "--structure-lead is 0.5, and one of the latents",
+    ),
+    "no given frames": (
+        ("--first-frame", "frame.png"),
+        "leave out --first-frame, --last-frame and --continue, or train one with given.prefix=0.2",
+    ),
+    "continues": (("--continue", "clip.mp4"), "leave out --first-frame, --last-frame and --cont"),
+    "more frames than the model's": (
+        ("--continue", "clip.mp4", "--continue-frames", "8"),
+        "--continue-frames must be 1 to this model's 7",
+    ),
+    "no image": (("--first-frame", "no_video.mp4"), "--first-frame no_video.mp4"),
+    "short to continue": (("--continue", "short.mp4"), "--continue short.mp4"),
+    "no actions": (("--actions", "prompts.txt"), "--actions prompts.txt: this pipeline was not"),
+    "adapters": (("--lora", "text"), "--lora text: expected a folder with pytorch_lora"),
+    "precision": (("--dtype", "float8"), "--dtype"),
     "no steps": (("--steps", "0"), "--steps must be at least 1"),
     "no videos": (("--num-videos", "0"), "--num-videos must be at least 1"),
     "both counts": (("--num-videos", "2", "--num-samples", "2"), "give one"),
@@ -224,13 +265,16 @@ BAD_INPUT: dict[str, tuple[tuple[object, ...], str]] = {
     "prompts of Windows": (("--prompts-file", "cp1252.txt"), "cp1252.txt is not UTF-8 text: byte"),
     "prompts in UTF-16": (("--prompts-file", "utf16.txt"), "utf16.txt is UTF-16 text"),
     "no video": (("--structure-from", "nothing.mp4"), "is not a file"),
-    "unreadable video": (("--structure-from", "no_video.mp4"), "no_video.mp4"),
-    "short video": (("--dynamics-from", "short.mp4"), "too short"),
+    "unreadable video": (("--structure-from", "no_video.mp4"), "--structure-from no_video.mp4: "),
+    "short video": (("--dynamics-from", "short.mp4"), "--dynamics-from short.mp4: too short"),
     "both halves": (
         ("--structure-from", "clip.mp4", "--dynamics-from", "clip.mp4"),
         "nothing to sample",
     ),
-    "long with dynamics": (("--dynamics-from", "clip.mp4", "--num-frames", "20"), "num_frames"),
+    "long with dynamics": (
+        ("--dynamics-from", "clip.mp4", "--num-frames", "20"),
+        "--dynamics-from hold 8 frames of motion, got --num-frames of 20",
+    ),
     "output is a file": (("--output", "file"), "can't write"),
     "output below a file": (("--output", "file/below"), "can't write"),
     "device": (("--device", "abacus"), "abacus"),
@@ -262,6 +306,37 @@ def test_a_pipeline_with_a_part_missing(sample, workdir, tmp_path, part) -> None
     out = tmp_path / "out"
     assert part in sample("--prompt", "a star", "--output", out, pipeline=str(broken)).refused()
     assert not out.exists()
+
+
+def test_a_run_folder_is_taken_and_says_what_it_has_reached(
+    sample, workdir, tmp_path, caplog
+) -> None:
+    run_folder, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(workdir / "text", run_folder / "pipeline")
+    (run_folder / "config.yaml").write_text("steps: 60\nsave_every: 20\nlora: {rank: 0}\n")
+    options = ("--prompt", "a star", "--output", out, "--overwrite")
+    with caplog.at_level("INFO", "vidtwin_lab"):
+        sample(*options, pipeline=str(run_folder)).done()
+        assert "has saved none of its 60 steps yet" in caplog.text
+        assert "is as it began (save_every=20)" in caplog.text
+        for step in (20, 60):
+            caplog.clear()
+            folder = run_folder / "checkpoints" / f"step_{step:09d}"
+            folder.mkdir(parents=True)
+            (folder / "progress.json").write_text("{}")
+            sample(*options, pipeline=str(run_folder)).done()
+            told = f"{run_folder} has done 20 of its 60 steps: {run_folder / 'pipeline'} is of then"
+            assert (told in caplog.text) == (step == 20)
+    assert read_json(out / "sample.json")["made_by"]["pipeline"] == str(run_folder / "pipeline")
+    (run_folder / "config.yaml").write_text("steps: 60\nlora: {rank: 2}\n")
+    sample(*options, pipeline=str(run_folder)).done()
+    assert f"without them; add --lora {run_folder / 'lora'}" in caplog.text
+
+
+def test_a_run_without_a_pipeline_is_told_from_other_folders(sample, tmp_path) -> None:
+    (tmp_path / "config.yaml").write_text("steps: 60\n")
+    ended = sample("--prompt", "a star", "--output", tmp_path / "out", pipeline=str(tmp_path))
+    assert f"the run {tmp_path} has no pipeline/: a run of train_diff" in ended.refused()
 
 
 def test_a_long_prompt_is_cut_with_a_warning(sample, caplog, tmp_path) -> None:

@@ -111,7 +111,7 @@ def test_names_and_options() -> None:
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("", "the guiders are cfg, apg"), ("pag", "got 'pag'"),
+    [("", "`guider` must be one of cfg, apg"), ("pag", "got 'pag'"),
      ("apg eta", "key=value, .* got 'eta'"), ("apg eta=1 eta=2", "each key once"),
      ("apg etta=1", "nearest is eta"),
      ("apg eta=[", "no YAML value"), ("cfg start=2", "`start`"),

@@ -23,10 +23,15 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch.testing import assert_close
 
 from diffusion import LatentStats, VidTwinPipeline
+from diffusion.pipeline_files import find_pipeline, pipeline_folder
 from diffusion.sampling import generators_of
 from diffusion.scheduler_names import SCHEDULER_NAMES, is_flow, scheduler_names
 from diffusion.schedulers import LatentSolver, build_scheduler
-from vidtwin import VidTwinLatents, draw_noise, standard_normal_latents
+from diffusion.training_files import find_transformer
+from vidtwin import VidTwinLatents, draw_noise, standard_normal_latents, weights_digest
+from vidtwin.files import root_folder
+from vidtwin.model_paths import find_autoencoder
+from vidtwin_lab.evaluation.config import VideosConfig, autoencoder_path, model_sizes
 
 PROMPTS = ["a red circle", "a blue square turns left"]
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
@@ -733,6 +738,23 @@ class TestFiles:
         files = {"model_index.json", "transformer/config.json"}
         for name in files:
             assert _without_origin(tmp_path / name) == _without_origin(tmp_path / "again" / name)
+
+    def test_in_a_run_folder(self, class_pipeline, tmp_path) -> None:
+        run, inside = tmp_path / "run", tmp_path / "run" / "pipeline"
+        class_pipeline.save_pretrained(inside)
+        assert pipeline_folder(run) == find_pipeline(run) == pipeline_folder(inside) == inside
+        loaded = VidTwinPipeline.from_pretrained(run)
+        assert weights_digest(loaded.transformer) == weights_digest(class_pipeline.transformer)
+        assert find_transformer(str(run)) == find_transformer(str(inside)) == inside / "transformer"
+        assert find_transformer(str(inside / "transformer")) == inside / "transformer"
+        assert find_autoencoder(run) == autoencoder_path(run) == inside / "autoencoder"
+        VideosConfig(path=str(run)).check_files()
+        sizes = class_pipeline.autoencoder.sizes
+        assert model_sizes(VideosConfig(path=str(run))) == sizes.video_shape[1:]
+
+    def test_a_shipped_one_from_any_folder(self, tmp_path, monkeypatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert find_pipeline("checkpoints/shapes") == root_folder() / "checkpoints/shapes"
 
     def test_its_own_defaults(self, build_pipeline, tmp_path) -> None:
         own = {"num_inference_steps": 2, "guidance_scale": 3.0, "given_guidance_scale": 2.0}

@@ -5,6 +5,8 @@ Axes: B batch (1 here), C channels, T frames, H W pixels.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -33,10 +35,19 @@ from vidtwin.metrics import METRICS, FrameMeans, Lpips
 from vidtwin.reconstruction.inputs import OpenVideo, fit_uint8, open_video
 from vidtwin.reconstruction.latent_files import save_windows
 from vidtwin.reconstruction.video_paths import DECODED_PARTS, InputVideo
-from vidtwin.tiling import LatentWindow, Layout, iter_decode_windows, iter_encode_windows
+from vidtwin.tiling import (
+    LatentWindow,
+    Layout,
+    iter_decode_windows,
+    iter_encode_windows,
+    tile_starts,
+)
+
+logger = logging.getLogger(__name__)
 
 Frame = NDArray[np.uint8]
 SHEET_COLUMNS = 8
+MANY_WINDOWS = 100  # of a video, for which a smaller size is worth a thought
 
 
 @dataclass(kw_only=True)
@@ -53,6 +64,7 @@ class Reconstructor:
         save_latents: whether `run` also writes the latents.
         lpips: the perceptual distance, or None.
         lpips_reason: why `lpips` is None.
+        resize_hint: how the caller may set `size`, told where a video takes many windows.
     """
 
     model: VidTwinAutoencoder
@@ -64,10 +76,18 @@ class Reconstructor:
     save_latents: bool = False
     lpips: Lpips | None = None
     lpips_reason: str = "off"
+    resize_hint: str | None = None
 
     def open(self, path: Path) -> OpenVideo:
         """The video's frames, selected and resized."""
         return open_video(path, self.fps, self.max_frames, self.size)
+
+    def windows(self, opened: OpenVideo) -> tuple[int, int, int]:
+        """How many windows the video is cut into, over time, height and width."""
+        shape = (opened.total, *opened.size)
+        axes = zip(shape, self.layout.window, self.layout.overlap, strict=True)
+        frames, rows, columns = (len(tile_starts(*axis)) for axis in axes)
+        return frames, rows, columns
 
     def run(
         self, video: InputVideo, names: tuple[str, ...] = tuple(DECODED_PARTS)
@@ -86,7 +106,8 @@ class Reconstructor:
         saved: list[LatentWindow] | None = [] if self.save_latents else None
         counter = LatentCounter(saved)
         # Encoded once, decoded once per name; all advance window by window.
-        streams = tee(counter.watch(self._encode(encoded)), len(names))
+        windows = self._timed(self._encode(encoded), opened, 1 + len(names))
+        streams = tee(counter.watch(windows), len(names))
         made = {
             name: self._decode(stream, DECODED_PARTS[name])
             for name, stream in zip(names, streams, strict=True)
@@ -121,7 +142,8 @@ class Reconstructor:
             f"one: {here}": (pair[0] for pair in pairs[0]),
             f"other: {there}": (pair[1] for pair in pairs[1]),
         }
-        ours = self._encode(pair[0] for pair in pairs[2])
+        # Two videos through the encoder, two through the decoder.
+        ours = self._timed(self._encode(pair[0] for pair in pairs[2]), opened, 4)
         theirs = self._encode(pair[1] for pair in pairs[3])
         first, second = tee(zip(ours, theirs, strict=True))
         made = {
@@ -143,6 +165,27 @@ class Reconstructor:
     def _encode(self, frames: Iterable[Frame]) -> Iterator[LatentWindow]:
         chunks = (as_video(frame) for frame in frames)
         return iter_encode_windows(self.model, chunks, self.layout.overlap, self.tile_batch_size)
+
+    def _timed(
+        self, windows: Iterable[LatentWindow], opened: OpenVideo, passes: int
+    ) -> Iterator[LatentWindow]:
+        """The windows; logs after the first how many there are, and how long all may take.
+
+        Args:
+            passes: through the encoder or the decoder, which take about as long, of each.
+        """
+        frames, rows, columns = self.windows(opened)
+        total, began = frames * rows * columns, time.monotonic()
+        for index, window in enumerate(windows):
+            if index == 0:
+                at_once = min(self.tile_batch_size, rows * columns)
+                seconds = passes * total * (time.monotonic() - began) / at_once
+                told = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+                told = f"{total:,} windows ({frames} x {rows} x {columns}), about {told}"
+                if self.resize_hint and total >= MANY_WINDOWS and total > frames:
+                    told += f"; with {self.resize_hint} {frames:,} windows"
+                logger.info("%s: %s", opened.path, told)
+            yield window
 
     def _decode(
         self, windows: Iterable[LatentWindow], part: Part = "both"

@@ -27,9 +27,9 @@ from tqdm import tqdm
 from diffusion import VidTwinPipeline
 from diffusion.guiders import build_guider
 from diffusion.inputs import lead_steps
+from diffusion.pipeline_files import pipeline_folder
 from vidtwin import VidTwinAutoencoder
 from vidtwin.data.synthetic.shapes import MovingShapes, ShapesAttributes, ShapesClip, ShapesConfig
-from vidtwin.files import shipped_path
 from vidtwin.media import contact_sheet, from_uint8, to_uint8
 from vidtwin.reconstruction import load_autoencoder
 from vidtwin_lab.evaluation.config import autoencoder_path
@@ -94,10 +94,10 @@ def load(config: AdherenceConfig, device: torch.device | str = "cpu") -> Loaded:
         model, _ = load_autoencoder(autoencoder_path(config.pipeline))
         torch.nn.Module.to(model, device)
         return Loaded(None, model.float().eval())
-    if not (shipped_path(config.pipeline) / "model_index.json").is_file():
+    if not (pipeline_folder(config.pipeline) / "model_index.json").is_file():
         raise ValueError(
-            f"{config.pipeline} is no pipeline: expected a folder with model_index.json, such as "
-            "the pipeline/ that train_diffusion.py leaves in its run folder"
+            f"{config.pipeline} is no pipeline: expected a run folder of train_diffusion.py, or a "
+            "folder with model_index.json"
         )
     pipe = load_pipeline(config.pipeline, device)
     if config.mode == "prompt" and pipe.text_encoder is None:

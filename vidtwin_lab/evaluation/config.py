@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from diffusion.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
-from diffusion.pipeline_files import check_asked, find_pipeline
+from diffusion.pipeline_files import check_asked, find_pipeline, pipeline_folder
 from diffusion.scheduler_names import SCHEDULER_NAMES
 from vidtwin.config import WEIGHT_DTYPES
 from vidtwin.data import DataConfig
-from vidtwin.files import shipped_path
 
 __all__ = [
     "CodecConfig",
@@ -139,8 +138,9 @@ TORCHSCRIPT = {
 }
 
 
-# Of our own functions, the one that a config file may name too.
+# Of our own functions, those that a config file may name too.
 OWN_FEATURES = "vidtwin_lab.evaluation.features:random_convolutions"
+CLASSIFIER_FEATURES = "vidtwin_lab.evaluation.features:trained_classifier"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +162,7 @@ class FeaturesConfig:
     """
 
     FILE_VALUES: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "name": (*TORCHSCRIPT, "videomae", OWN_FEATURES),
+        "name": (*TORCHSCRIPT, "videomae", OWN_FEATURES, CLASSIFIER_FEATURES),
         "run_program": (False,),
     }
 
@@ -183,6 +183,11 @@ class FeaturesConfig:
                 "features.name=videomae needs features.path: a folder, or a hub id such as "
                 "MCG-NJU/videomae-base-finetuned-kinetics"
             )
+        if self.name == CLASSIFIER_FEATURES and not self.path:
+            raise ValueError(
+                f"features.name={self.name} needs features.path: the output folder of "
+                "evaluate.py classifier"
+            )
 
 
 KINDS = ("pipeline", "videos", "latents", "data")
@@ -199,7 +204,7 @@ class VideosConfig:
         kind: "pipeline" samples on the fly; "videos" and "latents" are folders; "data" is another
             data set, such as the validation part, which tells what distance to expect of real
             videos.
-        path: the pipeline (folder or hub id), or the folder.
+        path: the pipeline (its folder, its run folder or a hub id), or the folder.
         autoencoder: decodes "latents": a model folder, or a pipeline's; None for `path` itself.
         data: the data set of the kind "data".
         conditions: what a pipeline is asked for: "prompts", the captions of the real data; their
@@ -255,7 +260,7 @@ class VideosConfig:
         if self.data is not None:
             self.data.check_files()
         elif self.kind == "pipeline":
-            found = find_pipeline(shipped_path(str(self.path)))
+            found = find_pipeline(str(self.path))
             if found is not None:
                 check_asked(found, scheduler=self.scheduler)
         elif not Path(str(self.path)).expanduser().is_dir():
@@ -266,7 +271,7 @@ class VideosConfig:
 
 def autoencoder_path(path: str | Path) -> Path:
     """The folder of the autoencoder itself, also where a pipeline's is named."""
-    folder = shipped_path(path)
+    folder = pipeline_folder(path)
     return folder / "autoencoder" if (folder / "model_index.json").is_file() else folder
 
 

@@ -43,6 +43,7 @@ __all__ = [
     "features_name",
     "load_features",
     "random_convolutions",
+    "trained_classifier",
 ]
 
 Outputs = tuple[Tensor, Tensor | None]
@@ -64,6 +65,7 @@ class FeatureExtractor:
             probabilities (B, K).
         device: where the network is.
         size: D, known after the first video.
+        about: what its distances do not say, for the report.
     """
 
     name: str
@@ -73,6 +75,7 @@ class FeatureExtractor:
     run: Callable[[Tensor], Outputs]
     device: torch.device
     size: int | None = None
+    about: str | None = None
 
     def __call__(self, video: Tensor) -> Tensor:
         """(B, D) float32 features of (B, 3, T, H, W) videos in [-1, 1]; see `both`."""
@@ -115,7 +118,8 @@ class FeatureExtractor:
 
     def protocol(self) -> dict[str, Any]:
         """What a report says of it."""
-        return {"name": self.name, "digest": self.digest, "preprocessing": self.preprocessing}
+        told = {"name": self.name, "digest": self.digest, "preprocessing": self.preprocessing}
+        return told | ({"about": self.about} if self.about else {})
 
 
 def load_features(config: FeaturesConfig, device: torch.device | str = "cpu") -> FeatureExtractor:
@@ -337,6 +341,7 @@ def _load_function(config: FeaturesConfig, device: torch.device) -> FeatureExtra
         probabilities=bool(getattr(made, "probabilities", False)),
         run=run,
         device=device,
+        about=getattr(made, "about", None),
     )
 
 
@@ -346,6 +351,43 @@ def _source_of(function: Any) -> str:
         return inspect.getsource(inspect.getmodule(function) or function)
     except (OSError, TypeError):
         return repr(getattr(function, "__qualname__", type(function)))
+
+
+class ClassifierFeatures(nn.Module):
+    """A trained classifier as features, its last layer before the heads, and probabilities.
+
+    Args:
+        classifier: of `evaluate.py classifier`; the probabilities are of its first factor.
+    """
+
+    probabilities = True
+    about = (
+        "a classifier of its own clips: it sees what tells their classes apart, and may take a "
+        "video for real that has only that"
+    )
+
+    def __init__(self, classifier: Any) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, D) features and (B, K) probabilities of (B, 3, T, H, W) videos."""
+        hidden = self.classifier.hidden(video)
+        first = next(iter(self.classifier.heads_of(hidden).values()))
+        return hidden, first.softmax(-1)
+
+
+def trained_classifier(path: str) -> nn.Module:
+    """The features of a classifier that `evaluate.py classifier` has trained, such as on own clips.
+
+    Args:
+        path: the output folder of its training.
+    Raises:
+        ValueError: if there is none.
+    """
+    from vidtwin_lab.evaluation.judges.classifier_judge import load_classifier
+
+    return ClassifierFeatures(load_classifier(path, "features.path"))
 
 
 def random_convolutions(size: str = "64") -> nn.Module:
@@ -369,4 +411,7 @@ def random_convolutions(size: str = "64") -> nn.Module:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    network.about = (  # type: ignore[assignment]
+        "random weights: colours and rough motion alone, nothing of whether a video looks real"
+    )
     return network

@@ -8,6 +8,7 @@ generation_features computes the features of both sides, generation_distances th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from vidtwin.files import shipped_path
 from vidtwin_lab.evaluation.codec import check_encoder
 from vidtwin_lab.evaluation.config import TORCHSCRIPT, crf_of, model_sizes
 from vidtwin_lab.evaluation.features import FeatureExtractor, features_name, load_features
@@ -43,6 +45,8 @@ from vidtwin_lab.evaluation.report import (
 )
 from vidtwin_lab.evaluation.statistics import check_enough, metric_name
 from vidtwin_lab.evaluation.videos import DataVideos, check_number
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["describe", "drawer", "markdown_row", "measure", "table"]
 
@@ -98,7 +102,7 @@ def missing_files(config: GenerationConfig) -> list[str]:
     for key, path in named.items():
         # A name with one slash may be a pipeline of the hub.
         may_be_hub = key == "generated.path" and path is not None and path.count("/") == 1
-        if path is not None and not may_be_hub and not Path(path).expanduser().exists():
+        if path is not None and not may_be_hub and not shipped_path(path).exists():
             missing.append(f"{key}={path} is not there")
     return missing
 
@@ -240,6 +244,8 @@ def load_networks(
         return features, load_features(config.classifier, processes.device)
 
     features, classifier = processes.main_first(load)
+    if features.about and processes.main:
+        logger.warning("the distances are by %s: %s", features.name, features.about)
     if classifier is not None and not classifier.probabilities:
         raise ValueError(
             f"an inception score needs class probabilities, and {classifier.name} gives none; "

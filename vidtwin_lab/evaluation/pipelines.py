@@ -9,7 +9,6 @@ import torch
 
 from diffusion import VidTwinPipeline
 from vidtwin import weights_digest
-from vidtwin.files import shipped_path
 
 __all__ = ["load_pipeline", "own_unless", "parts_digests"]
 
@@ -20,13 +19,13 @@ def load_pipeline(
     """A pipeline on its device, that draws no bars.
 
     Args:
-        path: a folder of `save_pretrained`, or a hub id.
+        path: see `find_pipeline`.
         device: of all its parts.
         dtype: of all its parts.
     Raises:
         ValueError: naming the part that is missing, or does not belong.
     """
-    pipeline = VidTwinPipeline.from_pretrained(str(shipped_path(path)), torch_dtype=dtype)
+    pipeline = VidTwinPipeline.from_pretrained(path, torch_dtype=dtype)
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -42,6 +42,7 @@ from vidtwin_lab.runtime.processes import (
     sync_on_last,
     write_frozen,
 )
+from vidtwin_lab.runtime.progress import tell_progress
 from vidtwin_lab.runtime.run import TrainingRun, check_launched_precision
 from vidtwin_lab.runtime.run_config import (
     TRACKERS,
@@ -51,7 +52,13 @@ from vidtwin_lab.runtime.run_config import (
     RunConfig,
     check_precision,
 )
-from vidtwin_lab.runtime.sample_arguments import adapters_of, guidance_of, parse_sample_arguments
+from vidtwin_lab.runtime.sample_arguments import (
+    SAMPLE_FILES,
+    adapters_of,
+    flag_told,
+    guidance_of,
+    parse_sample_arguments,
+)
 from vidtwin_lab.runtime.sample_folder import SampleFolder, new_sample_folder
 from vidtwin_lab.runtime.sharding import start_accelerator
 from vidtwin_lab.runtime.trackers import Trackers, build_trackers
@@ -69,6 +76,7 @@ from vidtwin_lab.runtime.training import (
 )
 
 __all__ = [
+    "SAMPLE_FILES",
     "TRACKERS",
     "ArgumentParser",
     "BufferGuard",
@@ -99,6 +107,7 @@ __all__ = [
     "configure_logging",
     "ema_weights",
     "find_checkpoint",
+    "flag_told",
     "flatten",
     "format_config",
     "gather_rows",
@@ -125,6 +134,7 @@ __all__ = [
     "set_learning_rate",
     "start_accelerator",
     "sync_on_last",
+    "tell_progress",
     "usable_device",
     "write_frozen",
 ]

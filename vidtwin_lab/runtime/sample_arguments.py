@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,13 @@ from diffusion.scheduler_names import SCHEDULER_NAMES
 from vidtwin_lab.runtime.arguments import ArgumentParser, RenamedOption
 from vidtwin_lab.runtime.sample_folder import new_sample_folder
 
-__all__ = ["adapters_of", "guidance_of", "parse_sample_arguments"]
+__all__ = ["SAMPLE_FILES", "adapters_of", "flag_told", "guidance_of", "parse_sample_arguments"]
+
+# Arguments that name a file which must be there.
+SAMPLE_FILES = (
+    *("structure_from", "dynamics_from", "first_frame", "last_frame"),
+    *("continue_from", "actions"),
+)
 
 
 def parse_sample_arguments(doc: str, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -48,7 +55,8 @@ def add_what(add: Callable[..., Any]) -> None:
     add("--continue", dest="continue_from", type=Path, metavar="VIDEO", help="whose last frames")
     add("--continue-frames", type="count", default=4, metavar="N", help="start it (%(default)s)")
     add("--actions", type=Path, metavar="TABLE", help="what acts in each frame, .csv with names")
-    add("--pipeline", metavar="PATH", help="folder or hub id (default: the moving shapes)")
+    told = "run folder, pipeline or hub id (default: the moving shapes)"
+    add("--pipeline", metavar="PATH", help=told)
     add("--output", type=Path, metavar="FOLDER", help="(default: a new outputs/samples...)")
     add("--overwrite", action="store_true", help="remove older samples from the folder")
     add("--seed", type=int, default=0, help="of the first sample; the others count up from it")
@@ -99,6 +107,20 @@ def check(arguments: argparse.Namespace) -> None:
         check_lead(arguments.structure_lead, arguments.steps or NUM_INFERENCE_STEPS)
     if arguments.continue_from and arguments.first_frame:
         raise ValueError("--first-frame is the first of --continue; give one of them")
+    for name in SAMPLE_FILES:
+        if (path := getattr(arguments, name)) is not None and not path.is_file():
+            with flag_told(name):
+                raise ValueError(f"{path} is not a file")
+
+
+@contextmanager
+def flag_told(name: str) -> Iterator[None]:
+    """Puts the flag of an argument before what is said of the file that it names."""
+    try:
+        yield
+    except ValueError as error:
+        flag = "continue" if name == "continue_from" else name.replace("_", "-")
+        raise ValueError(f"--{flag} {error}") from error
 
 
 def guidance_of(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A page in the browser: prompt, animate, re-skin, swap, look inside, compare, watch runs.
 
     vidtwin studio
-    vidtwin studio --pipeline outputs/diffusion_clips/pipeline --runs outputs
+    vidtwin studio --pipeline outputs/diffusion_clips --runs outputs
 
 Only this machine can open the page, unless --host says otherwise. It needs gradio:
 `pip install "vidtwin[all,studio]"`.
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion.pipeline_files import find_pipeline
-from vidtwin.files import check_folder, shipped_path
+from vidtwin.files import check_folder
 from vidtwin_lab import runtime
 
 SHIPPED = "checkpoints/shapes"
@@ -26,7 +26,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = runtime.ArgumentParser(__doc__ or "")
     parser.prog = "vidtwin studio"
     add = parser.add_argument
-    add("--pipeline", action="append", metavar="PATH", help="folder or hub id (repeatable)")
+    add("--pipeline", action="append", metavar="RUN", help="or pipeline, or hub id (repeatable)")
     add("--runs", type=Path, default=Path("outputs"), help="folder of run folders (%(default)s)")
     add("--output", type=Path, default=Path("outputs/studio"), help="for results (%(default)s)")
     add(
@@ -47,9 +47,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     check_folder(arguments.output)
-    paths = [str(shipped_path(path)) for path in (arguments.pipeline or [SHIPPED])]
+    paths = arguments.pipeline or [SHIPPED]
     for path in paths:
-        find_pipeline(path)
+        runtime.tell_progress(find_pipeline(path))
     if importlib.util.find_spec("gradio") is None:
         raise ValueError('the studio needs gradio: pip install "vidtwin[all,studio]"')
 

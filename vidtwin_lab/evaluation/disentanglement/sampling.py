@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from diffusion import VidTwinPipeline
 from vidtwin import VidTwinAutoencoder, weights_digest
 from vidtwin.data import Factors
+from vidtwin_lab.evaluation.config import autoencoder_path
 from vidtwin_lab.evaluation.disentanglement.clips import LATENTS, Clips, groups_of
 from vidtwin_lab.evaluation.disentanglement.config import SamplingConfig
 from vidtwin_lab.evaluation.disentanglement.swaps import HOLDER
@@ -47,7 +48,7 @@ def pipeline_of(autoencoder: VidTwinAutoencoder, path: str) -> VidTwinPipeline:
     if weights_digest(pipe.autoencoder) != weights_digest(autoencoder):
         raise ValueError(
             f"the autoencoder in pipeline={path} has other weights than the one measured; set "
-            f"autoencoder={path}/autoencoder, or pipeline=null"
+            f"autoencoder={autoencoder_path(path)}, or pipeline=null"
         )
     return pipe
 

@@ -120,8 +120,8 @@ class VideoClassifier(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[m
             nn.Linear(hidden_size, len(names)) for names in self.factors.all.values()
         )
 
-    def forward(self, video: Tensor) -> dict[str, Tensor]:
-        """Factor -> (B, classes) logits of (B, 3, T, H, W) videos in [-1, 1].
+    def hidden(self, video: Tensor) -> Tensor:
+        """What the heads see, (B, hidden_size), of (B, 3, T, H, W) videos in [-1, 1].
 
         Raises:
             ValueError: if the videos have another size than the clips it was trained on.
@@ -136,8 +136,16 @@ class VideoClassifier(StrictLoading, ModelMixin, ConfigMixin):  # type: ignore[m
         features = functional.silu(self.stem(video))
         for block in self.blocks:
             features = block(features)
-        hidden = self.mix(rearrange(features, "B C T h w -> B (C T h w)"))
+        mixed: Tensor = self.mix(rearrange(features, "B C T h w -> B (C T h w)"))
+        return mixed
+
+    def heads_of(self, hidden: Tensor) -> dict[str, Tensor]:
+        """Factor -> (B, classes) logits of what `hidden` gives."""
         return {name: head(hidden) for name, head in zip(self.factors.all, self.heads, strict=True)}
+
+    def forward(self, video: Tensor) -> dict[str, Tensor]:
+        """Factor -> (B, classes) logits of (B, 3, T, H, W) videos in [-1, 1]; see `hidden`."""
+        return self.heads_of(self.hidden(video))
 
     @torch.no_grad()
     def predict(self, video: Tensor) -> dict[str, Tensor]:
