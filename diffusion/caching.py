@@ -23,7 +23,10 @@ __all__ = ["cache_config", "caches_of_a_call", "empty_cache", "let_blocks_be_hoo
 # What TaylorSeer predicts of our blocks; its own names are those of other models.
 TAYLOR_PARTS = [r"blocks\.\d+\.(attention|cross_attention|mlp)"]
 # With less memory: the outputs alone, and nothing is computed in the blocks.
-LITE = {"cache_identifiers": [r"outputs\.\d+"], "skip_predict_identifiers": [r"blocks\.\d+"]}
+LITE: dict[str, Any] = {
+    "cache_identifiers": [r"outputs\.\d+"],
+    "skip_predict_identifiers": [r"blocks\.\d+"],
+}
 
 
 def cache_config(config: Any, depth: int) -> Any:
