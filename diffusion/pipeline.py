@@ -8,8 +8,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
-from os import PathLike
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -34,8 +32,7 @@ from diffusion.inputs import (
 )
 from diffusion.latent_stats import LatentStats
 from diffusion.long_video import join_windows, latent_windows, scale_motion
-from diffusion.model_card import write_model_card
-from diffusion.pipeline_files import check_parts, load_parts
+from diffusion.pipeline_files import PipelineFiles, check_parts
 from diffusion.pipeline_prompts import PromptReading
 from diffusion.pipeline_values import (
     Text,
@@ -62,7 +59,7 @@ from diffusion.sampling import (
     given_latents,
     repeated_to,
 )
-from diffusion.schedulers import note_flow, prediction_of, without_notes
+from diffusion.schedulers import note_flow, prediction_of
 from vidtwin import VidTwinAutoencoder, VidTwinLatents, decode_windows
 
 __all__ = ["VidTwinPipeline", "VidTwinPipelineOutput"]
@@ -73,7 +70,7 @@ Callback = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]]
 
 # Of diffusers' loaders the one that takes a transformer's adapters as they are, whatever the model.
 class VidTwinPipeline(  # type: ignore[misc]
-    PromptReading, CogVideoXLoraLoaderMixin, DiffusionPipeline
+    PipelineFiles, PromptReading, CogVideoXLoraLoaderMixin, DiffusionPipeline
 ):
     """Text, class or nothing to video; structure or dynamics may be given and the other sampled.
 
@@ -157,45 +154,6 @@ class VidTwinPipeline(  # type: ignore[misc]
         self._interrupt = False
         self._num_timesteps = 0
         check_parts(self)
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
-    ) -> VidTwinPipeline:
-        """A saved pipeline, every part of it from safetensors files.
-
-        Args:
-            pretrained_model_name_or_path: a folder of `save_pretrained`, or a hub id.
-            kwargs: those of diffusers' `DiffusionPipeline.from_pretrained`. The parts are float32
-                unless `torch_dtype` asks for another dtype, whatever they are stored in.
-        Raises:
-            ValueError: naming the part that is missing, or does not belong.
-        """
-        return load_parts(cls, super().from_pretrained, pretrained_model_name_or_path, kwargs)
-
-    def save_pretrained(
-        self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any
-    ) -> None:
-        """Writes a folder that `from_pretrained` reads, with a model card (README.md).
-
-        A card that lies there stays, unless it was written by this method.
-
-        Args:
-            save_directory: the folder.
-            args, kwargs: as of diffusers' own method.
-        """
-        noted = self.scheduler
-        self.register_modules(scheduler=without_notes(noted))
-        try:
-            super().save_pretrained(str(save_directory), *args, **kwargs)
-        finally:
-            self.register_modules(scheduler=noted)
-        write_model_card(self, Path(save_directory))
-
-    def _upload_folder(self, working_dir: str | PathLike[str], *args: Any, **kwargs: Any) -> Any:
-        """Puts our card in place of diffusers' template, which `push_to_hub` has just written."""
-        write_model_card(self, Path(working_dir))
-        return super()._upload_folder(working_dir, *args, **kwargs)
 
     @classmethod
     def _get_signature_types(cls) -> dict[str, tuple[Any, ...]]:

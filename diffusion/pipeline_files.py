@@ -19,8 +19,10 @@ from vidtwin.text_files import read_json
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Self
 
 __all__ = [
+    "PipelineFiles",
     "check_asked",
     "check_parts",
     "check_pipeline_folder",
@@ -62,6 +64,65 @@ def pipeline_folder(name: str | PathLike[str]) -> Path:
     folder = shipped_path(str(name))
     below = folder / RUN_PIPELINE
     return below if (below / INDEX).is_file() and not (folder / INDEX).is_file() else folder
+
+
+class PipelineFiles:
+    """A base class of the pipeline: how it is loaded, saved and pushed."""
+
+    if TYPE_CHECKING:
+        scheduler: Any
+        register_modules: Any
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
+    ) -> Self:
+        """A saved pipeline, every part of it from safetensors files.
+
+        Args:
+            pretrained_model_name_or_path: a folder of `save_pretrained`, or a hub id.
+            kwargs: those of diffusers' `DiffusionPipeline.from_pretrained`. The parts are float32
+                unless `torch_dtype` asks for another dtype, whatever they are stored in.
+        Raises:
+            ValueError: naming the part that is missing, or does not belong.
+        """
+        return load_parts(  # type: ignore[no-any-return]
+            cls,
+            super().from_pretrained,  # type: ignore[misc]
+            pretrained_model_name_or_path,
+            kwargs,
+        )
+
+    def save_pretrained(
+        self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any
+    ) -> None:
+        """Writes a folder that `from_pretrained` reads, with a model card (README.md).
+
+        A card that lies there stays, unless it was written by this method.
+
+        Args:
+            save_directory: the folder.
+            args, kwargs: as of diffusers' own method.
+        """
+        from diffusion.model_card import write_model_card
+        from diffusion.schedulers import without_notes
+
+        noted = self.scheduler
+        self.register_modules(scheduler=without_notes(noted))
+        try:
+            super().save_pretrained(  # type: ignore[misc]
+                str(save_directory), *args, **kwargs
+            )
+        finally:
+            self.register_modules(scheduler=noted)
+        write_model_card(self, Path(save_directory))
+
+    def _upload_folder(self, working_dir: str | PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Puts our card in place of diffusers' template, which `push_to_hub` has just written."""
+        from diffusion.model_card import write_model_card
+
+        write_model_card(self, Path(working_dir))
+        return super()._upload_folder(working_dir, *args, **kwargs)  # type: ignore[misc]
 
 
 def find_pipeline(name: str | PathLike[str]) -> Path | None:
