@@ -103,7 +103,7 @@ SCRIPTS = {
         ("evaluate.py", "generation"),
         (("num_video=3", "num_videos"), ("seed=-1", "seed")),
         (
-            ("generated.path=./nowhere", "the pipeline nowhere does not exist"),
+            ("generated.path=./nowhere", "no pipeline in ./nowhere: the folder does not exist"),
             ("generated.scheduler=ddim", "got 'ddim'"),
             ("generated.kind=videos generated.path=nowhere", "generated.path=nowhere is no folder"),
         ),
@@ -141,7 +141,7 @@ PLAIN = {
     "sample": (
         ("--steps 0", "--steps must be at least 1, got 0"),
         ("--guidance-scale 0.5", "--guidance-scale must be at least 1.0"),
-        ("--pipeline ./nowhere/at/all", "no pipeline in nowhere/at/all: the folder does not exist"),
+        ("--pipeline ./nowhere/at/all", "no pipeline in ./nowhere/at/all: the folder"),
         ("--scheduler foo", "--scheduler must be one of euler, heun, dpm++, unipc for"),
         (
             "--class-label Wave",
