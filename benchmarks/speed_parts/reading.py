@@ -18,7 +18,7 @@ from vidtwin.data import DataConfig, build_dataset
 from vidtwin.data.frame_lists import KEPT
 
 HEIGHT, WIDTH, RATE, KEY_EVERY = 240, 320, 25, 12
-LENGTHS = {"10 s": 10, "10 min": 600}
+LENGTHS = {"10 s": 10, "4 min": 240}
 SIZES = (224, 64)
 CLIPS = 8
 # How a file is read -> whether what is known of it is forgotten each time, and keys of the config.

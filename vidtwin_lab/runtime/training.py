@@ -68,7 +68,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -
 
 
 @torch.no_grad()
-def move_towards(averages: Sequence[Tensor], weights: Sequence[Tensor], share: float) -> None:
+def move_towards(averages: list[Tensor], weights: list[Tensor], share: float) -> None:
     """Takes a share of the weights into their averages.
 
     On a CPU piece by piece, so that nothing but them passes through memory; the operations are
