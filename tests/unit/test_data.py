@@ -147,6 +147,18 @@ def test_fit_frame_covers_any_size(size: tuple[int, int], resize: str) -> None:
         torch.testing.assert_close(fitted, torch.full_like(fitted, 77.0), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("resize", ["cover", "stretch"])
+def test_fit_frame_in_gray_levels_is_a_level_off_at_most(resize: str) -> None:
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    for size in ((32, 48), (60, 60), (200, 160)):
+        exact = frame_choice.fit_frame(coarse, *size, resize, (0.3, 0.9), True)
+        fast = frame_choice.fit_frame(coarse, *size, f"{resize}_uint8", (0.3, 0.9), True)
+        assert fast.dtype == torch.float32 and fast.shape == exact.shape
+        assert torch.equal(fast, fast.round())
+        assert 0 < (fast - exact).abs().max() < 1.6
+
+
 def test_fit_frame_averages_when_it_shrinks() -> None:
     """Without antialias, a fine checkerboard would turn into flat black or white."""
     board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)

@@ -205,6 +205,15 @@ def test_fused_where_the_device_has_it():
     train(plain, build_optimizer(plain, config), 0, 3)
     for one, other in zip(fused.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one, other)
+    resumed = layers(1)
+    optimizer.zero_grad()
+    state = copy.deepcopy(optimizer.state_dict())
+    resumed.load_state_dict(fused.state_dict())
+    again = build_optimizer(resumed, dataclasses.replace(config, fused=True))
+    again.load_state_dict(state)
+    train(fused, optimizer, 3, 6)
+    train(resumed, again, 3, 6)
+    assert_same(fused, resumed)
     with pytest.raises(ValueError, match=r"`optimizer.fused` does not work on meta"):
         build_optimizer(layers().to("meta"), OptimizerConfig(fused=True))
 

@@ -52,6 +52,7 @@ from vidtwin_lab.runtime import (
     set_learning_rate,
 )
 from vidtwin_lab.runtime.run_config import SCHEDULES
+from vidtwin_lab.runtime.training import PIECE, move_towards
 
 ROOT = Path(__file__).parents[2]
 LOSS_CASE = ROOT.parent / "shared" / "parity" / "loss_case.json"
@@ -524,6 +525,21 @@ def test_warmup_longer_than_the_run_is_an_error():
 
 
 # EMA and guard
+
+
+@pytest.mark.parametrize("share", [0.5, 0.002, 1e-4])
+def test_an_average_by_pieces_is_that_of_whole_tensors_to_the_bit(share):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3,), (), (PIECE + 5,), (300, 500), (0,)]
+    averages = [torch.randn(shape, generator=generator) for shape in shapes]
+    weights = [torch.randn(shape, generator=generator) for shape in shapes]
+    averages.append(torch.randn(40, 30, generator=generator).t())  # not contiguous
+    weights.append(torch.randn(30, 40, generator=generator))
+    steps = torch._foreach_mul(torch._foreach_sub(averages, weights), share)
+    expected = torch._foreach_sub(averages, steps)
+    kept = [weight.clone() for weight in weights]
+    move_towards(averages, weights, share)
+    assert all(map(torch.equal, averages, expected)) and all(map(torch.equal, weights, kept))
 
 
 def test_ema_follows_its_recurrence_and_weights_come_back():

@@ -26,7 +26,7 @@ PAIRED_AUGMENTATIONS = {
 CHOICES = {
     "start": ("random", "first", "center"),
     "short": ("skip", "error", "repeat_last"),
-    "resize": ("cover", "stretch"),
+    "resize": ("cover", "stretch", "cover_uint8", "stretch_uint8"),
     "crop": ("random", "center"),
     "backend": ("auto", "decord", "pyav"),
 }
@@ -82,7 +82,8 @@ class DataConfig:
         stride: take every n-th frame instead; None to use `fps`.
         start: where the window starts: "random", "first" or "center".
         short: a video shorter than the clip: "skip" it, "error", or "repeat_last" frame.
-        resize: "cover" (short side, then crop) or "stretch"; bilinear with antialias.
+        resize: "cover" (short side, then crop) or "stretch"; bilinear with antialias. With
+            "_uint8" behind it, the same in whole gray levels: faster, and not quite exact.
         crop: "random" or "center".
         flip: mirror half of the clips; off by default, it breaks captions with left and right.
         backend: "auto" (which is PyAV), "pyav", or "decord", checked against PyAV.

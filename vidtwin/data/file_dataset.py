@@ -177,7 +177,7 @@ class FileDataset(VideoDataset):
         )
         fps = config.fps if config.stride is None else info.fps / config.stride
         return {
-            "video": torch.stack(frames, dim=1) / 127.5 - 1,
+            "video": torch.stack(frames, dim=1).div_(127.5).sub_(1),
             "caption": self.captions(index, 1)[0],
             "label": clip.label,
             "index": index,

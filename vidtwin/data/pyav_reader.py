@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterator
 from types import TracebackType
 
 import av
@@ -19,6 +20,7 @@ from av.stream import Disposition
 from numpy.typing import NDArray
 
 from vidtwin.data.bad_files import UnusableVideo
+from vidtwin.data.frame_lists import KEPT, FrameList, VideoInfo
 from vidtwin.data.limits import DAMAGE, OPEN_OPTIONS, PLAYLISTS, Deadline, Limits
 
 Frame = NDArray[np.uint8]
@@ -35,35 +37,6 @@ DEFAULT_RATE = 25.0
 
 class FrameListIsWrong(Exception):  # noqa: N818
     """The packets don't tell which frames there are."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoInfo:
-    """What is known about a video before its frames are read.
-
-    Args:
-        path: of the file.
-        num_frames: that are shown; packets cut away by an edit list don't count.
-        fps: average frames per second.
-        duration: seconds from the first frame to the end of the last.
-        height: in pixels, upright.
-        width: in pixels, upright.
-        rotation: degrees by which stored frames are turned counterclockwise to be upright.
-        codec: ffmpeg's name of it.
-        backend: that reads the frames.
-        timestamps: (num_frames,) seconds from the first frame, increasing.
-    """
-
-    path: str
-    num_frames: int
-    fps: float
-    duration: float
-    height: int
-    width: int
-    rotation: int
-    codec: str
-    backend: str
-    timestamps: NDArray[np.float64] = field(repr=False, compare=False)
 
 
 def upright(frame: av.VideoFrame) -> Frame:
@@ -108,25 +81,25 @@ class PyavReader:
         self.deadline = deadline
         self.limits = limits
         self.listed_by_decoding = list_by_decoding
-        # Presentation times, and those of key frames, in units of the stream's time base.
-        self.pts: list[int] = []
-        self.key_pts: list[int] = []
-        # Packets that could not be decoded since the start, and the places of frames that were
-        # listed by decoding before which there was one.
-        self.failures = 0
-        self.gaps: list[int] = []
+        self.failures = 0  # packets that could not be decoded since the start
+        self.cut_off = False  # whether reading ended by an error
+        # Before the file is opened: one that is exchanged meanwhile is not taken for this one.
+        key = self._key() if content is None else None
         self._open()
         try:
-            # Whether frames are known by their times; else by their place in the order of decoding.
-            self.timed = not self.format_is_one_of(UNTIMED_FORMATS)
-            if list_by_decoding:
-                self._list_by_decoding()
-            else:
-                self._list_packets()
+            kept = None if key is None else KEPT.get(key)
+            self.frames = kept or self._listed()
+            self._check_count(len(self.frames.pts))
+            if key is not None and not self.cut_off:
+                KEPT.keep(key, self.frames)
         except BaseException:
             self.close()
             raise
-        self.index_of = {pts: index for index, pts in enumerate(self.pts)}
+
+    @property
+    def info(self) -> VideoInfo:
+        """What is known about the video."""
+        return self.frames.info
 
     def __enter__(self) -> PyavReader:
         return self
@@ -138,6 +111,15 @@ class PyavReader:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _key(self) -> Hashable:
+        """Of the file as it is now: another one under its name has another key."""
+        try:
+            file = os.stat(self.path)
+        except OSError as error:
+            raise UnusableVideo(self.path, f"can't be opened: {_reason(error)}") from error
+        state = (file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns)
+        return self.path, self.listed_by_decoding, *state
 
     def source(self) -> str | OpenBytes:
         """What a decoder opens: the path, or a file in memory."""
@@ -222,7 +204,23 @@ class PyavReader:
             raise UnusableVideo(self.path, "its codec is unknown")
         return chosen
 
-    def _list_packets(self) -> None:
+    def _listed(self) -> FrameList:
+        """The frames that there are."""
+        self.timed = not self.format_is_one_of(UNTIMED_FORMATS)
+        self.pts, self.key_pts, self.gaps = array("q"), array("q"), array("q")
+        first, duration = self._list_by_decoding() if self.listed_by_decoding else self._list()
+        if not self.pts or first is None:
+            raise UnusableVideo(self.path, "not one frame can be decoded")
+        return FrameList(
+            pts=self.pts,
+            key_pts=self.key_pts,
+            gaps=self.gaps,
+            timed=self.timed,
+            info=self._describe(first, duration),
+        )
+
+    def _list(self) -> tuple[av.VideoFrame | None, int]:
+        """Lists the frames by their packets; gives the first and how long the last is shown."""
         first: av.VideoFrame | None = None
         durations: dict[int, int] = {}
         for packet in self._packets():
@@ -243,13 +241,11 @@ class PyavReader:
                 durations[packet.pts] = packet.duration or 0
         if len(set(self.pts)) < len(self.pts):
             self.timed = False
-        self.pts.sort()
-        self.key_pts.sort()
-        if not self.pts or first is None:
-            raise UnusableVideo(self.path, "not one frame can be decoded")
-        self._describe(first, durations[self.pts[-1]])
+        self.pts, self.key_pts = array("q", sorted(self.pts)), array("q", sorted(self.key_pts))
+        return first, durations[self.pts[-1]] if self.pts else 0
 
-    def _list_by_decoding(self) -> None:
+    def _list_by_decoding(self) -> tuple[av.VideoFrame | None, int]:
+        """The same by decoding all of them."""
         first, duration, failures = None, 0, 0
         for frame, _ in self._decode(None):
             if first is None:
@@ -262,11 +258,9 @@ class PyavReader:
             self.pts.append(len(self.pts) if frame.pts is None else frame.pts)
             self._check_count(len(self.pts))
             duration = frame.duration or 0
-        if first is None:
-            raise UnusableVideo(self.path, "not one frame can be decoded")
-        self._describe(first, duration)
+        return first, duration
 
-    def _describe(self, first: av.VideoFrame, last_duration: int) -> None:
+    def _describe(self, first: av.VideoFrame, last_duration: int) -> VideoInfo:
         stated = float(self.stream.average_rate or self.stream.guessed_rate or 0)
         if self.timed and len(self.pts) > 1:
             assert self.stream.time_base is not None
@@ -282,14 +276,14 @@ class PyavReader:
         else:
             fps = stated or DEFAULT_RATE
             timestamps, last = np.arange(len(self.pts)) / fps, 1 / fps
-        self.first_frame = upright(first)
-        self.info = VideoInfo(
+        height, width, _ = upright(first).shape
+        return VideoInfo(
             path=self.path,
             num_frames=len(self.pts),
             fps=float(fps),
             duration=float(timestamps[-1] + last),
-            height=self.first_frame.shape[0],
-            width=self.first_frame.shape[1],
+            height=height,
+            width=width,
             rotation=int(first.rotation) % 360,
             codec=self.stream.codec_context.name,
             backend="pyav",
@@ -306,6 +300,7 @@ class PyavReader:
             except StopIteration:
                 return
             except av.FFmpegError:
+                self.cut_off = True
                 return  # the frames that are then missing are noticed when they are needed
             yield packet
 
@@ -342,22 +337,23 @@ class PyavReader:
     def _numbered(self, key_pts: int | None) -> Iterator[tuple[int, av.VideoFrame, bool]]:
         """The same with the index of each frame, in front; -1 for a frame that isn't listed."""
         for count, (frame, sound) in enumerate(self._decode(key_pts)):
-            if self.timed:
-                count = -1 if frame.pts is None else self.index_of.get(frame.pts, -1)
+            if self.frames.timed:
+                count = self.frames.index_of(frame.pts)
             yield count, frame, sound
 
     def _places_to_start(self, index: int) -> list[int | None]:
         """Where decoding may start for this frame: the last key frame before it, then the start."""
-        if not (self.timed and self.format_is_one_of(INDEXED_FORMATS)):
+        frames = self.frames
+        if not (frames.timed and self.format_is_one_of(INDEXED_FORMATS)):
             return [None]
-        before = bisect_right(self.key_pts, self.pts[index])
-        return [self.key_pts[before - 1], None] if before > 1 else [None]
+        before = bisect_right(frames.key_pts, frames.pts[index])
+        return [frames.key_pts[before - 1], None] if before > 1 else [None]
 
     def _problem(self, index: int, sound: bool) -> Exception:
         if sound and not self.listed_by_decoding:
             return FrameListIsWrong(f"frame {index} is not where its packet says")
         return UnusableVideo(
-            self.path, f"damaged: frame {index} of {len(self.pts)} can't be decoded"
+            self.path, f"damaged: frame {index} of {self.info.num_frames} can't be decoded"
         )
 
     def read(self, indices: NDArray[np.intp]) -> Iterator[Frame]:
@@ -369,7 +365,7 @@ class PyavReader:
             UnusableVideo: if one of them can't be decoded.
             FrameListIsWrong: if it isn't there; to be listed by decoding.
         """
-        if any(indices[0] < gap <= indices[-1] for gap in self.gaps):
+        if any(indices[0] < gap <= indices[-1] for gap in self.frames.gaps):
             raise UnusableVideo(self.path, "damaged: frames in between can't be decoded")
         position = 0
         for key_pts in self._places_to_start(int(indices[0])):
@@ -402,11 +398,10 @@ class PyavReader:
                 yield self._upright(frame)
 
     def _upright(self, frame: av.VideoFrame) -> Frame:
-        pixels = upright(frame)
-        if pixels.shape != self.first_frame.shape:
+        pixels, size = upright(frame), (self.info.height, self.info.width)
+        if pixels.shape[:2] != size:
             raise UnusableVideo(
-                self.path,
-                f"frames change their size from {self.first_frame.shape[:2]} to {pixels.shape[:2]}",
+                self.path, f"frames change their size from {size} to {pixels.shape[:2]}"
             )
         return pixels
 

@@ -26,8 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidtwin.data.bad_files import UnusableVideo
+from vidtwin.data.frame_lists import VideoInfo
 from vidtwin.data.limits import Deadline, Limits
-from vidtwin.data.pyav_reader import INDEXED_FORMATS, FrameListIsWrong, PyavReader, VideoInfo
+from vidtwin.data.pyav_reader import INDEXED_FORMATS, FrameListIsWrong, PyavReader
 
 __all__ = [
     "Limits",
@@ -142,8 +143,9 @@ def _decord_frames(
         raise declined(_why(error)) from error
     if len(video) != reader.info.num_frames:
         raise declined(f"{len(video)} frames, but there are {reader.info.num_frames}")
-    if first.shape != reader.first_frame.shape:
-        raise declined(f"shape {first.shape} instead of {reader.first_frame.shape}")
+    shape = (reader.info.height, reader.info.width, 3)
+    if first.shape != shape:
+        raise declined(f"shape {first.shape} instead of {shape}")
     chunk = max(1, CHUNK_BYTES // first.nbytes)
     for start in range(0, len(indices), chunk):
         part = indices[start : start + chunk].tolist()

@@ -31,6 +31,8 @@ from vidtwin_lab.runtime.run_config import (
 from vidtwin_lab.runtime.signals import SIGNALS, StopRequest
 
 logger = logging.getLogger(__name__)
+# Values that a processor's cache holds three times.
+PIECE = 2**16
 
 
 def seed_step(seed: int, rank: int, step: int) -> None:
@@ -65,6 +67,25 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -
     return norm
 
 
+@torch.no_grad()
+def move_towards(averages: list[Tensor], weights: list[Tensor], share: float) -> None:
+    """Takes a share of the weights into their averages.
+
+    On a CPU piece by piece, so that nothing but them passes through memory; the operations are
+    the same, and so is every bit.
+    """
+    if any(average.device.type != "cpu" for average in averages):
+        steps = torch._foreach_sub(averages, weights)
+        torch._foreach_mul_(steps, share)
+        torch._foreach_sub_(averages, steps)
+        return
+    for average, weight in zip(averages, weights, strict=True):
+        whole = average.is_contiguous() and weight.is_contiguous()
+        parts = [t.view(-1).split(PIECE) if whole else (t,) for t in (average, weight)]
+        for part, towards in zip(*parts, strict=True):
+            part.sub_((part - towards).mul_(share))
+
+
 class _CheckedEMA(EMAModel):
     """EMAModel that refuses another model's average and stays on its device when it resumes.
 
@@ -80,9 +101,7 @@ class _CheckedEMA(EMAModel):
         self.optimization_step += 1
         decay = self.get_decay(self.optimization_step)
         shadows = [sharding.local(shadow) for shadow in self.shadow_params]
-        steps = torch._foreach_sub(shadows, [sharding.local(p) for p in parameters])
-        torch._foreach_mul_(steps, 1 - decay)
-        torch._foreach_sub_(shadows, steps)
+        move_towards(shadows, [sharding.local(p) for p in parameters], 1 - decay)
 
     def state_dict(self) -> dict[str, Any]:
         """Collective where the model is sharded."""
