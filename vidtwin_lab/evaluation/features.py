@@ -411,7 +411,8 @@ def random_convolutions(size: str = "64") -> nn.Module:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    network.about = (  # type: ignore[assignment]
+    noted: Any = network  # no module's types have it
+    noted.about = (
         "random weights: colours and rough motion alone, nothing of whether a video looks real"
     )
     return network
