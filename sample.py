@@ -66,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     adapters = runtime.adapters_of(arguments)
     if not adapters:
         runtime.tell_progress(found)
-    for folder, _ in adapters:
-        runtime.tell_progress(folder)
+    for adapter, _ in adapters:
+        runtime.tell_progress(adapter)
 
     from diffusion.given_clips import given_clips
     from diffusion.lora import load_adapters
@@ -199,7 +199,8 @@ def sampling_options(arguments: argparse.Namespace, pipeline: VidTwinPipeline) -
         path = getattr(arguments, f"{name}_from")
         if path is not None:
             with runtime.flag_told(f"{name}_from"):
-                options[name] = read_first_window(path, *sizes.video_shape[1:], fps)
+                _, frames, height, width = sizes.video_shape
+                options[name] = read_first_window(path, frames, height, width, fps)
     return options
 
 
