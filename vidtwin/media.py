@@ -177,6 +177,7 @@ class VideoWriter:
             format=self._stream.pix_fmt,
             dst_colorspace=Colorspace.ITU709,
             dst_color_range=ColorRange.MPEG,
+            threads=1,  # starting others takes longer than their work
         )
         self._mux(picture)
         self.num_frames += 1

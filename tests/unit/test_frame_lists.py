@@ -161,3 +161,10 @@ def test_frames_are_found_by_their_time() -> None:
     frames = frame_list(3)
     assert [frames.index_of(pts) for pts in (0, 2, 4)] == [0, 1, 2]
     assert [frames.index_of(pts) for pts in (None, -1, 1, 5, 6)] == [-1] * 5
+
+
+def test_one_reformatter_gives_the_pixels_of_one_for_each_frame(tmp_path) -> None:
+    path = write(tmp_path / "clip.mp4", {"g": "12", "bf": "2"})
+    with av.open(str(path)) as container:
+        expected = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    np.testing.assert_array_equal(read_frames(path), np.stack(expected))

@@ -502,9 +502,9 @@ def test_iter_frames_holds_few_frames_and_ends_when_closed(
     decoded: list[object] = []
     turn = pyav_reader.upright
 
-    def counted(frame: av.VideoFrame) -> np.ndarray:
+    def counted(frame: av.VideoFrame, reformatter: Any) -> np.ndarray:
         decoded.append(frame.pts)
-        return turn(frame)
+        return turn(frame, reformatter)
 
     monkeypatch.setattr(pyav_reader, "upright", counted)
     frames = iter_frames(clip)

@@ -17,6 +17,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from vidtwin.data.bad_files import UnusableVideo
@@ -39,9 +40,15 @@ class FrameListIsWrong(Exception):  # noqa: N818
     """The packets don't tell which frames there are."""
 
 
-def upright(frame: av.VideoFrame) -> Frame:
-    """(H, W, 3) RGB pixels, turned by the frame's rotation; odd angles stay as they are."""
-    pixels = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+def upright(frame: av.VideoFrame, reformatter: VideoReformatter) -> Frame:
+    """(H, W, 3) RGB pixels, turned by the frame's rotation; odd angles stay as they are.
+
+    Args:
+        reformatter: of all frames: a new one has tables to fill. It works in this thread alone:
+            starting others takes longer than their work.
+    """
+    picture = reformatter.reformat(frame, format="rgb24", threads=1)
+    pixels = np.asarray(picture.to_ndarray(), dtype=np.uint8)
     turns, rest = divmod(frame.rotation, 90)
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns % 4 and not rest else pixels
 
@@ -82,6 +89,7 @@ class PyavReader:
         self.limits = limits
         self.listed_by_decoding = list_by_decoding
         self.failures = 0  # packets that could not be decoded since the start
+        self.reformatter = VideoReformatter()
         self.cut_off = False  # whether reading ended by an error
         # Before the file is opened: one that is exchanged meanwhile is not taken for this one.
         key = self._key() if content is None else None
@@ -276,7 +284,7 @@ class PyavReader:
         else:
             fps = stated or DEFAULT_RATE
             timestamps, last = np.arange(len(self.pts)) / fps, 1 / fps
-        height, width, _ = upright(first).shape
+        height, width, _ = upright(first, self.reformatter).shape
         return VideoInfo(
             path=self.path,
             num_frames=len(self.pts),
@@ -398,7 +406,7 @@ class PyavReader:
                 yield self._upright(frame)
 
     def _upright(self, frame: av.VideoFrame) -> Frame:
-        pixels, size = upright(frame), (self.info.height, self.info.width)
+        pixels, size = upright(frame, self.reformatter), (self.info.height, self.info.width)
         if pixels.shape[:2] != size:
             raise UnusableVideo(
                 self.path, f"frames change their size from {size} to {pixels.shape[:2]}"
