@@ -1,10 +1,10 @@
 """Dynamics as a robot learner uses them: a vector for each clip, and what it knows of the motors.
 
     pip install -e ".[all,physics]"
-    python examples/robot_actions.py --autoencoder outputs/physics_paired/autoencoder_ema
+    python examples/robot_actions.py
 
-Simulates arms, encodes each clip into one vector, reads the joints' velocities off it by linear
-regression, and lets the motion of one arm be done by another.
+Simulates arms, encodes each clip into one vector, reads where the shoulder points off its frames by
+linear regression, and lets the motion of one arm be done by another.
 """
 
 from __future__ import annotations
@@ -17,41 +17,43 @@ import torch
 
 from vidtwin import load_autoencoder
 from vidtwin.data import DataConfig, PhysicsOptions, build_dataset
+from vidtwin.files import shipped_path
 from vidtwin.media import to_uint8, write_video
 
 
 def main() -> None:
     """Encodes, regresses, swaps."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--autoencoder", default="outputs/physics_paired/autoencoder_ema")
-    parser.add_argument("--clips", type=int, default=1000, help="a fifth of them for testing")
+    parser.add_argument("--autoencoder", default="checkpoints/physics")
+    parser.add_argument("--clips", type=int, default=200, help="a fifth of them for testing")
     parser.add_argument("--output", type=Path, default=Path("outputs/robot_actions"))
     arguments = parser.parse_args()
 
-    model, _ = load_autoencoder(arguments.autoencoder)
+    model, _ = load_autoencoder(shipped_path(arguments.autoencoder))
     sizes = model.sizes
     options = PhysicsOptions(scenes=("arm",), size=arguments.clips, camera_range=0.3, looks="seen")
     data = DataConfig(source="physics", part="validation", sections={"physics": options})
     dataset = build_dataset(data.sized(sizes.num_frames, sizes.height, sizes.width))
 
-    vectors, velocities = [], []
-    moving = [name.endswith("velocity") for name in dataset.state_names]
+    frames, places = [], []  # of each frame of each clip
+    seen = [index for index, name in enumerate(dataset.state_names) if "shoulder" in name][:2]
     for index in range(len(dataset)):
         sample = dataset[index]
-        with torch.no_grad():  # (1, N), the posterior's mode
-            vectors.append(model.encode_dynamics(sample["video"][None])[0].numpy())
-        velocities.append(sample["states"].numpy()[:, moving].ravel())  # (T * joints,)
-    x, y = np.stack(vectors), np.stack(velocities)
+        with torch.no_grad():  # (1, N), the posterior's mode; a frame's values lie together
+            vector = model.encode_dynamics(sample["video"][None])
+        frames.append(vector.reshape(sizes.num_frames, -1).numpy())
+        places.append(sample["states"].numpy()[:, seen])  # sine and cosine of the shoulder
+    train = len(frames) * 4 // 5
+    x, y = np.concatenate(frames[:train]), np.concatenate(places[:train])
+    held_out, truth = np.concatenate(frames[train:]), np.concatenate(places[train:])
 
-    train = len(x) * 4 // 5
-    mean, spread = x[:train].mean(0), x[:train].std(0) + 1e-6
-    x, center = (x - mean) / spread, y[:train].mean(0)
-    ridge = x[:train].T @ x[:train] + 0.1 * train * np.eye(x.shape[1])
-    weights = np.linalg.solve(ridge, x[:train].T @ (y[:train] - center))
-    error = np.square(x[train:] @ weights + center - y[train:]).sum()
-    r_squared = 1 - error / np.square(y[train:] - y[train:].mean(0)).sum()
-    told = f"R² of the joints' velocities on {len(x) - train} clips: {r_squared:.3f}"
-    print(f"{x.shape[1]} values; {told}")
+    # Ridge regression, with a column of ones for the mean.
+    x, held_out = (np.pad(each, ((0, 0), (0, 1)), constant_values=1.0) for each in (x, held_out))
+    weights = np.linalg.solve(x.T @ x + np.eye(x.shape[1]), x.T @ y)
+    error = np.square(held_out @ weights - truth).sum()
+    r_squared = 1 - error / np.square(truth - truth.mean(0)).sum()
+    told = f"R² of the shoulder's direction on {len(dataset) - train} clips: {r_squared:.3f}"
+    print(f"{x.shape[1] - 1} values a frame; {told}")
 
     look, motion = dataset[train]["video"][None], dataset[train + 1]["video"][None]
     with torch.no_grad():

@@ -16,7 +16,6 @@ AUTOENCODERS = {
     "outputs/clips_64": "configs/ae/clips_64.yaml",
     "outputs/default/ae_3_decay/autoencoder_ema": "configs/ae/default_3_decay.yaml",
     "outputs/sprites_paired/autoencoder_ema": "configs/ae/sprites_paired.yaml",
-    "outputs/physics_paired/autoencoder_ema": "configs/ae/physics_paired.yaml",
 }
 
 

@@ -85,7 +85,7 @@ def test_the_example_runs(tiny, tmp_path, monkeypatch, capsys):
     words = ("--autoencoder", tiny, "--clips", 10, "--output", tmp_path)
     monkeypatch.setattr(sys, "argv", ["robot_actions.py", *map(str, words)])
     runpy.run_path(str(ROOT / "examples" / "robot_actions.py"), run_name="__main__")
-    assert "R² of the joints' velocities on 2 clips" in capsys.readouterr().out
+    assert "R² of the shoulder's direction on 2 clips" in capsys.readouterr().out
     assert (tmp_path / "look_motion_swap.mp4").stat().st_size > 500
 
 

@@ -96,7 +96,7 @@ class ActionsConfig:
     """
 
     output: str = "outputs/evaluation/actions"
-    autoencoder: str = "outputs/physics_paired/autoencoder_ema"
+    autoencoder: str = "checkpoints/physics"
     data: DataConfig = field(
         default_factory=lambda: DataConfig(source="physics", part="validation")
     )
@@ -183,7 +183,7 @@ class PolicyConfig:
     """
 
     output: str = "outputs/evaluation/policy"
-    autoencoder: str = "outputs/physics_paired/autoencoder_ema"
+    autoencoder: str = "checkpoints/physics"
     data: DataConfig = field(
         default_factory=lambda: DataConfig(source="physics", part="validation")
     )
