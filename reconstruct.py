@@ -33,7 +33,7 @@ from vidtwin_lab import runtime
 if TYPE_CHECKING:
     from vidtwin.reconstruction import Reconstructor
 
-SHIPPED_MODEL = shipped_path("checkpoints/shapes/autoencoder")
+SHIPPED_MODEL = shipped_path("checkpoints/clips")
 DEMO_CONFIG = shipped_path("configs/ae/shapes_demo.yaml")
 DEMO_FOLDER = Path("outputs") / "demo"
 CHOICES: dict[str, tuple[str, ...]] = {"all": tuple(DECODED_PARTS)}
@@ -44,7 +44,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = runtime.ArgumentParser(__doc__ or "")
     add, told = parser.add_argument, "a video, a folder of them, a quoted pattern"
     add("inputs", type="text", nargs="*", metavar="VIDEO", help=told)
-    add("--model", metavar="PATH", help="run folder, save_pretrained folder, released checkpoint")
+    add("--model", metavar="PATH", help="run, model folder or released checkpoint (default: clips)")
     add("--output", type=Path, metavar="FOLDER", help="(default: beside each video)")
     add("--part", choices=CHOICES, default="all", help="what to decode (default: all three)")
     add("--swap", type=Path, metavar="OTHER", help="exchange structure and dynamics with OTHER")
