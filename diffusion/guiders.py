@@ -16,6 +16,7 @@ Source: the guiders name theirs; autoguidance skips blocks in the prediction wit
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -83,12 +84,16 @@ def build_guider(text: str, guidance_scale: float) -> Any:
 
     name, options = parse_guider(text)
     kind = getattr(guiders, GUIDER_NAMES[name])
-    known = [key for key in inspect.signature(kind.__init__).parameters if key != "self"]
+    accepted = inspect.signature(kind.__init__).parameters
+    known = [key for key in accepted if key != "self"]
     for key in options:
         if key not in known:
             raise ValueError(
                 f"`guider` {name}: no option {key!r}; the nearest is {nearest_name(key, known)}"
             )
+        number = type(accepted[key].default) in (int, float)
+        if number and not (type(options[key]) in (int, float) and math.isfinite(options[key])):
+            raise ValueError(f"`guider` {name}: {key} must be a number, got {options[key]!r}")
     try:
         guider = kind(**{"guidance_scale": guidance_scale} | options)
     except (TypeError, ValueError) as error:

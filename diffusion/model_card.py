@@ -121,6 +121,8 @@ def _training(run: Path) -> dict[str, Any]:
     found = {name.replace("_", " "): config[name] for name in SETTINGS if name in config}
     for key in TRAINED_ON:
         first, _, second = key.partition(".")
+        if second and config.get("cache"):
+            continue  # the clips are those of the cache
         value = config.get(first)
         value = value.get(second) if second and isinstance(value, dict) else value
         if isinstance(value, str):

@@ -83,6 +83,12 @@ def prediction_of(scheduler: Any) -> str:
         ValueError: if the scheduler can't step whitened latents, each sample by itself.
     """
     config, name = scheduler.config, type(scheduler).__name__
+    noted = not _is_flow_matching(scheduler) and config.get("prediction_type") == "flow_prediction"
+    if noted and "use_flow_sigmas" not in inspect.signature(type(scheduler).__init__).parameters:
+        raise ValueError(
+            f"the scheduler {name} was made from one of flow matching and steps no flows; take one "
+            f"of {', '.join(FLOW_SCHEDULERS)} by diffusion.schedulers.build_scheduler"
+        )
     for option in ("clip_sample", "thresholding"):
         if config.get(option):
             raise ValueError(

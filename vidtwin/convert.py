@@ -166,7 +166,8 @@ def read_official_state_dict(path: str | PathLike[str]) -> StateDict:
             raise ValueError(f"{path} is not a readable .safetensors file ({error})") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    # A file of something else ends the reader of pickles in many ways.
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
             f"{path} can't be read as weights alone ({reason[0]}); expected a torch checkpoint of "

@@ -206,9 +206,10 @@ class TestRefusals:
             self.load(tmp_path, {"weight": torch.zeros(2)})
         with pytest.raises(FileNotFoundError, match=r"no checkpoint file at .*absent\.ckpt"):
             VidTwinAutoencoder.from_official(tmp_path / "absent.ckpt")
-        (tmp_path / "text.ckpt").write_text("not a checkpoint")
-        with pytest.raises(ValueError, match="can't be read as weights alone"):
-            VidTwinAutoencoder.from_official(tmp_path / "text.ckpt")
+        for text in ("not a checkpoint", "a text\n", "0", "(lp0\n."):
+            (tmp_path / "text.ckpt").write_text(text)
+            with pytest.raises(ValueError, match=r"can't be read as weights|no state dict"):
+                VidTwinAutoencoder.from_official(tmp_path / "text.ckpt")
         torch.save({"state_dict": {"a": 1}}, tmp_path / "numbers.ckpt")
         with pytest.raises(ValueError, match="holds no state dict"):
             VidTwinAutoencoder.from_official(tmp_path / "numbers.ckpt")

@@ -84,6 +84,13 @@ def test_it_says_what_the_run_knows_and_no_paths(run, tmp_path) -> None:
     assert "someone" not in text and "not known" not in text
 
 
+def test_a_run_on_a_cache_does_not_name_the_configs_clips(run, tmp_path) -> None:
+    (run / "config.yaml").write_text("steps: 3\ncache: home/latents\ndata: {source: shapes}\n")
+    VidTwinPipeline.from_pretrained(run / "pipeline").save_pretrained(tmp_path / "copy")
+    text = (tmp_path / "copy" / "README.md").read_text(encoding="utf-8")
+    assert "| cache | latents |" in text and "shapes" not in text.replace("moving shapes", "")
+
+
 def test_a_card_of_ones_own_stays(build_pipeline, tmp_path) -> None:
     build_pipeline().save_pretrained(tmp_path)
     card = tmp_path / "README.md"

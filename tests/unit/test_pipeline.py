@@ -291,6 +291,7 @@ class TestSchedulers:
         [
             (DDIMScheduler(clip_sample=False), "predicts velocity"),
             (DDPMScheduler(), "clip_sample"),
+            (DDIMScheduler.from_config(FLOW), "steps no flows; take one of euler, heun"),
             (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "stochastic_sampling"),
             (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), "use_dynamic_shifting"),
             (UniPCMultistepScheduler(prediction_type="flow_prediction"), "use_flow_sigmas"),

@@ -145,15 +145,26 @@ def adapters_of(arguments: argparse.Namespace) -> list[tuple[Path, float]]:
     found = []
     for text in arguments.lora or []:
         folder, colon, scale = text.rpartition(":")
-        try:
-            strength = float(scale) if colon else 1.0
-        except ValueError:
-            folder, strength = text, 1.0
-        path = Path(folder or text)
-        if not math.isfinite(strength) or not list(path.glob("*.safetensors")):
+        whole = not colon or _holds_adapters(Path(text))
+        path, strength = (Path(text), 1.0) if whole else (Path(folder), _number(scale))
+        if not _holds_adapters(path):
             raise ValueError(
                 f"--lora {text}: expected a folder with pytorch_lora_weights.safetensors, such as "
                 "RUN/lora, and perhaps :SCALE, such as RUN/lora:0.8"
             )
+        if not math.isfinite(strength):
+            raise ValueError(f"--lora {text}: its scale must be a number, got {scale!r}")
         found.append((path, strength))
     return found
+
+
+def _holds_adapters(folder: Path) -> bool:
+    return bool(list(folder.glob("*.safetensors")))
+
+
+def _number(text: str) -> float:
+    """The number that a text is; NaN if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
