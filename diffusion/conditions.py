@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import Self
 
-from diffusion.text_encoder import CachedTextEncoder, TextEncoder
+from diffusion.cached_text_encoder import CachedTextEncoder
+from diffusion.text_encoder import TextEncoder
 
 TOKENS_OF_A_CAPTION = 32  # about, to see whether all captions' states fit into memory
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from diffusion.cached_text_encoder import CachedTextEncoder
 from diffusion.conditions import (
     ActionEmbedder,
     ClassEmbedder,
@@ -39,7 +40,7 @@ from diffusion.latent_sources import LatentSource, open_source
 from diffusion.latent_stats import LatentStats
 from diffusion.pipeline import VidTwinPipeline
 from diffusion.schedulers import sampling_prediction
-from diffusion.text_encoder import CachedTextEncoder, TextEncoder
+from diffusion.text_encoder import TextEncoder
 from diffusion.text_loading import find_encoder
 from diffusion.training_files import find_transformer
 from vidtwin import VidTwinLatents, draw_noise, load_autoencoder

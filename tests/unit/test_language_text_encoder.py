@@ -37,8 +37,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from diffusion.cached_text_encoder import CachedTextEncoder
 from diffusion.prefix_attention import MARK
-from diffusion.text_encoder import CachedTextEncoder, TextEncoder
+from diffusion.text_encoder import TextEncoder
 from vidtwin_lab.language.config import TokenizerConfig
 from vidtwin_lab.language.tokenizers import train_tokenizer
 
