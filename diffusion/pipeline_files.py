@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from os import PathLike
 from pathlib import Path
@@ -349,7 +350,10 @@ def load_parts(
     try:
         if "text_encoder" not in options and (entries.get("text_encoder") or [None])[0]:
             options["text_encoder"] = _load_text_encoder(folder / "text_encoder", options)
-        pipeline = load(folder, **options)
+        with warnings.catch_warnings():
+            # Where the caller names no dtype; the oldest diffusers here knows no other name of it.
+            warnings.filterwarnings("ignore", message=".*`torch_dtype` is deprecated")
+            pipeline = load(folder, **options)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"the pipeline {folder} can't be loaded: {error}") from error
     for part in pipeline.components.values():

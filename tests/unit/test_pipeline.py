@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -868,6 +869,11 @@ class TestFiles:
         index = json.loads((saved / "model_index.json").read_text())
         (saved / "model_index.json").write_text(json.dumps(index | {part: entry}))
         with pytest.raises(ValueError, match=r"must be|has no|another pipeline"):
+            VidTwinPipeline.from_pretrained(saved)
+
+    def test_loading_warns_of_nothing(self, saved) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)
             VidTwinPipeline.from_pretrained(saved)
 
     def test_code_in_a_folder_is_refused(self, saved) -> None:
