@@ -138,6 +138,7 @@ class TestTraining:
 
         source = EncodedClips.__new__(EncodedClips)
         source.autoencoder, source.autocast = build_autoencoder(), torch.no_grad
+        source.posterior = "sample"
         objective = FlowObjective(FlowConfig())
         embedder = FramesEmbedder(GivenFramesConfig(first=0.5, prefix=0.3), 8)
         inputs = TrainingInputs(source, objective, [embedder])

@@ -56,7 +56,7 @@ def source_of(kind: type[LatentSource], autoencoder: VidTwinAutoencoder) -> Late
     """A source without clips: its batches come from the test."""
     source = kind.__new__(kind)
     source.autoencoder = autoencoder
-    source.autocast = nullcontext
+    source.autocast, source.posterior = nullcontext, "sample"
     source.digests = lambda: {"autoencoder": None, "cache": None}
     return source
 
