@@ -409,13 +409,13 @@ class VidTwinPipeline(  # type: ignore[misc]
 
         found = [condition for condition in known if condition is not None]
         if prompt is not None:
-            found.append(self._read(prompt).without_padding())
+            found.append(self._read_for_attention(prompt))
         if class_labels is not None:
             found.append(ClassEmbedder(self.transformer.sizes.num_classes).embed(class_labels))
         conditions = Conditions(found).map(repeated)
         if negative_prompt is None:
             return conditions, None
-        negative = Conditions([self._read(negative_prompt).without_padding()])
+        negative = Conditions([self._read_for_attention(negative_prompt)])
         return conditions, negative.map(repeated)
 
     def _made(

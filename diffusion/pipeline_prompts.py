@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from torch import Tensor
 
 from diffusion.conditions import TextCondition, TextEmbedder
@@ -29,6 +30,7 @@ class PromptReading:
         text_encoder: Any
         tokenizer: Any
         _bring: Any
+        _execution_device: torch.device
 
     @torch.no_grad()
     def encode_prompt(
@@ -60,6 +62,17 @@ class PromptReading:
         sizes = self.transformer.sizes
         check_trained_with("text", sizes.text_hidden_size, sizes.num_classes)
         return text if isinstance(text, TextCondition) else self._text_embedder().embed(text)
+
+    def _read_for_attention(self, text: Text) -> TextCondition:
+        """The same without a mask where nothing is padded, for kernels that take none.
+
+        Torch's own kernel on a CPU keeps it: without one, several threads make its last bits differ
+        from call to call.
+        """
+        read = self._read(text)
+        backend, _ = _AttentionBackendRegistry.get_active_backend()
+        own = backend == AttentionBackendName.NATIVE and self._execution_device.type == "cpu"
+        return read if own else read.without_padding()
 
     def _text_embedder(self) -> TextEmbedder:
         if self.text_encoder is None or self.tokenizer is None:
