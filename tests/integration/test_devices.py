@@ -47,7 +47,7 @@ TRAININGS: dict[str, tuple[tuple[str, ...], dict[str, int]]] = {
         {
             CHECK: 1,
             "diffusion/text_encoder.py:_read": 2,
-            "diffusion/text_encoder.py:_read_together": 2,
+            "diffusion/cached_text_encoder.py:_read_together": 2,
         },
     ),
     "diffusion by text, from a cache": ((*BY_TEXT, "cache={models}/latents"), {CHECK: 1}),
