@@ -32,6 +32,7 @@ from vidtwin_lab.evaluation.report import Report, markdown_table, write_report
 
 PARTS = {
     "autoencoders": "encode, decode, training step and memory beside the VAEs of diffusers",
+    "official": "encode, decode, training step and memory beside the official code",
     "transformers": "a training step beside Latte",
     "generation": "prompt to video, in a batch and one by one",
     "reading": "clips a second from video files",
@@ -40,6 +41,8 @@ PARTS = {
     "shares": "share of the machine's matrix peak",
     "scaling": "cost over length and size",
     "startup": "CPU seconds of a command and its imports",
+    "processes": "two processes against one",
+    "tiles": "memory of a reconstruction over the length of a video",
 }
 
 
@@ -93,7 +96,9 @@ def main() -> None:
         description=(__doc__ or "").splitlines()[0],
         epilog="parts: " + "; ".join(f"{name}: {what}" for name, what in PARTS.items()),
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="parts; all by default")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="parts; all by default, official with --official"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument(
         "--rounds",
@@ -104,6 +109,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--size", type=int, default=224, help="pixels of the autoencoders' clips")
     parser.add_argument("--preset", default="B", help="of the transformers: S, B, L or XL")
+    parser.add_argument(
+        "--official", type=Path, metavar="FOLDER", help="checkout of microsoft/VidTok"
+    )
     parser.add_argument("--small", action="store_true", help="tiny models, to see that it works")
     arguments = parser.parse_args()
     for name in arguments.names:
@@ -120,8 +128,11 @@ def main() -> None:
             size=arguments.size,
             preset=arguments.preset,
             scratch=Path(scratch),
+            official=arguments.official,
         )
-        for name in arguments.names or PARTS:
+        # Only who has the official code can be measured beside it.
+        usual = [name for name in PARTS if name != "official" or arguments.official]
+        for name in arguments.names or usual:
             measure(name, setting, arguments.output)
 
 

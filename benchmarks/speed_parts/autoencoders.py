@@ -8,12 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from speed_parts.measuring import Found, Setting, mebibytes, ratio, seconds, side_by_side
+from speed_parts.measuring import (
+    Found,
+    Setting,
+    Turn,
+    flops,
+    mebibytes,
+    ratio,
+    seconds,
+    side_by_side,
+)
 from vidtwin import AutoencoderConfig, VidTwinAutoencoder
 
 TINY = {
@@ -60,12 +70,12 @@ def rival(name: str, small: bool) -> nn.Module:
 
 
 class Clip:
-    """An autoencoder, and a clip that it encodes and decodes."""
+    """An autoencoder, and a clip, or a batch of them, that it encodes and decodes."""
 
-    def __init__(self, model: Any, frames: int, size: int) -> None:
+    def __init__(self, model: Any, frames: int, size: int, batch: int = 1) -> None:
         self.model = model.eval()
         self.own = isinstance(model, VidTwinAutoencoder)
-        self.video = torch.rand(1, 3, frames, size, size) * 2 - 1
+        self.video = torch.rand(batch, 3, frames, size, size) * 2 - 1
         self.latents = self.encode()
 
     def posterior(self) -> Any:
@@ -79,7 +89,7 @@ class Clip:
         return self.posterior().mode()
 
     def decoded(self, latents: Any) -> Tensor:
-        """(1, 3, T, H, W)."""
+        """(B, 3, T, H, W)."""
         found = self.model.decode(latents)
         return found if self.own else found.sample
 
@@ -105,10 +115,18 @@ def calls_of(name: str, size: int, whats: Sequence[str], small: bool) -> tuple[C
     return calls, other
 
 
+def counted(build: Callable[[], Any], frames: int, size: int) -> float:
+    """GFLOPs of encoding and decoding a clip, without computing them."""
+    with torch.device("meta"):
+        clip = Clip(build().requires_grad_(False), frames, size)
+        return sum(flops(call) for call in (clip.encode, clip.decode)) / 1e9
+
+
 def measure(setting: Setting) -> Found:
     """A row for each VAE of diffusers, with how often as long as VidTwin's it takes."""
     size, step_size = (32, 32) if setting.small else (setting.size, min(setting.size, STEP_SIZE))
     own = own_autoencoder(size, setting.small).sizes.numel_per_clip
+    work = counted(partial(own_autoencoder, size, setting.small), 16, size)
     rows = []
     for name, (frames, _) in RIVALS.items():
         calls, other = calls_of(name, size, ("encode", "decode"), setting.small)
@@ -121,11 +139,22 @@ def measure(setting: Setting) -> Found:
             "frames": frames,
             "latent values": values,
             "own values": own,
+            "FLOPs, ×": counted(partial(rival, name, setting.small), frames, size) / work,
         }
         for what in ("encode", "decode", "step"):
             ours, theirs = turns[f"{what}, own"], turns[f"{what}, other"]
             row |= {f"{what}, own s": seconds(ours), f"{what}, s": seconds(theirs)}
             row[f"{what}, ×"] = ratio(theirs, ours)
+        together = {
+            who: [
+                Turn(encoding.seconds + decoding.seconds, None)
+                for encoding, decoding in zip(
+                    turns[f"encode, {who}"], turns[f"decode, {who}"], strict=True
+                )
+            ]
+            for who in ("own", "other")
+        }
+        row["encode and decode, ×"] = ratio(together["other"], together["own"])
         both = [turns[f"step, {who}"] for who in ("own", "other")]
         row |= dict(zip(("step, own MiB", "step, MiB"), map(mebibytes, both), strict=True))
         rows.append(row)

@@ -27,6 +27,7 @@ class Setting:
         size: height and width of the autoencoders' clips.
         preset: of the transformers, see `diffusion.DiTConfig.preset`.
         scratch: a folder for files that are needed on the way.
+        official: a checkout of the official code; None where there is none.
     """
 
     rounds: int
@@ -34,6 +35,7 @@ class Setting:
     size: int
     preset: str
     scratch: Path
+    official: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
 """A training step of TwinDiT against diffusers' LatteTransformer3DModel of equal depth and width.
 
 Latte reads the 4 x 16 x 28 x 28 latents that an image VAE gives of 16 frames at 224 x 224, in
-patches of 2; its depth counts spatial and temporal blocks. Both read a text of 16 tokens.
+patches of 2; its depth counts spatial and temporal blocks. Both read a text of 16 tokens, and take
+two samples a step.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor
 
 from diffusion import DiTConfig, TwinDiT
-from speed_parts.measuring import Found, Setting, mebibytes, ratio, seconds, side_by_side
+from speed_parts.measuring import Found, Setting, flops, mebibytes, ratio, seconds, side_by_side
 
 TEXT_TOKENS, TEXT_WIDTH = 16, 768
 FRAMES, GRID, PATCH, CHANNELS = 16, 28, 2, 4
+BATCH = 2
 
 
 def own_step(sizes: DiTConfig, batch: int = 1) -> tuple[TwinDiT, Callable[[], None]]:
@@ -58,8 +60,8 @@ def latte_step(sizes: DiTConfig) -> tuple[Any, Callable[[], None]]:
         caption_channels=TEXT_WIDTH,
         video_length=FRAMES,
     )
-    latents, level = torch.randn(1, CHANNELS, FRAMES, GRID, GRID), torch.full((1,), 500)
-    text = torch.randn(1, TEXT_TOKENS, TEXT_WIDTH)
+    latents = torch.randn(BATCH, CHANNELS, FRAMES, GRID, GRID)
+    level, text = torch.full((BATCH,), 500), torch.randn(BATCH, TEXT_TOKENS, TEXT_WIDTH)
 
     def step() -> None:
         train(model, model(latents, level, encoder_hidden_states=text, return_dict=False)[0])
@@ -81,8 +83,8 @@ def measure(setting: Setting) -> Found:
         preset, text_hidden_size=TEXT_WIDTH, structure_query_patch_size=2, dynamics_patch_size=2
     )
     built = {
-        "TwinDiT": (sum(whole.token_counts), *own_step(whole)),
-        "TwinDiT, patches of 2": (sum(halved.token_counts), *own_step(halved)),
+        "TwinDiT": (sum(whole.token_counts), *own_step(whole, BATCH)),
+        "TwinDiT, patches of 2": (sum(halved.token_counts), *own_step(halved, BATCH)),
         "Latte": (FRAMES * (GRID // PATCH) ** 2, *latte_step(whole)),
     }
     turns = side_by_side({name: step for name, (_, _, step) in built.items()}, setting.rounds)
@@ -91,11 +93,12 @@ def measure(setting: Setting) -> Found:
             "transformer": name,
             "tokens": tokens,
             "parameters": sum(p.numel() for p in model.parameters()),
+            "GFLOPs": flops(step) / 1e9,
             "step, s": seconds(turns[name]),
             "Latte's ×": ratio(turns["Latte"], turns[name]),
             "peak, MiB": mebibytes(turns[name]),
         }
-        for name, (tokens, model, _) in built.items()
+        for name, (tokens, model, step) in built.items()
     ]
     sizes = {"hidden_size": whole.hidden_size, "depth": whole.depth, "num_heads": whole.num_heads}
-    return Found(rows=rows, protocol={**sizes, "text_tokens": TEXT_TOKENS, "batch_size": 1})
+    return Found(rows=rows, protocol={**sizes, "text_tokens": TEXT_TOKENS, "batch_size": BATCH})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from vidtwin.data import UnusableVideo, readers
 from vidtwin.media import write_gif
@@ -40,6 +41,22 @@ def test_a_healthy_machine(in_a_folder: Path, capsys: pytest.CaptureFixture[str]
     assert found["fine"]
     assert {"Software", "Devices", "Video", "Room"} == set(found["parts"])
     assert [path.name for path in in_a_folder.iterdir()] == ["found.json"]
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL")
+def test_products_that_convolutions_outrun_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    threads = torch.get_num_threads()
+    for factor, hint in ((0.0, True), (1e9, False)):
+        monkeypatch.setattr(environment, "SLOW_PATH", factor)
+        page = Page()
+        environment._check_devices(page)
+        told = capsys.readouterr().out
+        assert "GFLOP/s a thread in float32" in told
+        assert ("docs/performance.md" in told) == hint
+        assert not page.wrong or {each["name"] for each in page.wrong} == {"gpu"}
+    assert torch.get_num_threads() == threads
 
 
 def test_what_is_wrong_is_named_with_its_cure(

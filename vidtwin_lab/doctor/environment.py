@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from vidtwin_lab.doctor.page import Page
 GIB = 2**30
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "av", "decord")
 LEAST_FREE, LEAST_MEMORY, LEAST_SHARED = 1 * GIB, 2 * GIB, 256 * 2**20
+SIDE, CHANNELS = 1024, 256  # of the matrices and images that are multiplied and convolved
+SLOW_PATH = 1.4  # oneDNN's rate over MKL's, beyond what noise explains
 CLIP_SHAPE = (8, 48, 64, 3)  # T H W C
 
 
@@ -76,6 +79,8 @@ def _check_devices(page: Page) -> None:
     page.begin("Devices")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     page.tell("cpu", f"{cores} cores, {torch.get_num_threads()} threads of torch", cores=cores)
+    if torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available():
+        page.tell("products", _matrix_products())
     built = torch.version.cuda or torch.version.hip
     driver = _nvidia_driver()
     if torch.cuda.is_available():
@@ -113,6 +118,41 @@ def _check_devices(page: Page) -> None:
         page.tell("gpu", "mps, of which nothing here was tested")
     else:
         page.tell("gpu", "none: everything runs on the CPU")
+
+
+def _matrix_products() -> str:
+    """How fast the CPU's are, and that they could be faster where MKL doesn't know the processor.
+
+    On processors that Intel did not make, MKL takes a path without their widest instructions;
+    oneDNN, which torch uses for convolutions, takes the same on all.
+    """
+    import torch
+
+    squares, images = torch.randn(2, SIDE, SIDE), torch.randn(8, CHANNELS, 32, 32)
+    convolution = torch.nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False)
+    calls = {
+        2 * SIDE**3: lambda: squares[0] @ squares[1],
+        2 * 9 * CHANNELS * images.numel(): lambda: convolution(images),
+    }
+    times: dict[int, list[float]] = {work: [] for work in calls}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        for _ in range(6):
+            for work, call in calls.items():
+                start = time.process_time()
+                call()
+                times[work].append(time.process_time() - start)
+    torch.set_num_threads(threads)
+    usual, possible = (work / min(taken) / 1e9 for work, taken in times.items())
+    text = f"{usual:.0f} GFLOP/s a thread in float32"
+    if possible > SLOW_PATH * usual:
+        text += (
+            f", where convolutions reach {possible:.0f}: MKL takes a slow path on this processor, "
+            "and training and sampling on it can be up to twice as fast, see 'Processors of AMD' "
+            "in docs/performance.md"
+        )
+    return text
 
 
 def _nvidia_driver() -> str | None:
