@@ -42,6 +42,7 @@ def trained(count: int, setting: Setting) -> float:
         "-m", "torch.distributed.run", "--nproc_per_node", str(count), "train_ae.py",
         "--config", f"configs/ae/{config}.yaml", f"output={output}", f"steps={steps}",
         f"log_every={every}", f"validate_every={steps}", f"save_every={steps}",
+        "optimizer.warmup_steps=1", "discriminator_optimizer.warmup_steps=1",
     ])  # fmt: skip
     lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rates = [row["samples_per_second"] for row in map(json.loads, lines) if "loss" in str(row)]

@@ -82,7 +82,8 @@ def test_cells_of_a_table(measuring) -> None:
 def test_every_part_at_a_tiny_size(run, monkeypatch, tmp_path, capsys) -> None:
     start(run, monkeypatch, "--small", "--rounds", "1", "--output", str(tmp_path))
     printed = capsys.readouterr().out
-    for name in run.PARTS:
+    assert not (tmp_path / "official.json").exists()  # without a checkout of the official code
+    for name in run.PARTS.keys() - {"official"}:
         found = json.loads((tmp_path / f"{name}.json").read_text())
         table = (tmp_path / f"{name}.md").read_text()
         assert len(table.splitlines()) == 2 + len(found["found"]["rows"]) > 2
@@ -93,9 +94,52 @@ def test_every_part_at_a_tiny_size(run, monkeypatch, tmp_path, capsys) -> None:
     assert (tmp_path / "scaling.png").stat().st_size > 1000
 
 
+OFFICIAL = """
+from types import SimpleNamespace
+
+import torch
+from lightning.pytorch import LightningModule
+from omegaconf import ListConfig
+from timm.models.vision_transformer import Mlp
+from vidtok.modules.regularizers import named
+from vidtwin.modules.st_transformer import torch as in_float32
+
+assert ListConfig is list and named == "theirs" and in_float32.bfloat16 is torch.float32
+
+
+class VidAutoEncoderQformerCompactSymVidVAE(LightningModule):
+    def __init__(self, **settings):
+        super().__init__()
+        assert settings["encoder_config"].params.input_size == [16, 32, 32]
+        self.mlp = Mlp(in_features=2, hidden_features=3, act_layer=torch.nn.GELU, drop=0.0)
+"""
+
+
+def test_the_official_code_is_imported_beside_ours(run, tmp_path) -> None:
+    official = importlib.import_module("speed_parts.official")
+    for name, text in {
+        "vidtwin/models/vidtwin_ae.py": OFFICIAL,
+        "vidtwin/modules/st_transformer.py": "import torch",
+        "vidtok/modules/regularizers.py": "named = 'theirs'",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    before = set(sys.modules)
+    model = official.official_autoencoder(tmp_path, 32)
+    assert model.mlp(torch.zeros(1, 2)).shape == (1, 2)
+    import vidtwin
+
+    assert vidtwin.__file__ == str(root_folder() / "vidtwin" / "__init__.py")
+    left = {name for name in set(sys.modules) - before if official.belongs(name)}
+    assert not left
+    with pytest.raises(FileNotFoundError, match="--official must be a checkout"):
+        official.official_autoencoder(tmp_path / "vidtok", 32)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["official", "--small"], "official needs --official FOLDER"),
         (["speed"], "NAME must be one of autoencoders, .*; got 'speed'"),
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),
