@@ -144,3 +144,20 @@ def test_processes_wait_as_long_as_the_config_says(monkeypatch):
         assert given[-1].timeout == timedelta(minutes=minutes)
     with pytest.raises(ValueError, match=r"`collective_timeout_minutes` must be in \(0, 10080\]"):
         RunConfig(output="unused", collective_timeout_minutes=0)
+
+
+def test_tf32_and_buckets_are_what_the_run_says(monkeypatch):
+    from vidtwin_lab.runtime import RunConfig, run
+
+    given: list[Any] = []
+
+    def start(**options: Any) -> None:
+        given.extend(options["kwargs_handlers"])
+        raise InterruptedError
+
+    monkeypatch.setattr(run, "RunAccelerator", start)
+    for wanted in (True, False):
+        with pytest.raises(InterruptedError):
+            run.start_processes(RunConfig(output="unused", tf32=wanted))
+        assert torch.backends.cuda.matmul.allow_tf32 is wanted
+    assert given[0].gradient_as_bucket_view

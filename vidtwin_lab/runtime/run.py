@@ -335,6 +335,7 @@ def start_processes(config: RunConfig) -> RunAccelerator:
         ValueError: if accelerate is configured for what we don't have, or they can't share a batch.
     """
     patience = timedelta(minutes=config.collective_timeout_minutes)
+    torch.backends.cuda.matmul.allow_tf32 = config.tf32
     with ended_at_once():
         accelerator = RunAccelerator(
             mixed_precision=config.mixed_precision,
@@ -342,7 +343,10 @@ def start_processes(config: RunConfig) -> RunAccelerator:
             gradient_accumulation_steps=1,
             # Our batch norms synchronise themselves; nothing else has buffers to hand around.
             kwargs_handlers=[
-                DistributedDataParallelKwargs(broadcast_buffers=False),
+                # Gradients lie in the buckets that are sent, not in a copy beside them.
+                DistributedDataParallelKwargs(
+                    broadcast_buffers=False, gradient_as_bucket_view=True
+                ),
                 InitProcessGroupKwargs(timeout=patience),
             ],
         )

@@ -36,6 +36,7 @@ CHANGEABLE = (
     "gradient_checkpointing",
     "compile",
     "mixed_precision",
+    "tf32",
     "max_nonfinite_steps",
     "max_skipped_share",
     "*optimizer.learning_rate",
@@ -198,6 +199,8 @@ class RunConfig:
         batch_size: samples per step, over all processes and micro-batches.
         accumulation: micro-batches that a step's batch is cut into on each process.
         mixed_precision: "no" or "bf16"; None leaves it to `accelerate launch`.
+        tf32: let GPUs round the factors of float32 matrix products to 10 bits, as cuDNN's
+            convolutions do by default; nothing changes elsewhere.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         compile: run the model through torch.compile.
         num_workers: processes that read data, for each process that trains.
@@ -224,6 +227,7 @@ class RunConfig:
     batch_size: int = 24
     accumulation: int = 1
     mixed_precision: str | None = None
+    tf32: bool = False
     gradient_checkpointing: bool = False
     compile: bool = False
     num_workers: int = 4
