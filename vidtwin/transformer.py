@@ -148,9 +148,7 @@ class Block(nn.Module):
         # As released: no norm or modulation here, the gate of spatial attention once more, and
         # frame codes that don't enter the residual.
         inputs = tokens if frame_codes is None else tokens + frame_codes[:, None]
-        # One clip's rows are a view, whose linear layer would add its bias in a pass of its own.
-        rows = rearrange(inputs, "b t s d -> (b s) t d").contiguous()
-        attended = self.temporal_attention(rows, gate_a)
+        attended = self.temporal_attention(rearrange(inputs, "b t s d -> (b s) t d"), gate_a)
         tokens = tokens + rearrange(attended, "(b s) t d -> b t s d", s=positions)
 
         return tokens + self.mlp(modulated_norm(tokens, shift_m, scale_m), gate_m)
