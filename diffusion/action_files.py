@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vidtwin.data.tables import read_table
+from vidtwin.text_files import number_in
 
 __all__ = ["read_actions"]
 
@@ -38,10 +39,7 @@ def read_actions(file: Path, names: Sequence[str], num_frames: int) -> list[list
 
 
 def _number(file: Path, place: str, name: str, text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
+    number = number_in(text)
     if not math.isfinite(number):
         raise ValueError(f"--actions {file}, {place}: {name} must be a number, got {text!r}")
     return number

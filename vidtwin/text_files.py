@@ -1,4 +1,4 @@
-"""Text that a user wrote, read from files: UTF-8, or refused in one line that says where.
+"""What a user wrote. Text is read from files: UTF-8, or refused in one line that says where.
 
 Imports nothing of this project and only the standard library.
 """
@@ -8,12 +8,13 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import math
 from collections import Counter
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-__all__ = ["parse_json", "read_json", "read_lines", "read_text", "split_lines"]
+__all__ = ["number_in", "parse_json", "read_json", "read_lines", "read_text", "split_lines"]
 
 # What a file begins with -> its encoding. That of UTF-32 begins like that of UTF-16.
 MARKS = (
@@ -100,6 +101,14 @@ def parse_json(text: str, where: str) -> Any:
         return content
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON: {error}") from error
+
+
+def number_in(text: str) -> float:
+    """The number that a text is; NaN if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from speed_parts.measuring import (
     Found,
     Setting,
-    Turn,
     flops,
     mebibytes,
     ratio,
     seconds,
     side_by_side,
+    together,
 )
 from vidtwin import AutoencoderConfig, VidTwinAutoencoder
 
@@ -98,9 +98,13 @@ class Clip:
         """The clip again."""
         return self.decoded(self.latents)
 
+    def reconstructed(self) -> Tensor:
+        """The clip again, through latents that are drawn, for learning."""
+        return self.decoded(self.posterior().sample())
+
     def step(self) -> None:
         """Forward and backward."""
-        loss = (self.decoded(self.posterior().sample()) - self.video).square().mean()
+        loss = (self.reconstructed() - self.video).square().mean()
         loss.backward()
         self.model.zero_grad(set_to_none=True)
 
@@ -145,16 +149,10 @@ def measure(setting: Setting) -> Found:
             ours, theirs = turns[f"{what}, own"], turns[f"{what}, other"]
             row |= {f"{what}, own s": seconds(ours), f"{what}, s": seconds(theirs)}
             row[f"{what}, ×"] = ratio(theirs, ours)
-        together = {
-            who: [
-                Turn(encoding.seconds + decoding.seconds, None)
-                for encoding, decoding in zip(
-                    turns[f"encode, {who}"], turns[f"decode, {who}"], strict=True
-                )
-            ]
-            for who in ("own", "other")
-        }
-        row["encode and decode, ×"] = ratio(together["other"], together["own"])
+        ours, theirs = (
+            together(turns[f"encode, {who}"], turns[f"decode, {who}"]) for who in ("own", "other")
+        )
+        row["encode and decode, ×"] = ratio(theirs, ours)
         both = [turns[f"step, {who}"] for who in ("own", "other")]
         row |= dict(zip(("step, own MiB", "step, MiB"), map(mebibytes, both), strict=True))
         rows.append(row)

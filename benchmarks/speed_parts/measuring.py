@@ -109,6 +109,12 @@ def ratio(turns: Sequence[Turn], to: Sequence[Turn]) -> float:
     return median(one.seconds / other.seconds for one, other in zip(turns, to, strict=True))
 
 
+def together(turns: Sequence[Turn], others: Sequence[Turn]) -> list[Turn]:
+    """Two calls of each round as one, whose peak is not known."""
+    pairs = zip(turns, others, strict=True)
+    return [Turn(one.seconds + other.seconds, None) for one, other in pairs]
+
+
 def mebibytes(turns: Sequence[Turn]) -> float | None:
     """The smallest of the peaks: pages of libraries that come in only add to it."""
     peaks = [turn.peak for turn in turns if turn.peak is not None]

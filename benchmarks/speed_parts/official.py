@@ -147,9 +147,6 @@ def inverted(self: Any, mask: Tensor) -> Tensor:
 class OfficialClip(Clip):
     """A clip that the official model encodes and decodes: its latents come after its states."""
 
-    def posterior(self) -> Any:
-        raise NotImplementedError("the official code samples while it encodes")
-
     @torch.no_grad()
     def encode(self) -> Any:
         self.model.regularization.sample = False
@@ -158,11 +155,9 @@ class OfficialClip(Clip):
     def decoded(self, latents: Any) -> Tensor:
         return self.model.decode(*latents)
 
-    def step(self) -> None:
+    def reconstructed(self) -> Tensor:
         self.model.regularization.sample = True
-        loss = (self.model(self.video)[1] - self.video).square().mean()
-        loss.backward()
-        self.model.zero_grad(set_to_none=True)
+        return self.model(self.video)[1]
 
 
 def measure(setting: Setting) -> Found:
@@ -179,7 +174,7 @@ def measure(setting: Setting) -> Found:
     causal = {"encoder_causal": False, "decoder_causal": False}
     same = VidTwinAutoencoder.from_official(weights, height=size, width=size, **causal)
     official, own = OfficialClip(model, 16, size), Clip(same, 16, size)
-    own.video, own.latents = official.video, None
+    own.video = official.video
     own.latents = own.encode()
     difference = float((own.decode() - official.decode()).abs().max())
     rows = []
@@ -189,11 +184,10 @@ def measure(setting: Setting) -> Found:
             "official": getattr(official, what),
         }
         turns = side_by_side(calls, setting.rounds)
-        memory = {name: mebibytes(found) for name, found in turns.items()}
         row: dict[str, Any] = {"what": what}
         row |= {f"{name}, s": seconds(found) for name, found in turns.items()}
         row["own / official"] = ratio(turns["own"], turns["official"])
-        row |= {f"{name}, MiB": found for name, found in memory.items()}
+        row |= {f"{name}, MiB": mebibytes(found) for name, found in turns.items()}
         rows.append(row)
     return Found(
         rows=rows, protocol={"size": size, "batch_size": 1, "largest_difference": difference}

@@ -6,13 +6,13 @@ processes never wait for each other, and two threads of one core share what one 
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from statistics import median
 
 from speed_parts.commands import end, run, start
 from speed_parts.measuring import Found, Setting
+from vidtwin_lab.studio.curves import read_log
 
 COUNTS = (1, 2)
 PRODUCT = """
@@ -44,9 +44,8 @@ def trained(count: int, setting: Setting) -> float:
         f"log_every={every}", f"validate_every={steps}", f"save_every={steps}",
         "optimizer.warmup_steps=1", "discriminator_optimizer.warmup_steps=1",
     ])  # fmt: skip
-    lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rates = [row["samples_per_second"] for row in map(json.loads, lines) if "loss" in str(row)]
-    return median(rates[1:])
+    _, rates = read_log(output)["samples_per_second"]
+    return float(median(rates[1:]))
 
 
 def measure(setting: Setting) -> Found:

@@ -127,37 +127,37 @@ def test_helpers_leave_what_is_not_sharded_as_it_is():
     assert sharding.whole_state(model).keys() == model.state_dict().keys()
 
 
-def test_processes_wait_as_long_as_the_config_says(monkeypatch):
+@pytest.fixture
+def kwargs_handlers(monkeypatch):
+    """What accelerate is given for a run: options of the config -> its kwargs_handlers."""
     from vidtwin_lab.runtime import RunConfig, run
 
     given: list[Any] = []
 
     def start(**options: Any) -> None:
-        given.extend(options["kwargs_handlers"])
+        given[:] = options["kwargs_handlers"]
         raise InterruptedError
 
-    monkeypatch.setattr(run, "RunAccelerator", start)
-    for minutes in (60.0, 0.5):
-        options = {} if minutes == 60 else {"collective_timeout_minutes": minutes}
+    def handlers_of(**options: Any) -> list[Any]:
         with pytest.raises(InterruptedError):
             run.start_processes(RunConfig(output="unused", **options))
-        assert given[-1].timeout == timedelta(minutes=minutes)
+        return given
+
+    monkeypatch.setattr(run, "RunAccelerator", start)
+    return handlers_of
+
+
+def test_processes_wait_as_long_as_the_config_says(kwargs_handlers):
+    from vidtwin_lab.runtime import RunConfig
+
+    for minutes in (60.0, 0.5):
+        options = {} if minutes == 60 else {"collective_timeout_minutes": minutes}
+        assert kwargs_handlers(**options)[-1].timeout == timedelta(minutes=minutes)
     with pytest.raises(ValueError, match=r"`collective_timeout_minutes` must be in \(0, 10080\]"):
         RunConfig(output="unused", collective_timeout_minutes=0)
 
 
-def test_tf32_and_buckets_are_what_the_run_says(monkeypatch):
-    from vidtwin_lab.runtime import RunConfig, run
-
-    given: list[Any] = []
-
-    def start(**options: Any) -> None:
-        given.extend(options["kwargs_handlers"])
-        raise InterruptedError
-
-    monkeypatch.setattr(run, "RunAccelerator", start)
+def test_tf32_and_buckets_are_what_the_run_says(kwargs_handlers):
     for wanted in (True, False):
-        with pytest.raises(InterruptedError):
-            run.start_processes(RunConfig(output="unused", tf32=wanted))
+        assert kwargs_handlers(tf32=wanted)[0].gradient_as_bucket_view
         assert torch.backends.cuda.matmul.allow_tf32 is wanted
-    assert given[0].gradient_as_bucket_view

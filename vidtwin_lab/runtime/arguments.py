@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vidtwin.files import nearest_name
+from vidtwin.text_files import number_in
 from vidtwin_lab.runtime.config import ConfigType, load_config
 from vidtwin_lab.runtime.config_help import describe_keys
 
@@ -168,10 +169,7 @@ def _text(text: str) -> str:
 
 
 def _number(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
+    number = number_in(text)
     if not math.isfinite(number):
         raise argparse.ArgumentTypeError(f"expected a number, got {text!r}")
     return number

@@ -13,6 +13,7 @@ from diffusion.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, GuidanceScales
 from diffusion.guiders import GUIDER_NAMES, parse_guider, refuse_scales
 from diffusion.inputs import check_lead
 from diffusion.scheduler_names import SCHEDULER_NAMES
+from vidtwin.text_files import number_in
 from vidtwin_lab.runtime.arguments import ArgumentParser, RenamedOption
 from vidtwin_lab.runtime.sample_folder import new_sample_folder
 
@@ -146,7 +147,7 @@ def adapters_of(arguments: argparse.Namespace) -> list[tuple[Path, float]]:
     for text in arguments.lora or []:
         folder, colon, scale = text.rpartition(":")
         whole = not colon or _holds_adapters(Path(text))
-        path, strength = (Path(text), 1.0) if whole else (Path(folder), _number(scale))
+        path, strength = (Path(text), 1.0) if whole else (Path(folder), number_in(scale))
         if not _holds_adapters(path):
             raise ValueError(
                 f"--lora {text}: expected a folder with pytorch_lora_weights.safetensors, such as "
@@ -160,11 +161,3 @@ def adapters_of(arguments: argparse.Namespace) -> list[tuple[Path, float]]:
 
 def _holds_adapters(folder: Path) -> bool:
     return bool(list(folder.glob("*.safetensors")))
-
-
-def _number(text: str) -> float:
-    """The number that a text is; NaN if it is none."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
